@@ -1,0 +1,29 @@
+"""The one form of training data: pairs, triples, labels, scores and mined data all become Examples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A query with the documents that answer it and documents that do not.
+
+    Ids are optional. Where they are given they are as many as the texts they belong to, and two
+    texts with one id count as the same document when false negatives are masked.
+    """
+
+    query: str
+    positives: tuple[str, ...]
+    negatives: tuple[str, ...] = ()
+    instruction: str = ""
+    """The task, in words, put before the query by the contract's template; "" for none."""
+    source: str = ""
+    """The name of the data source, for metrics by source and homogeneous batches."""
+    in_batch_negatives: bool = True
+    """May documents of other rows be negatives of this query, and may its documents be theirs?"""
+    symmetric: bool = False
+    """Documents are of the query's kind (STS, clustering): they get the instruction as well."""
+    query_id: str = ""
+    positive_ids: tuple[str, ...] = ()
+    negative_ids: tuple[str, ...] = ()

@@ -1,0 +1,1 @@
+"""Text to token ids and masks, under a written contract."""
