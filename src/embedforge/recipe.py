@@ -80,7 +80,9 @@ class Source(Section):
     """Split of a BEIR folder or a hub dataset."""
     instruction: str = ""
     in_batch_negatives: bool = True
+    """May other rows' documents be negatives? By default not for labels and clusters: many are of one class."""
     symmetric: bool = False
+    """Documents carry the instruction too; by default for scored pairs and example-based classes."""
     weight: Annotated[float, Field(gt=0)] = 1.0
     """Rows are drawn in proportion to size times weight."""
     cap: PositiveInt | None = None
@@ -89,6 +91,20 @@ class Source(Section):
     """Labels and clusters: the document is another example of the class (v2) or the label's text (v1)."""
     threshold: float = 4.0
     """Scored pairs: a pair with at least this score is a positive, in both directions."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_the_kind(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        kind = values.get("kind")
+        classes = kind in ("labels", "clusters")
+        by_example = classes and values.get("label_documents", "examples") == "examples"
+        return {
+            "in_batch_negatives": not classes,
+            "symmetric": by_example or kind == "scored_pairs",
+            **values,
+        }
 
 
 class Mix(Section):
@@ -167,8 +183,8 @@ class Recipe(Section):
     training: Training = Training()
 
     @model_validator(mode="after")
-    def _contract_names_the_pooling(self) -> Recipe:
-        if "pooling" in self.contract.model_fields_set and self.contract.pooling != self.model.pooling.kind:
+    def _names_and_pooling_agree(self) -> Recipe:
+        if self.contract.pooling != self.model.pooling.kind:
             raise ValueError(
                 f"contract.pooling is '{self.contract.pooling}' and model.pooling.kind is "
                 f"'{self.model.pooling.kind}'; set only model.pooling.kind"
@@ -177,10 +193,6 @@ class Recipe(Section):
         if len(set(names)) < len(names):
             raise ValueError(f"stages need different names, these repeat: {names}")
         return self
-
-    def resolved_contract(self) -> Contract:
-        """Return the contract with the model's pooling written into it."""
-        return self.contract.model_copy(update={"pooling": self.model.pooling.kind})
 
 
 def shipped_recipes() -> dict[str, Path]:
@@ -212,7 +224,9 @@ def load_recipe(name_or_path: str, overrides: typing.Sequence[str] = ()) -> Reci
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
         raise EmbedforgeError(f"{path}, line {line}: not valid YAML ({error.problem})") from None
     if not isinstance(values, dict):
-        raise EmbedforgeError(f"{path}: a recipe is a mapping of keys to values, this file holds {values!r:.60}")
+        raise EmbedforgeError(
+            f"{path}: a recipe is a mapping of keys to values, this file holds {values!r:.60}"
+        )
     for override in overrides:
         _set(values, override)
     return parse_recipe(values, str(path))
@@ -220,10 +234,16 @@ def load_recipe(name_or_path: str, overrides: typing.Sequence[str] = ()) -> Reci
 
 def parse_recipe(values: dict[str, Any], where: str) -> Recipe:
     """Validate a recipe's values; `where` names their origin in errors."""
+    model, contract = values.get("model"), values.get("contract", {})
+    if isinstance(model, dict) and isinstance(contract, dict):
+        pooling = model.get("pooling")
+        kind = pooling.get("kind") if isinstance(pooling, dict) else None
+        values = {**values, "contract": {"pooling": kind or Pooling().kind, **contract}}
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        raise EmbedforgeError(f"{where}:\n" + "\n".join(_explain(item) for item in error.errors())) from None
+        problems = [item for item in error.errors() if not _follows_from_another(item, error.errors())]
+        raise EmbedforgeError(f"{where}:\n" + "\n".join(map(_explain, problems))) from None
 
 
 def recipe_schema() -> dict[str, Any]:
@@ -250,10 +270,10 @@ def _set(values: dict[str, Any], override: str) -> None:
 def _step(place: Any, key: str, override: str) -> Any:
     if isinstance(place, list):
         return place[_index(place, key, override)]
-    if not isinstance(place, dict):
-        raise EmbedforgeError(f"--set {override}: there is nothing below '{key}'")
     if place.get(key) is None:
         place[key] = {}
+    if not isinstance(place[key], dict | list):
+        raise EmbedforgeError(f"--set {override}: '{key}' is {place[key]!r}, there is nothing below it")
     return place[key]
 
 
@@ -277,6 +297,12 @@ def _explain(item: Any) -> str:
     message = item["msg"].removeprefix("Value error, ")
     found = "" if item["type"] in {"missing", "value_error"} else f" (found {item['input']!r:.80})"
     return f"  {place}: {message}{found}"
+
+
+def _follows_from_another(item: Any, items: typing.Sequence[Any]) -> bool:
+    """A list whose items are wrong is also "too short" to pydantic: say only what is wrong inside."""
+    inside = (other["loc"] for other in items if len(other["loc"]) > len(item["loc"]))
+    return item["type"] == "too_short" and any(place[: len(item["loc"])] == item["loc"] for place in inside)
 
 
 def _known_keys(section: Any, path: typing.Sequence[str | int]) -> list[str]:

@@ -1,1 +1,5 @@
-"""data."""
+"""From a user's files to the texts of each optimisation step; nothing here knows a model or imports torch.
+
+`readers` turns files into Records, `convert` Records into Examples (`read_source` does both), `mixture`
+lays Examples of several sources out into Steps, `describe` shows the result before anything is trained.
+"""

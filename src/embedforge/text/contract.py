@@ -77,7 +77,7 @@ class Contract(BaseModel):
         r"""Return what stands before a query's text; None asks for the default instruction.
 
         >>> Contract().query_prefix("Find the answer")
-        'Instruct: Find the answer\\nQuery: '
+        'Instruct: Find the answer\nQuery: '
         """
         return _prefix(self.query_template, self.default_instruction if instruction is None else instruction)
 

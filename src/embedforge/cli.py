@@ -1,0 +1,256 @@
+"""The command line. Each verb imports its module when it is called, so `--help` answers at once."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from embedforge import __version__
+from embedforge.errors import EmbedforgeError
+
+app = typer.Typer(
+    name="embedforge",
+    help="Turn a decoder-only language model into a text-embedding model, and prove that it got better.",
+    epilog="Start with: embedforge quickstart",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Device = Annotated[
+    str | None, typer.Option(help="cpu, cuda, cuda:1 ...; CUDA where there is one by default.")
+]
+Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn.")]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"embedforge {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def quickstart(
+    path: Annotated[
+        Path | None,
+        typer.Argument(
+            help="A folder of Python source, Markdown or text; this Python's standard library by default."
+        ),
+    ] = None,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Where the model, the index and the report go.")
+    ] = Path("quickstart-out"),
+    base: Annotated[
+        str, typer.Option(help="Decoder to start from: embedforge:base, a folder or a hub id.")
+    ] = "embedforge:base",
+    recipe: Annotated[str, typer.Option(help="Recipe by name or file.")] = "tiny",
+    max_minutes: Annotated[
+        float,
+        typer.Option(min=0.5, help="Time for the whole run; fewer steps are trained on a slow machine."),
+    ] = 5.0,
+    seed: Seed = 0,
+    device: Device = None,
+) -> None:
+    """Train on a folder of your own text, with nothing prepared, and see what it gained.
+
+    Builds examples from the text's own structure (docstring and code, heading and section), mines hard
+    negatives, trains the two stages of NV-Embed, compares with BM25 and with the untrained decoder on
+    held-out text, and writes a report, a model and a search index. Run it again to resume after Ctrl-C.
+    """
+    from embedforge.quickstart.run import quickstart as run
+
+    run(path, out, base=base, recipe_name=recipe, max_minutes=max_minutes, seed=seed, device=device)
+
+
+@app.command()
+def train(
+    recipe: Annotated[
+        str, typer.Argument(help="A shipped recipe by name (tiny, nv-embed-v2 ...) or a YAML file.")
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder of the run: log, checkpoints, model.")
+    ] = Path("run"),
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Change a key: --set stages.retrieval.steps=100; may be repeated.",
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder that the recipe's relative source paths start from; the recipe's own by default."
+        ),
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on with the run in --out; the result is that of an unbroken run."),
+    ] = False,
+    device: Device = None,
+) -> None:
+    """Run a recipe: stages of training, then a model folder that sentence-transformers loads."""
+    from embedforge.recipe import load_recipe
+    from embedforge.train.run import Interrupted
+    from embedforge.train.run import train as run
+
+    try:
+        model = run(
+            load_recipe(recipe, set_ or ()),
+            out,
+            resume=resume,
+            device=device,
+            source_folder=_source_folder(recipe, data),
+        )
+    except Interrupted as stop:
+        typer.echo(f"{stop}; go on with: embedforge train {recipe} --out {out} --resume", err=True)
+        raise typer.Exit(130) from None
+    typer.echo(f"The model is in {model}; use it with: embedforge.load('{model}').encode_query('...')")
+
+
+@app.command()
+def show(
+    recipe: Annotated[str, typer.Argument(help="A shipped recipe by name or a YAML file.")],
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key before showing.")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder that relative source paths start from.")] = None,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print the JSON schema of recipes, for editors, and stop.")
+    ] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print the resolved recipe as JSON only.")] = False,
+) -> None:
+    """Print a recipe with all its defaults, and its mixture as a tree with row counts; loads no weights."""
+    from embedforge.show import show as run
+
+    run(recipe, set_ or (), _source_folder(recipe, data), schema=schema, as_json=json_)
+
+
+@app.command()
+def evaluate(
+    models: Annotated[
+        list[str], typer.Argument(help="Model folders or hub ids, and 'bm25'; several stand side by side.")
+    ],
+    tasks: Annotated[
+        str,
+        typer.Option(help="A folder of datasets (docs/evaluation.md), or mteb task names, comma separated."),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where results.json and report.html go.")] = Path(
+        "evaluation"
+    ),
+    instruction: Annotated[
+        list[str] | None, typer.Option(metavar="TASK=TEXT", help="Instruction of a task; may be repeated.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Split of the datasets in a folder.")] = "test",
+    max_tokens: Annotated[
+        int | None, typer.Option(min=4, help="Cut texts shorter than the model's contract does.")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or float16; the saved one by default.")
+    ] = None,
+    device: Device = None,
+) -> None:
+    """Measure models on retrieval, reranking, classification, clustering, STS, NLI and bitext with mteb.
+
+    Run again to go on where it stopped: finished tasks are kept.
+    """
+    from embedforge.evaluate.run import evaluate as run
+
+    run(
+        models,
+        tasks,
+        out,
+        instructions=_pairs(instruction or []),
+        split=split,
+        max_tokens=max_tokens,
+        dtype=dtype,
+        device=device,
+    )
+
+
+@app.command()
+def search(
+    folder: Annotated[Path, typer.Argument(help="The folder of a quickstart run, or of an index.")],
+    query: Annotated[str, typer.Argument(help="What to look for, in words.")],
+    k: Annotated[int, typer.Option("-k", min=1, help="Number of hits.")] = 5,
+    device: Device = None,
+) -> None:
+    """Search the text that a quickstart run has indexed."""
+    from embedforge.search.run import search as run
+
+    run(folder, query, k=k, device=device)
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="A checkpoint in the official NV-Embed layout (v1 or v2).")],
+    out: Annotated[Path, typer.Argument(help="The model folder to write.")],
+) -> None:
+    """Convert an official NV-Embed checkpoint into an embedforge folder, shard by shard, in little memory."""
+    from embedforge.model.nvembed import convert_nvembed
+
+    convert_nvembed(source, out)
+    typer.echo(f"The model is in {out}")
+
+
+@app.command()
+def probe(
+    base: Annotated[
+        str, typer.Argument(help="A decoder: embedforge:base, a folder or a hub id.")
+    ] = "embedforge:base",
+    attention: Annotated[
+        str, typer.Option(help="Attention implementation: sdpa, eager, flash_attention_2.")
+    ] = "sdpa",
+    device: Device = None,
+) -> None:
+    """Show, layer by layer, whether a decoder's attention can be made bidirectional."""
+    from embedforge.show import show_probe
+
+    show_probe(base, attention, device)
+
+
+def _source_folder(recipe: str, data: Path | None) -> Path | None:
+    """Relative sources start at --data, else at the recipe file, else (a shipped recipe) here."""
+    if data is not None:
+        return data
+    return Path(recipe).parent if Path(recipe).exists() else Path.cwd()
+
+
+def _pairs(items: list[str]) -> dict[str, str]:
+    pairs = {}
+    for item in items:
+        key, separator, value = item.partition("=")
+        if not separator:
+            raise EmbedforgeError(f"--instruction takes TASK=TEXT, got '{item}'")
+        pairs[key] = value
+    return pairs
+
+
+def main() -> None:
+    """Entry point: errors that are the user's to fix are one message and exit code 2."""
+    try:
+        app()
+    except EmbedforgeError as error:
+        typer.echo(f"embedforge: {error}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        typer.echo("stopped", err=True)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""The keys of an Example in a file, read and written."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from embedforge.data.example import Example
+from embedforge.data.readers import join_title
+from embedforge.data.record import Record
+
+_KEYS = ("query", "positives", "negatives", "instruction", "query_id")
+_OTHER_NAMES = ("anchor", "positive", "negative")
+_DOCUMENT_KEYS = ("id", "title", "text")
+_NUMBERED = re.compile(r"negative_\d+")
+
+
+def example_of(record: Record) -> Example:
+    """Convert a record with the keys of an Example.
+
+    | key | value |
+    | --- | --- |
+    | query | text; also named anchor |
+    | positives | list of documents, or one; also named positive; at least one |
+    | negatives | list of documents, or one; also named negative, or negative_1, negative_2, … |
+    | instruction | text, for this record instead of the source's |
+    | query_id | text or a whole number |
+
+    A document is a text, or an object {"text": …, "title": …, "id": …} of which only the text is needed;
+    a title is put before the text. The other names are those of sentence-transformers' datasets. Nulls
+    and empty CSV cells count as absent.
+
+    Raises:
+        EmbedforgeError: unknown or missing keys, wrong types, no positive, empty text; ids on some
+            positives or some negatives only.
+    """
+    numbered = sorted(
+        (key for key in record.values if _NUMBERED.fullmatch(key)), key=lambda key: int(key[9:])
+    )
+    record.refuse_unknown((*_KEYS, *_OTHER_NAMES, *numbered))
+    query = _one_of(record, "query", "anchor")
+    positives = _documents(record, _one_of(record, "positives", "positive"))
+    negative_keys = [key for key in ("negatives", "negative") if record.values.get(key) is not None]
+    if len(negative_keys) + bool(numbered) > 1:
+        raise record.error(
+            f"negatives stand under {', '.join([*negative_keys, *numbered])}; use one way to give them"
+        )
+    negatives = [
+        document
+        for key in negative_keys or numbered
+        if record.values[key] is not None
+        for document in _documents(record, key)
+    ]
+    if not positives:
+        raise record.error(
+            f"no positives for the query {record.values[query]!r:.60}; give at least one or remove it"
+        )
+    return Example(
+        query=record.text(query),
+        positives=tuple(text for text, _ in positives),
+        negatives=tuple(text for text, _ in negatives),
+        instruction=record.optional_text("instruction"),
+        query_id=_identifier(record, record.values.get("query_id"), "query_id"),
+        positive_ids=_ids(record, positives, "positives"),
+        negative_ids=_ids(record, negatives, "negatives"),
+    )
+
+
+def record_of(example: Example) -> dict[str, Any]:
+    """Return the JSON object that `example_of` reads back; the semantics of the source are the recipe's."""
+    values: dict[str, Any] = {"query": example.query}
+    if example.query_id:
+        values["query_id"] = example.query_id
+    if example.instruction:
+        values["instruction"] = example.instruction
+    values["positives"] = _written(example.positives, example.positive_ids)
+    if example.negatives:
+        values["negatives"] = _written(example.negatives, example.negative_ids)
+    return values
+
+
+def _written(texts: tuple[str, ...], ids: tuple[str, ...]) -> list[Any]:
+    if not ids:
+        return list(texts)
+    return [{"id": name, "text": text} for name, text in zip(ids, texts, strict=True)]
+
+
+def _one_of(record: Record, key: str, other: str) -> str:
+    """Which of two names for one thing the record uses."""
+    given = [name for name in (key, other) if record.values.get(name) is not None]
+    if len(given) == 2:
+        raise record.error(f"both '{key}' and '{other}' are given, and they mean the same; keep one")
+    if not given and other in record.values:
+        return other
+    return given[0] if given else key
+
+
+def _documents(record: Record, key: str) -> list[tuple[str, str]]:
+    """Return the (text, id) of the documents under a key, whether a list or one alone."""
+    value = record.require(key)
+    items = value if isinstance(value, list) else [value]
+    return [_document(record, item, f"{key}[{place}]") for place, item in enumerate(items)]
+
+
+def _document(record: Record, item: Any, place: str) -> tuple[str, str]:
+    if not isinstance(item, dict):
+        return record.check_text(item, place), ""
+    inner = Record(item, record.path, record.number, record.unit)
+    inner.refuse_unknown(_DOCUMENT_KEYS)
+    text = join_title(inner.optional_text("title"), inner.text("text"))
+    return text, _identifier(record, item.get("id"), f"{place}.id")
+
+
+def _identifier(record: Record, value: Any, key: str) -> str:
+    if value is None:
+        return ""
+    return (
+        str(value)
+        if isinstance(value, int) and not isinstance(value, bool)
+        else record.check_text(value, key)
+    )
+
+
+def _ids(record: Record, documents: list[tuple[str, str]], key: str) -> tuple[str, ...]:
+    """Return the ids of all documents, or () where none has one."""
+    ids = tuple(name for _, name in documents)
+    if any(ids) and not all(ids):
+        raise record.error(
+            f"'{key}': {sum(map(bool, ids))} of {len(ids)} documents have an id; give all or none"
+        )
+    return ids if any(ids) else ()

@@ -1,0 +1,325 @@
+"""Charts as inline SVG: no pyplot state, no external reference, colours that follow the page's theme.
+
+Every colour is a CSS variable with a fallback (`var(--after, #2f6fde)`), so one SVG serves light, dark
+and print; text stays text. `before` is grey, `after` blue everywhere; positives are teal, negatives
+orange (Okabe & Ito's safe pair), and labels also differ by marker, not by colour alone.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import html
+import io
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, ParamSpec
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from embedforge.evaluate.statistics import Interval
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK, MUTED, GRID, BACKGROUND = "#1a1d23", "#646b78", "#dfe2e8", "#fefefd"
+BEFORE, AFTER, POSITIVE, NEGATIVE = "#9aa1ad", "#2f6fde", "#0d8f80", "#d9691f"
+CATEGORIES = ("#2f6fde", "#d9691f", "#0d8f80", "#a24fc0", "#c99a06", "#d6336c", "#4a9fd8", "#7b8a2e")
+"""Colours of sources, models and labels, in order; further ones repeat with another marker."""
+_MARKERS = "osD^vPX*"
+_VARIABLES = {
+    INK: "ink",
+    MUTED: "muted",
+    GRID: "grid",
+    BACKGROUND: "surface",
+    BEFORE: "before",
+    **{colour: f"series-{i + 1}" for i, colour in enumerate(CATEGORIES)},
+}
+_STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "embedforge",
+    "text.parse_math": False,  # a "$" in a user's label is a dollar
+    "font.size": 10.5,
+    "text.color": INK,
+    "axes.edgecolor": GRID,
+    "axes.labelcolor": MUTED,
+    "axes.labelsize": 9.5,
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "xtick.color": GRID,
+    "ytick.color": GRID,
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": MUTED,
+    "xtick.labelsize": 9.5,
+    "ytick.labelsize": 9.5,
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "legend.frameon": False,
+    "legend.fontsize": 9.5,
+    "legend.borderaxespad": 0,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "savefig.facecolor": "none",
+}
+_WIDTH = 7.6  # inches; the page scales the SVG to its column
+_P = ParamSpec("_P")
+
+
+def _styled(draw: Callable[_P, str]) -> Callable[_P, str]:
+    """Draw under the charts' own style, whatever the caller's matplotlib settings are."""
+
+    @functools.wraps(draw)
+    def wrapped(*args: _P.args, **kwargs: _P.kwargs) -> str:
+        from matplotlib import rc_context
+
+        with rc_context(_STYLE):  # type: ignore[arg-type]
+            return draw(*args, **kwargs)
+
+    return wrapped
+
+
+@_styled
+def line_chart(
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    *,
+    title: str,
+    x_label: str = "",
+    y_label: str = "",
+    smooth: bool = False,
+    height: float = 3.1,
+) -> str:
+    """Draw name -> (x, y) as lines; `smooth` draws a running mean over faint raw values."""
+    figure, (axes,) = _figure(height)
+    for i, (name, (x, y)) in enumerate(series.items()):
+        colour = CATEGORIES[i % len(CATEGORIES)]
+        dashes = "-" if i < len(CATEGORIES) else "--"
+        drawn = np.asarray(y, dtype=float)
+        if smooth and len(drawn) >= 10:
+            axes.plot(x, drawn, color=colour, alpha=0.22, linewidth=0.9)
+            drawn = _running_mean(drawn, window=max(3, len(drawn) // 25))
+        axes.plot(x, drawn, dashes, color=colour, linewidth=1.9, label=name, solid_capstyle="round")
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    axes.grid(axis="y")
+    axes.margins(x=0.01)
+    _legend(axes, len(series))
+    return _svg(figure, title)
+
+
+def loss_curves(
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, title: str = "Training loss"
+) -> str:
+    """Draw the loss of each source over steps: name -> (steps, losses), raw and smoothed."""
+    return line_chart(curves, title=title, x_label="step", y_label="loss", smooth=True)
+
+
+@_styled
+def grouped_bars(
+    groups: Sequence[str],
+    series: Mapping[str, Sequence[Interval | float | None]],
+    *,
+    title: str,
+    x_label: str = "",
+) -> str:
+    """Draw one horizontal bar for each group (dataset) and series (model), with its interval and value.
+
+    Two series are coloured as before and after. None (a task a model cannot do) leaves a gap.
+    """
+    count = len(series)
+    colours = (BEFORE, AFTER) if count == 2 else CATEGORIES
+    figure, (axes,) = _figure(0.75 + len(groups) * (0.19 + 0.21 * count))
+    thickness = 0.78 / count
+    right = max((_as_interval(v).mean for row in series.values() for v in row if v is not None), default=1.0)
+    for i, (name, values) in enumerate(series.items()):
+        offsets = [g + (i - (count - 1) / 2) * thickness for g in range(len(groups))]
+        shown = [(y, _as_interval(v)) for y, v in zip(offsets, values, strict=True) if v is not None]
+        colour = colours[i % len(colours)]
+        axes.barh(
+            [y for y, _ in shown], [v.mean for _, v in shown], thickness * 0.88, color=colour, label=name
+        )
+        for y, v in shown:
+            end = v.mean
+            if np.isfinite(v.low) and v.high > v.low:
+                axes.plot([v.low, v.high], [y, y], color=INK, linewidth=1.1, solid_capstyle="butt")
+                end = max(v.high, v.mean)
+            axes.text(max(end, 0) + 0.012 * right, y, f"{v.mean:.3f}", va="center", fontsize=8.5)
+            axes.update_datalim([(max(end, 0) + 0.09 * right, y)])
+    axes.autoscale_view()
+    axes.set_yticks(range(len(groups)), groups)
+    axes.tick_params(axis="y", length=0, labelcolor=INK)
+    axes.set_ylim(len(groups) - 0.5, -0.5)
+    axes.spines["left"].set_visible(False)
+    axes.grid(axis="x")
+    axes.set_xlabel(x_label)
+    _legend(axes, count)
+    return _svg(figure, title)
+
+
+@_styled
+def score_distributions(
+    panels: Mapping[str, tuple[ArrayLike, ArrayLike]], *, title: str, x_label: str = "cosine similarity"
+) -> str:
+    """Draw, for each model, the densities of the scores of positives and of negatives.
+
+    `panels` maps a name ("before", "after") to (positive scores [P], negative scores [N]). Each panel
+    states how often a positive scores above a negative (the area under the ROC curve).
+    """
+    figure, rows = _figure(0.6 + 1.35 * len(panels), rows=len(panels), share_x=True)
+    arrays = {
+        n: (np.ravel(np.asarray(p, float)), np.ravel(np.asarray(q, float))) for n, (p, q) in panels.items()
+    }
+    everything = np.concatenate([a for pair in arrays.values() for a in pair])
+    edges = np.linspace(everything.min(), everything.max() + 1e-9, 61)
+    for axes, (name, (positive, negative)) in zip(rows, arrays.items(), strict=True):
+        for scores, colour, label in ((negative, NEGATIVE, "negatives"), (positive, POSITIVE, "positives")):
+            x, density = _density(scores, edges)
+            axes.fill_between(x, density, color=colour, alpha=0.28, linewidth=0)
+            axes.plot(x, density, color=colour, linewidth=1.8, label=label)
+        axes.set_title(name)
+        note = f"a positive beats a negative {area_under_roc(positive, negative):.1%} of the time"
+        axes.text(1, 1.04, note, transform=axes.transAxes, ha="right", va="bottom", fontsize=9.5, color=MUTED)
+        axes.set_yticks([])
+        axes.set_ylim(bottom=0)
+        axes.spines["left"].set_visible(False)
+    rows[-1].set_xlabel(x_label)
+    handles, labels = rows[0].get_legend_handles_labels()
+    figure.legend(handles[::-1], labels[::-1], loc="outside upper left", ncols=2, handlelength=1.4)
+    return _svg(figure, title)
+
+
+@_styled
+def vector_map(
+    panels: Mapping[str, ArrayLike], labels: Sequence[str], *, title: str, named_labels: int = 8
+) -> str:
+    """Draw 2-D points [n, 2] of each panel ("before", "after"), coloured by label.
+
+    The `named_labels` most frequent labels get a colour and a marker each; the rest are small and grey.
+    """
+    names, counts = np.unique(np.array(labels, dtype=object).astype(str), return_counts=True)
+    frequent = [str(names[i]) for i in np.argsort(-counts, kind="stable")[:named_labels]]
+    own = np.array([str(label) for label in labels])
+    figure, columns = _figure(3.9 if len(panels) > 1 else 5.0, columns=len(panels))
+    for axes, (name, points) in zip(columns, panels.items(), strict=True):
+        xy = np.asarray(points, dtype=float)
+        rest = ~np.isin(own, frequent)
+        axes.scatter(xy[rest, 0], xy[rest, 1], s=5, color=BEFORE, alpha=0.5, linewidths=0)
+        for i, label in enumerate(frequent):
+            here = own == label
+            axes.scatter(
+                xy[here, 0],
+                xy[here, 1],
+                s=15,
+                marker=_MARKERS[i % len(_MARKERS)],
+                color=CATEGORIES[i % len(CATEGORIES)],
+                alpha=0.8,
+                linewidths=0,
+                label=_shorten(label),
+            )
+        axes.set_title(name)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        for side in ("left", "bottom", "top", "right"):
+            axes.spines[side].set_visible(True)
+    handles, texts = columns[0].get_legend_handles_labels()
+    figure.legend(handles, texts, loc="outside lower left", ncols=4, handletextpad=0.2, columnspacing=1.2)
+    return _svg(figure, title)
+
+
+def project_2d(vectors: NDArray[np.float32], *, seed: int = 0, most: int = 2000) -> NDArray[np.float32]:
+    """Lay vectors [n, D] out in the plane by t-SNE on cosine distance; n may not exceed `most`.
+
+    t-SNE keeps neighbourhoods, not distances: the chart's note should say so.
+    """
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+
+    if len(vectors) > most:
+        raise ValueError(f"t-SNE of {len(vectors)} points takes too long; draw {most} of them")
+    unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    width = min(50, *unit.shape)
+    reduced = PCA(width, random_state=seed).fit_transform(unit) if unit.shape[1] > width else unit
+    perplexity = max(2.0, min(30.0, (len(unit) - 1) / 3))
+    tsne = TSNE(perplexity=perplexity, init="pca", random_state=seed)
+    return np.asarray(tsne.fit_transform(reduced), dtype=np.float32)
+
+
+def area_under_roc(positive: ArrayLike, negative: ArrayLike) -> float:
+    """Chance that a random positive score exceeds a random negative one, ties counting half."""
+    above, below = np.asarray(positive, float), np.sort(np.asarray(negative, float))
+    wins = np.searchsorted(below, above, "left") + np.searchsorted(below, above, "right")
+    return float(wins.mean() / (2 * len(below)))
+
+
+def _figure(
+    height: float, *, rows: int = 1, columns: int = 1, share_x: bool = False
+) -> tuple[Figure, list[Axes]]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False, sharex=share_x)
+    return figure, list(grid.ravel())
+
+
+def _svg(figure: Figure, title: str) -> str:
+    """Serialise a figure: only referenced ids stay, made unique by the content; colours become variables."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>\s*|<style.*?</style>\s*|<!--.*?-->\s*", "", svg, flags=re.DOTALL)
+    svg = svg.replace("xlink:href", "href").replace(' xmlns:xlink="http://www.w3.org/1999/xlink"', "")
+    svg = re.sub(r' transform="rotate\(-0 [^"]*"|font-family: [^;"]*;? ?', "", svg)
+    svg = re.sub(r'(?<= )(?:d|x|y)="[^"]*"', _rounded, svg)
+    svg = _unique_ids(svg)
+    for colour, variable in _VARIABLES.items():
+        svg = svg.replace(colour, f"var(--{variable}, {colour})")
+    name = html.escape(title, quote=True)
+    head = f'<svg class="chart" role="img" aria-label="{name}" font-family="system-ui, sans-serif"'
+    return re.sub(r'<svg\b([^>]*?) width="[^"]*" height="[^"]*"', rf"{head}\1", svg, count=1)
+
+
+def _rounded(attribute: re.Match[str]) -> str:
+    """Two digits after the point are a hundredth of a pixel; matplotlib writes six."""
+    return re.sub(r"(\.\d{2})\d+", r"\1", attribute[0])
+
+
+def _unique_ids(svg: str) -> str:
+    used = set(re.findall(r"(?:url\(|href=\")#([^\")]+)", svg))
+    key = "c" + hashlib.sha256(svg.encode()).hexdigest()[:10]
+    svg = re.sub(r' id="([^"]+)"', lambda m: f' id="{key}-{m[1]}"' if m[1] in used else "", svg)
+    return re.sub(r"((?:url\(|href=\")#)", rf"\g<1>{key}-", svg)
+
+
+def _legend(axes: Axes, entries: int) -> None:
+    if entries > 1:
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1.01), ncols=min(entries, 4), handlelength=1.2)
+
+
+def _running_mean(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
+    """Centred mean over `window` values, over what is left of it at the ends."""
+    ones = np.ones(window)
+    total = np.convolve(values, ones, "same")
+    return np.asarray(total / np.convolve(np.ones_like(values), ones, "same"))
+
+
+def _density(
+    scores: NDArray[np.float64], edges: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Smooth a histogram on `edges` by a small binomial kernel, so that the outline is calm."""
+    counts = np.histogram(scores, edges, density=True)[0]
+    kernel = np.array([1, 4, 6, 4, 1]) / 16
+    return (edges[:-1] + edges[1:]) / 2, np.convolve(np.pad(counts, 2, mode="edge"), kernel, "valid")
+
+
+def _as_interval(value: Interval | float) -> Interval:
+    return value if isinstance(value, Interval) else Interval(value, float("nan"), float("nan"))
+
+
+def _shorten(label: str, most: int = 24) -> str:
+    return label if len(label) <= most else label[: most - 1] + "…"

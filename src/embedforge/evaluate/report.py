@@ -1,0 +1,208 @@
+"""One self-contained HTML page of verdicts, tables, charts and example queries; it loads nothing.
+
+The page is data first: `Report` says what it shows, the template how. Every text is escaped; only
+charts, which `embedforge.evaluate.charts` drew, are put in as markup.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Literal
+
+from embedforge.evaluate.statistics import Interval, PairedTest
+from embedforge.files import write_text
+
+Cell = str | int | float | Interval | PairedTest | None
+Tone = Literal["good", "bad", "neutral"]
+_LONGEST_TEXT = 420
+"""Characters of a document shown at once; the rest unfolds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A sentence of the summary, and whether it is good news."""
+
+    text: str
+    tone: Tone = "neutral"
+
+
+@dataclass(frozen=True, slots=True)
+class Headline:
+    """A number that deserves to be large: `Headline("nDCG@10", "0.31 → 0.58", "on 300 held-out queries")`."""
+
+    label: str
+    value: str
+    note: str = ""
+    tone: Tone = "neutral"
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Rows of cells; None is shown as a dash, an `Interval` with its bounds, a `PairedTest` as a verdict.
+
+    The last row is set apart where `has_total`. With `bold_best`, the largest mean of each row is bold.
+    """
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    note: str = ""
+    has_total: bool = False
+    bold_best: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """An SVG drawn by `embedforge.evaluate.charts`, which goes into the page as it is."""
+
+    title: str
+    svg: str
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A document that a model found."""
+
+    text: str
+    is_relevant: bool
+    score: float | None = None
+    title: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class QueryExample:
+    """A query and what each model found for it, best first; rankings are as many as the report's models."""
+
+    query: str
+    rankings: Sequence[Sequence[Hit]]
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """All that the page shows, in its order of appearance."""
+
+    title: str
+    subtitle: str = ""
+    summary: Sequence[Verdict | str] = ()
+    headlines: Sequence[Headline] = ()
+    tables: Sequence[Table] = ()
+    charts: Sequence[Chart] = ()
+    examples: Sequence[QueryExample] = ()
+    models: Sequence[str] = ("before", "after")
+    """Names over the columns of the examples."""
+    details: Mapping[str, object] = field(default_factory=dict)
+    """How the numbers were made (versions, settings, data): folded up at the end of the page."""
+
+
+def render_report(report: Report) -> str:
+    """Return the page as HTML text."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    source = resources.files("embedforge.evaluate").joinpath("report.html.j2").read_text(encoding="utf-8")
+    verdicts = [Verdict(v) if isinstance(v, str) else v for v in report.summary]
+    return environment.from_string(source).render(
+        report=report,
+        verdicts=verdicts,
+        rows_of=_rendered_rows,
+        heads_of=_rendered_heads,
+        cut=_cut,
+    )
+
+
+def write_report(path: Path, report: Report) -> None:
+    """Render the page and write it to `path` in one step."""
+    write_text(path, render_report(report))
+
+
+def verdict(what: str, test: PairedTest, *, unit: str = "queries") -> Verdict:
+    """Put a paired test into a plain sentence.
+
+    >>> verdict("nDCG@10", PairedTest(0.104, 0.08, 0.13, 0.0001, 300, True)).text
+    'nDCG@10 rose by 0.104 (95% interval +0.080 to +0.130, p < 0.001, 300 queries).'
+    """
+    if math.isnan(test.low):
+        return Verdict(f"{what}: too few {unit} ({test.n}) to tell whether it changed.")
+    interval = f"95% interval {_signed(test.low)} to {_signed(test.high)}"
+    evidence = f"{interval}, {_p_value(test)}, {test.n:,} {unit}"
+    if not test.is_real:
+        sentence = f"{what} changed by {_signed(test.difference)}, which chance may explain ({evidence})."
+        return Verdict(sentence)
+    rose = test.difference > 0
+    sentence = f"{what} {'rose' if rose else 'fell'} by {abs(test.difference):.3f} ({evidence})."
+    return Verdict(sentence, "good" if rose else "bad")
+
+
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """A table cell as the template needs it."""
+
+    text: str
+    note: str = ""
+    css: str = ""
+
+
+def _rendered_rows(table: Table) -> list[list[_Shown]]:
+    rows = []
+    for row in table.rows:
+        shown = [_show(cell) for cell in row]
+        means = {i: m for i, cell in enumerate(row) if (m := _mean(cell)) is not None}
+        if table.bold_best and len(means) > 1:
+            best = max(means.values())
+            for i in (i for i, mean in means.items() if mean == best):
+                shown[i] = _Shown(shown[i].text, shown[i].note, f"{shown[i].css} best")
+        rows.append(shown)
+    return rows
+
+
+def _rendered_heads(table: Table) -> list[_Shown]:
+    """Column titles; those over numbers stand on the right, as the numbers do."""
+    numeric = {i for row in table.rows for i, cell in enumerate(row) if not isinstance(cell, str | None)}
+    return [_Shown(title, css="number" if i in numeric else "") for i, title in enumerate(table.columns)]
+
+
+def _show(cell: Cell) -> _Shown:
+    if cell is None or (isinstance(cell, float) and math.isnan(cell)):
+        return _Shown("–", css="number none")
+    if isinstance(cell, str):
+        return _Shown(cell)
+    if isinstance(cell, int):
+        return _Shown(f"{cell:,}", css="number")
+    if isinstance(cell, float):
+        return _Shown(f"{cell:.3f}", css="number")
+    if isinstance(cell, Interval):
+        note = "" if math.isnan(cell.low) else f"{cell.low:.3f} – {cell.high:.3f}"
+        return _Shown(f"{cell.mean:.3f}", note, "number")
+    tone = ("good" if cell.difference > 0 else "bad") if cell.is_real else "unsure"
+    return _Shown(_signed(cell.difference), _p_value(cell), f"number {tone}")
+
+
+def _mean(cell: Cell) -> float | None:
+    if isinstance(cell, Interval):
+        return cell.mean
+    return cell if isinstance(cell, float) and not math.isnan(cell) else None
+
+
+def _signed(number: float) -> str:
+    return f"{number:+.3f}".replace("-", "−")
+
+
+def _p_value(test: PairedTest) -> str:
+    return "p < 0.001" if test.p_value < 0.001 else f"p = {test.p_value:.3f}"
+
+
+def _cut(text: str) -> tuple[str, str]:
+    """Split a long text at a space near the limit into what is shown and what unfolds."""
+    if len(text) <= _LONGEST_TEXT:
+        return text, ""
+    end = text.rfind(" ", 0, _LONGEST_TEXT)
+    end = end if end > _LONGEST_TEXT // 2 else _LONGEST_TEXT
+    return text[:end], text[end:]

@@ -1,0 +1,302 @@
+"""Models on tasks: one result file for each pair, then `results.json` and `report.html` from all of them.
+
+A pair whose file is there, with the same model, data and settings, is not run again; so a run that was
+stopped goes on, and one more model costs only its own time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import logging
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from embedforge import __version__
+from embedforge.errors import EmbedforgeError, missing_extra
+from embedforge.evaluate.instructions import check_names, instruction_of
+from embedforge.files import read_json, write_json
+
+if TYPE_CHECKING:
+    from embedforge.evaluate.encoders import Encoder
+
+BM25 = "bm25"
+_HASHED_WHOLE = 64 * 2**20
+"""Files of a model up to this size are hashed; larger ones are known by size and time of change."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What decides about the numbers, besides model and data."""
+
+    split: str = "test"
+    dtype: str | None = None
+    max_tokens: int | None = None
+    tokens_per_batch: int = 16_384
+    instructions: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """All results of a run: `tasks[name][model]` is a result file's content, None where not applicable."""
+
+    folder: Path
+    models: tuple[str, ...]
+    """Labels: the shortest ends of the models' paths that tell them apart."""
+    tasks: dict[str, dict[str, dict[str, Any] | None]]
+
+    def score(self, model: str, task: str) -> float | None:
+        """Return the main score of a model on a task, None where it cannot do the task."""
+        result = self.tasks[task][model]
+        return None if result is None else float(result["score"])
+
+
+def evaluate(
+    models: Sequence[str],
+    tasks: str | Sequence[str],
+    out: Path,
+    *,
+    instructions: Mapping[str, str] | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    tokens_per_batch: int = 16_384,
+    max_tokens: int | None = None,
+    split: str = "test",
+    resume: bool = True,
+) -> Results:
+    """Score models on tasks with mteb and write `results.json` and `report.html` into `out`.
+
+    Args:
+        models: what `embedforge.load` reads, and `bm25`; the first is what the others are compared with.
+        tasks: folders of datasets (see `embedforge.evaluate.tasks`), mteb task or benchmark names.
+        out: folder of the results.
+        instructions: by task name or task type, instead of the shipped ones.
+        device: "cpu", "cuda", ...
+        dtype: of the weights; as saved when None.
+        tokens_per_batch: tokens of one forward pass, padding included.
+        max_tokens: cuts texts shorter than the contract does.
+        split: of the datasets in folders; tasks of mteb have their own.
+        resume: keep finished pairs of an earlier run in `out`.
+
+    Raises:
+        EmbedforgeError: mteb is missing, a name is unknown, data is broken.
+    """
+    _require_mteb()
+    from embedforge.evaluate.summary import write_summary
+    from embedforge.evaluate.tasks import find_tasks
+
+    labels = model_labels(models)
+    found = find_tasks(tasks, split)
+    check_names(instructions or {}, [t.metadata.name for t in found], [t.metadata.type for t in found])
+    settings = Settings(split, dtype, max_tokens, tokens_per_batch, instructions)
+    table: dict[str, dict[str, dict[str, Any] | None]] = {task.metadata.name: {} for task in found}
+    with _quiet(), _progress() as progress:
+        for model, label in zip(models, labels, strict=True):
+            runner = _Runner(model, label, settings, device, progress, len(found))
+            for task in found:
+                table[task.metadata.name][label] = runner.result(task, out, resume=resume)
+    results = Results(out, labels, table)
+    write_summary(results, settings)
+    return results
+
+
+class _Runner:
+    """One model on many tasks; the model is loaded when the first unfinished task needs it."""
+
+    def __init__(
+        self,
+        model: str,
+        label: str,
+        settings: Settings,
+        device: str | None,
+        progress: Progress,
+        tasks: int,
+    ) -> None:
+        self._model, self._label, self._settings, self._device = model, label, settings, device
+        self._fingerprint = model_fingerprint(model)
+        self._encoder: Encoder | None = None
+        self._bar = progress
+        self._row = progress.add_task(label, total=tasks, texts="")
+
+    def result(self, task: Any, out: Path, *, resume: bool) -> dict[str, Any] | None:
+        """Return the result of a task, from its file or by running it; None where it cannot be done."""
+        from embedforge.evaluate.baselines import BM25_TYPES
+
+        if self._model == BM25 and task.metadata.type not in BM25_TYPES:
+            self._bar.advance(self._row)
+            return None
+        path = out / "tasks" / _file_name(self._label) / f"{_file_name(task.metadata.name)}.json"
+        inputs = self._inputs(task)
+        result: dict[str, Any] | None = read_json(path) if resume and path.exists() else None
+        if result is None or result["inputs"] != inputs:
+            result = {"model": self._model, "inputs": inputs, **self._run(task)}
+            write_json(path, result)
+        self._bar.advance(self._row)
+        return result
+
+    def _inputs(self, task: Any) -> dict[str, Any]:
+        """Return all that the numbers depend on; an older result counts only if this is the same."""
+        settings, metadata = self._settings, task.metadata
+        own = settings.instructions or {}
+        return {
+            "model": self._fingerprint,
+            "task": metadata.name,
+            "data": metadata.revision,
+            "splits": list(task.eval_splits),
+            "instruction": instruction_of(metadata.name, metadata.type, own) if self._model != BM25 else None,
+            "dtype": settings.dtype,
+            "max_tokens": settings.max_tokens,
+            "tokens_per_batch": settings.tokens_per_batch,
+            "versions": versions(),
+        }
+
+    def _run(self, task: Any) -> dict[str, Any]:
+        import mteb
+
+        from embedforge.evaluate.units import unit_scores
+
+        texts = 0
+
+        def advance(count: int) -> None:
+            nonlocal texts
+            texts += count
+            self._bar.update(self._row, texts=f"{task.metadata.name}: {texts:,} texts")
+
+        runner, settings, instruction = self._scorer(task, advance)
+        start = time.monotonic()
+        if not getattr(task, "is_aggregate", False):  # mteb loads the parts of an aggregate one by one
+            task.load_data()
+        # mteb draws bars of its own for bitext, which no option turns off; they would tear ours.
+        with tempfile.TemporaryDirectory() as predictions, contextlib.redirect_stderr(io.StringIO()):
+            (result,) = mteb.evaluate(
+                runner,
+                task,
+                cache=None,
+                co2_tracker=False,
+                show_progress_bar=False,
+                encode_kwargs={"batch_size": 256, "show_progress_bar": False},
+                prediction_folder=Path(predictions),
+            ).task_results
+            file = Path(predictions) / getattr(task, "prediction_file_name", "")
+            predicted = read_json(file) if file.is_file() else {}
+        by_split = {split: {row["hf_subset"]: row for row in rows} for split, rows in result.scores.items()}
+        units = None
+        if len(by_split) == 1:
+            ((split, scores),) = by_split.items()
+            units = unit_scores(task, split, predicted, scores)
+        if task.data_loaded:
+            task.unload_data()
+        return {
+            "type": task.metadata.type,
+            "metric": task.metadata.main_score,
+            "score": float(result.get_score()),
+            "instruction": instruction,
+            "settings": settings,
+            "seconds": round(time.monotonic() - start, 1),
+            "scores": by_split,
+            "units": None if units is None else units.as_json(),
+        }
+
+    def _scorer(self, task: Any, advance: Callable[[int], None]) -> tuple[Any, dict[str, Any], str | None]:
+        from embedforge.evaluate.baselines import Bm25Search
+        from embedforge.evaluate.encoders import Encoder
+
+        if self._model == BM25:
+            return Bm25Search(advance), {}, None
+        if self._encoder is None:
+            self._bar.update(self._row, texts="loading")
+            settings = self._settings
+            self._encoder = Encoder(
+                self._model,
+                instructions=settings.instructions,
+                device=self._device,
+                dtype=settings.dtype,
+                tokens_per_batch=settings.tokens_per_batch,
+                max_tokens=settings.max_tokens,
+            )
+        self._encoder.progress = advance
+        return self._encoder, self._encoder.settings(), self._encoder.instruction(task.metadata)
+
+
+def model_labels(models: Sequence[str]) -> tuple[str, ...]:
+    """Return for each model the shortest end of its path that no other shares.
+
+    >>> model_labels(["runs/a/model", "runs/b/model", "bm25"])
+    ('a/model', 'b/model', 'bm25')
+    """
+    if not models or len(set(models)) < len(models):
+        raise EmbedforgeError(f"name at least one model, and each once; got: {', '.join(models) or 'none'}")
+    parts = [model.rstrip("/").split("/") for model in models]
+    return tuple(_short_label(part, parts) for part in parts)
+
+
+def _short_label(part: list[str], parts: list[list[str]]) -> str:
+    depths = range(1, len(part))
+    alone = (n for n in depths if sum(other[-n:] == part[-n:] for other in parts) == 1)
+    return "/".join(part[-next(alone, len(part)) :])
+
+
+def model_fingerprint(model: str) -> str:
+    """Hash of a model folder's files (of large ones size and time of change); of a hub id, its name."""
+    folder = Path(model)
+    digest = hashlib.sha256(b"" if folder.is_dir() else model.encode())
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()) if folder.is_dir() else ():
+        digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
+        status = path.stat()
+        if status.st_size <= _HASHED_WHOLE:
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+        else:
+            digest.update(f"{status.st_size} {status.st_mtime_ns}".encode())
+    return digest.hexdigest()[:16]
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the packages that make the numbers."""
+    names = ("torch", "transformers", "sentence-transformers", "mteb", "bm25s")
+    return {"embedforge": __version__, **{name: version(name) for name in names}}
+
+
+def _file_name(label: str) -> str:
+    return label.replace("/", "__")
+
+
+def _require_mteb() -> None:
+    try:
+        import mteb  # noqa: F401
+    except ImportError:
+        raise missing_extra("mteb", "evaluate", "embedforge evaluate") from None
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("[bold]{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[texts]}"),
+        TimeElapsedColumn(),
+    )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence mteb's log lines and the progress bars of datasets, which would tear ours."""
+    import datasets
+
+    logger = logging.getLogger("mteb")
+    level, bars = logger.level, datasets.utils.are_progress_bars_disabled()
+    logger.setLevel(logging.ERROR)
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        if not bars:
+            datasets.enable_progress_bars()

@@ -1,0 +1,332 @@
+"""A folder of datasets as mteb tasks, so that mteb computes the metrics; nothing comes from a hub.
+
+Layout: `type/dataset/...` with type one of the keys of `TYPES`. A retrieval dataset is a BEIR folder, any
+other has a file for each split (`train`, `dev`, `test`) in a format that `embedforge.data` reads. The task
+is named `type/dataset`. This module needs mteb.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mteb
+import numpy as np
+from datasets import Dataset, DatasetDict
+from mteb.abstasks import (
+    AbsTask,
+    AbsTaskBitextMining,
+    AbsTaskClassification,
+    AbsTaskClustering,
+    AbsTaskPairClassification,
+    AbsTaskRetrieval,
+    AbsTaskSTS,
+)
+from mteb.abstasks.task_metadata import TaskMetadata
+
+from embedforge.data.readers import read_corpus, read_qrels, read_queries, read_records
+from embedforge.data.record import Record
+from embedforge.errors import EmbedforgeError, did_you_mean
+from embedforge.evaluate.retrieval import v_measure
+
+ENDINGS = (".jsonl", ".jsonl.gz", ".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")
+_LANGUAGE = ["eng-Latn"]  # mteb asks for one; nothing here depends on it
+
+
+class _FolderTask(AbsTask):
+    """What the tasks of a folder share: metadata of the instance, and files instead of a hub."""
+
+    data_loaded: bool
+
+    def __init__(self, folder: Path, split: str, metadata: TaskMetadata) -> None:
+        self.folder, self.split, self.metadata = folder, split, metadata
+        super().__init__()
+
+    def load_data(self, num_proc: int | None = None, **_: Any) -> None:
+        """Read the split (and `train`, where a classifier is fitted) from the folder."""
+        if not self.data_loaded:
+            self.dataset = self._read()
+            self.data_loaded = True
+
+    def unload_data(self) -> None:
+        """Let the data go; mteb's own method would drop the metadata as well."""
+        self.dataset, self.data_loaded = None, False
+
+    @property
+    def prediction_file_name(self) -> str:
+        """A flat file name: the slash of `type/dataset` would be a folder."""
+        return f"{self.metadata.name.replace('/', '__')}_predictions.json"
+
+    def _read(self) -> Any:
+        raise NotImplementedError
+
+    def _records(self, split: str) -> Iterable[Record]:
+        return read_records(split_file(self.folder, split))
+
+
+class FolderRetrieval(_FolderTask, AbsTaskRetrieval):
+    """Queries, a corpus and judgements: a BEIR folder."""
+
+    def _read(self) -> Any:
+        relevant: dict[str, dict[str, int]] = {}
+        for judgement in read_qrels(self.folder, self.split):
+            relevant.setdefault(judgement.query_id, {})[judgement.document_id] = judgement.score
+        queries = [{"id": i, "text": t} for i, t in read_queries(self.folder, only=set(relevant))]
+        corpus = [{"id": i, "text": t} for i, t in read_corpus(self.folder)]
+        return {"default": {self.split: _retrieval_split(corpus, queries, relevant)}}
+
+
+class FolderReranking(_FolderTask, AbsTaskRetrieval):
+    """Each query has its own few candidates: `query`, `positive` and `negative` (lists of texts)."""
+
+    def _read(self) -> Any:
+        corpus, queries = [], []
+        candidates: dict[str, list[str]] = {}
+        relevant: dict[str, dict[str, int]] = {}
+        for record in self._records(self.split):
+            query_id = f"q{record.number}"
+            queries.append({"id": query_id, "text": record.text("query")})
+            relevant[query_id], candidates[query_id] = {}, []
+            for key, gain in (("positive", 1), ("negative", 0)):
+                for i, text in enumerate(_texts(record, key)):
+                    document_id = f"{query_id}-{key}{i}"
+                    corpus.append({"id": document_id, "text": text})
+                    relevant[query_id][document_id] = gain
+                    candidates[query_id].append(document_id)
+        return {"default": {self.split: _retrieval_split(corpus, queries, relevant, candidates)}}
+
+
+class FolderClassification(_FolderTask, AbsTaskClassification):
+    """A classifier on 8 texts a class, 10 times over: `text` and `label`, with a `train` split."""
+
+    def _read(self) -> Any:
+        columns = {split: _labelled(self._records(split)) for split in ("train", self.split)}
+        numbers = {label: i for i, label in enumerate(sorted({y for _, ys in columns.values() for y in ys}))}
+        known = set(columns["train"][1])
+        for label in columns[self.split][1]:
+            if label not in known:
+                raise EmbedforgeError(f"{self.folder}: label '{label}' of {self.split} is not in train")
+        return DatasetDict(
+            {
+                split: Dataset.from_dict({"text": texts, "label": [numbers[y] for y in labels]})
+                for split, (texts, labels) in columns.items()
+            }
+        )
+
+
+class FolderClustering(_FolderTask, AbsTaskClustering):
+    """k-means against labels: `text` and `label`.
+
+    mteb clusters samples drawn *with* replacement, in which copies of one text always meet; here each
+    of the repeats takes a random half of the texts (see `retrieval.v_measure`), which also gives an
+    honest interval.
+    """
+
+    def _read(self) -> Any:
+        texts, labels = _labelled(self._records(self.split))
+        return DatasetDict({self.split: Dataset.from_dict({"sentences": texts, "labels": labels})})
+
+    def _evaluate_subset(self, model: Any, data_split: Any, **settings: Any) -> dict[str, Any]:
+        from mteb._create_dataloaders import create_dataloader
+
+        options = settings["encode_kwargs"]
+        loader = create_dataloader(
+            data_split, task_metadata=self.metadata, input_column="sentences", num_proc=None, **options
+        )
+        place = {"hf_split": settings["hf_split"], "hf_subset": settings["hf_subset"]}
+        vectors = np.asarray(model.encode(loader, task_metadata=self.metadata, **place, **options))
+        values = v_measure(vectors, data_split["labels"], seed=self.seed)
+        return {"v_measure": float(values.mean()), "v_measures": {"halves": values.tolist()}}
+
+
+class FolderSTS(_FolderTask, AbsTaskSTS):
+    """Spearman of cosine and human score: `sentence1`, `sentence2`, `score`."""
+
+    def _read(self) -> Any:
+        records = list(self._records(self.split))
+        columns: dict[str, list[Any]] = {k: [r.text(k) for r in records] for k in ("sentence1", "sentence2")}
+        columns["score"] = [record.number_of("score") for record in records]
+        return DatasetDict({self.split: Dataset.from_dict(columns)})
+
+
+class FolderPairClassification(_FolderTask, AbsTaskPairClassification):
+    """Does the cosine tell entailment from the rest? `premise`, `hypothesis`, `label`.
+
+    A label that starts with "entail" (or is 1, true, yes) makes a positive pair.
+    """
+
+    def _read(self) -> Any:
+        records = list(self._records(self.split))
+        labels = [int(_is_entailment(record)) for record in records]
+        if len(set(labels)) < 2:
+            raise EmbedforgeError(f"{self.folder}: {self.split} needs pairs with and without entailment")
+        columns = {
+            "sentence1": [record.text("premise") for record in records],
+            "sentence2": [record.text("hypothesis") for record in records],
+            "labels": labels,
+        }
+        return DatasetDict({self.split: Dataset.from_dict(columns)})
+
+
+class FolderBitext(_FolderTask, AbsTaskBitextMining):
+    """Find each sentence's translation among all of its language: `sentence1`, `sentence2`, `lang`."""
+
+    def _read(self) -> Any:
+        rows: dict[str, dict[str, list[str]]] = {}
+        for record in self._records(self.split):
+            pair = rows.setdefault(_language(record), {"sentence1": [], "sentence2": []})
+            for key, texts in pair.items():
+                texts.append(record.text(key))
+        return {
+            language: DatasetDict({self.split: Dataset.from_dict(columns)})
+            for language, columns in rows.items()
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    task: Callable[[Path, str, TaskMetadata], AbsTask]
+    mteb_type: str
+    main_score: str
+
+
+TYPES = {
+    "retrieval": _Kind(FolderRetrieval, "Retrieval", "ndcg_at_10"),
+    "reranking": _Kind(FolderReranking, "Reranking", "map_at_1000"),
+    "classification": _Kind(FolderClassification, "Classification", "accuracy"),
+    "clustering": _Kind(FolderClustering, "Clustering", "v_measure"),
+    "sts": _Kind(FolderSTS, "STS", "cosine_spearman"),
+    "nli": _Kind(FolderPairClassification, "PairClassification", "max_ap"),
+    "bitext": _Kind(FolderBitext, "BitextMining", "accuracy"),
+}
+
+
+def find_tasks(tasks: str | Sequence[str], split: str = "test") -> list[AbsTask]:
+    """Resolve folders, mteb task names and mteb benchmark names (a list, or separated by commas).
+
+    A folder is one of type folders, a type folder or one dataset. Datasets of a folder that lack
+    `split` are left out; a folder in which none has it is an `EmbedforgeError`, and so is an unknown name.
+    """
+    names = [n.strip() for n in tasks.split(",")] if isinstance(tasks, str) else list(tasks)
+    found: list[AbsTask] = []
+    for name in names:
+        found += folder_tasks(Path(name), split) if Path(name).is_dir() else _hub_tasks(name)
+    seen: set[str] = set()
+    for task in found:
+        if task.metadata.name in seen:
+            raise EmbedforgeError(f"--tasks: '{task.metadata.name}' is named twice; each task once")
+        seen.add(task.metadata.name)
+    return found
+
+
+def folder_tasks(folder: Path, split: str = "test") -> list[AbsTask]:
+    """Return the tasks of a folder of datasets, sorted by name; see `find_tasks`."""
+    folder = folder.resolve()
+    if folder.parent.name in TYPES:
+        datasets = [folder]
+    elif folder.name in TYPES:
+        datasets = sorted(p for p in folder.iterdir() if p.is_dir())
+    else:
+        datasets = sorted(p for kind in TYPES for p in (folder / kind).glob("*") if p.is_dir())
+    tasks = [_task(dataset, split) for dataset in datasets if _has_split(dataset, split)]
+    if not tasks:
+        state = f"none of its {len(datasets)} datasets has" if datasets else "no datasets, so none with"
+        raise EmbedforgeError(
+            f"{folder}: {state} a split '{split}'. Expected TYPE/DATASET/{split}.jsonl, or "
+            f"retrieval/DATASET/qrels/{split}.tsv; types are: {', '.join(TYPES)}"
+        )
+    return tasks
+
+
+def split_file(dataset: Path, split: str) -> Path:
+    """Return the file of a split, whatever its format; without one, the path that the error will name."""
+    for ending in ENDINGS:
+        if (dataset / f"{split}{ending}").exists():
+            return dataset / f"{split}{ending}"
+    return dataset / f"{split}{ENDINGS[0]}"
+
+
+def _has_split(dataset: Path, split: str) -> bool:
+    if dataset.parent.name == "retrieval":
+        return (dataset / "qrels" / f"{split}.tsv").exists()
+    return split_file(dataset, split).exists()
+
+
+def _task(dataset: Path, split: str) -> AbsTask:
+    kind = TYPES[dataset.parent.name]
+    languages: Any = _LANGUAGE
+    if dataset.parent.name == "bitext":
+        records = read_records(split_file(dataset, split))
+        languages = dict.fromkeys(sorted({_language(record) for record in records}), _LANGUAGE)
+    metadata = TaskMetadata(
+        name=f"{dataset.parent.name}/{dataset.name}",
+        description=f"{dataset.parent.name} on the files of {dataset.name}",
+        type=kind.mteb_type,
+        category="t2t",
+        dataset={"path": dataset.name, "revision": _fingerprint(dataset)},
+        eval_splits=[split],
+        eval_langs=languages,
+        main_score=kind.main_score,
+    )
+    return kind.task(dataset, split, metadata)
+
+
+def _hub_tasks(name: str) -> list[AbsTask]:
+    try:
+        return list(mteb.get_benchmark(name).tasks)
+    except KeyError:
+        pass
+    try:
+        return [mteb.get_task(name)]
+    except KeyError:
+        from mteb.get_tasks import _TASKS_REGISTRY
+
+        near = did_you_mean(name, _TASKS_REGISTRY)
+        message = f"--tasks {name}: neither a folder nor an mteb task or benchmark.{near}"
+        raise EmbedforgeError(message) from None
+
+
+def _fingerprint(dataset: Path) -> str:
+    """Hash of all files of a dataset, in the order of their names."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in dataset.rglob("*") if p.is_file()):
+        digest.update(path.relative_to(dataset).as_posix().encode() + b"\0")
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:16]
+
+
+def _retrieval_split(
+    corpus: list[dict[str, str]],
+    queries: list[dict[str, str]],
+    relevant: dict[str, dict[str, int]],
+    candidates: dict[str, list[str]] | None = None,
+) -> dict[str, Any]:
+    return {
+        "corpus": Dataset.from_list(corpus),
+        "queries": Dataset.from_list(queries),
+        "relevant_docs": relevant,
+        "top_ranked": candidates,
+    }
+
+
+def _labelled(records: Iterable[Record]) -> tuple[list[str], list[str]]:
+    rows = [(record.text("text"), str(record.label("label"))) for record in records]
+    return [text for text, _ in rows], [label for _, label in rows]
+
+
+def _texts(record: Record, key: str) -> list[str]:
+    values = record.require(key)
+    if not isinstance(values, list):
+        raise record.error(f"'{key}' must be a list of texts, found {values!r:.60}")
+    return [record.check_text(value, key) for value in values]
+
+
+def _is_entailment(record: Record) -> bool:
+    return str(record.label("label")).lower().startswith(("entail", "1", "true", "yes"))
+
+
+def _language(record: Record) -> str:
+    return record.optional_text("lang") or "default"

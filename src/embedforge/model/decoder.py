@@ -1,0 +1,230 @@
+"""Reading a decoder and its tokenizer from a folder or a hub, with every doubt an error before training.
+
+Weights come from safetensors only, code of a repository runs only when asked for, and nothing here ever
+waits for an answer on stdin.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+from transformers.utils import logging as transformers_logging
+
+from embedforge.errors import EmbedforgeError, did_you_mean
+from embedforge.files import read_json
+from embedforge.model.attention import position_ids, require_decoder, takes_position_ids
+from embedforge.model.shards import list_tensors
+
+BUNDLED = "embedforge:base"
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
+NOT_HUB_FILES = ["consolidated*", "original/*", "onnx/*", "openvino/*"]
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load_decoder(
+    base: str,
+    *,
+    dtype: str | torch.dtype = "float32",
+    attention_implementation: str = "auto",
+    trust_remote_code: bool = False,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a decoder without its language-model head, and its tokenizer.
+
+    Args:
+        base: `embedforge:base` (the decoder in the package), a folder, or a hub id.
+        dtype: of the weights in memory: float32, bfloat16 or float16.
+        attention_implementation: sdpa, eager, flash_attention_2, or auto for transformers' choice.
+        trust_remote_code: allow a repository whose model type transformers does not know to run its code.
+
+    Raises:
+        EmbedforgeError: no such model; not a decoder; weights missing, cut off or not safetensors;
+            code that was not asked for; a tokenizer without EOS. Names the file and the way out.
+    """
+    folder = find_folder(base)
+    model = read_decoder(
+        folder,
+        trust_remote_code=trust_remote_code,
+        dtype=torch_dtype(dtype),
+        attn_implementation=None if attention_implementation == "auto" else attention_implementation,
+    )
+    return model, read_tokenizer(folder, model, trust_remote_code=trust_remote_code)
+
+
+def find_folder(base: str) -> Path:
+    """Return the local folder of a model; a hub id is downloaded (no pickles) or taken from the cache."""
+    if base == BUNDLED:
+        return _bundled()
+    folder = Path(base).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise EmbedforgeError(f"{base}: this is a file; a model is a folder with config.json and weights")
+    beside = [str(folder.parent / item.name) for item in _folders(folder.parent)]
+    hint = did_you_mean(base, [*beside, BUNDLED])
+    if not HUB_ID.fullmatch(base) or base.startswith("."):
+        raise EmbedforgeError(f"{base}: there is no such folder.{hint}")
+    try:
+        return Path(snapshot_download(base, allow_patterns=HUB_FILES, ignore_patterns=NOT_HUB_FILES))
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise EmbedforgeError(
+            f"'{base}' is no folder here, and fetching it from the hub failed.{hint} Its answer: {reason}"
+        ) from None
+
+
+def read_decoder(folder: Path, *, trust_remote_code: bool = False, **model_options: Any) -> PreTrainedModel:
+    """Load the decoder of a local folder; `model_options` go to transformers' `from_pretrained`."""
+    config = _read_config(folder, trust_remote_code)
+    try:
+        list_tensors(folder)  # Refuses missing and cut off files by name.
+        with quiet():  # Of the language-model head, which is left out on purpose.
+            model, report = AutoModel.from_pretrained(
+                folder,
+                config=config,
+                trust_remote_code=trust_remote_code,
+                use_safetensors=True,
+                output_loading_info=True,
+                **model_options,
+            )
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
+        raise EmbedforgeError(f"{folder}: this model cannot be loaded: {error}") from error
+    if missing := sorted(report["missing_keys"]):
+        raise EmbedforgeError(
+            f"{folder}: the weights lack {len(missing)} of the model's tensors, first '{missing[0]}'. "
+            "Is config.json from another model, or the download incomplete?"
+        )
+    require_decoder(model)
+    return model.eval()
+
+
+def read_tokenizer(
+    folder: Path, model: PreTrainedModel | None = None, *, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a local folder; a missing pad token becomes EOS.
+
+    `tokenizer.json` is taken as it stands: the class AutoTokenizer would choose for some model types
+    rebuilds the pipeline from its parts and loses a space token.
+    """
+    try:
+        if (folder / "tokenizer.json").exists():
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except Exception as error:  # The tokenizers library raises bare Exception for a broken file.
+        raise EmbedforgeError(f"{folder}: cannot read the tokenizer: {error}") from error
+    rows = model.get_input_embeddings().num_embeddings if model is not None else len(tokenizer)
+    if tokenizer.eos_token_id is None or tokenizer.eos_token_id >= rows:
+        raise EmbedforgeError(
+            f"{folder}: the tokenizer has no EOS token that the model knows (EOS {tokenizer.eos_token!r}, id "
+            f'{tokenizer.eos_token_id}, of {rows} embeddings). Set "eos_token" in tokenizer_config.json'
+        )
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= rows:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def token_states(decoder: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """Run a decoder, PEFT-wrapped or not; [texts, tokens] int64 twice to [texts, tokens, hidden].
+
+    Positions count real tokens, so that models with absolute positions bear padding on the left.
+    """
+    positions = {"position_ids": position_ids(attention_mask)} if takes_position_ids(decoder) else {}
+    output = decoder(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **positions)
+    return output.last_hidden_state
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence transformers' warnings and progress bars while a model is read or written."""
+    verbosity = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def torch_dtype(name: str | torch.dtype) -> torch.dtype:
+    """Return torch's dtype for float32, bfloat16 or float16."""
+    if isinstance(name, torch.dtype):
+        return name
+    if name not in DTYPES:
+        raise EmbedforgeError(
+            f"dtype is one of {', '.join(DTYPES)}, not '{name}'.{did_you_mean(name, DTYPES)}"
+        )
+    return DTYPES[name]
+
+
+def _bundled() -> Path:
+    folder = Path(str(resources.files("embedforge") / "base"))
+    if not any(folder.glob("*.safetensors")):
+        raise EmbedforgeError(
+            f"{BUNDLED}: this installation has no weights of the bundled decoder (expected in {folder}). "
+            "Install embedforge from a built wheel, or name another base: a folder or a hub id"
+        )
+    return folder
+
+
+def _folders(parent: Path) -> list[Path]:
+    return [item for item in parent.iterdir() if item.is_dir()] if parent.is_dir() else []
+
+
+def _read_config(folder: Path, trust_remote_code: bool) -> PreTrainedConfig:
+    """Read config.json and refuse what is no decoder or needs code that was not asked for."""
+    file = folder / "config.json"
+    if not file.exists():
+        if (folder / "adapter_config.json").exists():
+            raise EmbedforgeError(
+                f"{folder}: this is a LoRA adapter without its decoder; merge it into its base first"
+            )
+        held = ", ".join(sorted(item.name for item in folder.iterdir())[:8]) or "nothing"
+        raise EmbedforgeError(f"{folder}: no config.json, so this is not a model folder (it holds {held})")
+    values = read_json(file)
+    model_type = values.get("model_type")
+    known = model_type in CONFIG_MAPPING_NAMES
+    if not known and not (trust_remote_code and "auto_map" in values):
+        raise EmbedforgeError(_unknown_type(file, model_type, "auto_map" in values))
+    try:
+        # An explicit False: with None transformers would ask on stdin.
+        return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, TypeError, json.JSONDecodeError) as error:
+        raise EmbedforgeError(f"{file}: transformers cannot read this configuration: {error}") from error
+
+
+def _unknown_type(file: Path, model_type: str | None, has_code: bool) -> str:
+    if model_type == "nvembed":
+        return f"{file}: this is a finished NV-Embed model; load it with embedforge.load"
+    if has_code:
+        return (
+            f"{file}: model type '{model_type}' runs code that comes with the model. Read that code, "
+            "then set trust_remote_code to true"
+        )
+    return (
+        f"{file}: this version of transformers does not know the model type '{model_type}'."
+        f"{did_you_mean(str(model_type), CONFIG_MAPPING_NAMES)}"
+    )

@@ -1,0 +1,335 @@
+"""An embedding model: a decoder, a pooler and the contract between text and vector; built, saved, loaded.
+
+text --Renderer--> token ids, masks --decoder--> token states --pooler--> vector
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Normalize
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
+
+from embedforge.errors import EmbedforgeError
+from embedforge.files import read_json, replace_folder, write_json
+from embedforge.model import layout
+from embedforge.model.attention import ensure_attention
+from embedforge.model.decoder import find_folder, load_decoder, quiet, token_states, torch_dtype
+from embedforge.model.modules import Pool, TextEncoder
+from embedforge.model.pooling import STATELESS, build_pooler
+from embedforge.text.contract import FILE_NAME as CONTRACT
+from embedforge.text.contract import Contract
+from embedforge.text.goldens import check_goldens, make_goldens
+from embedforge.text.render import Renderer
+
+__all__ = [
+    "EmbeddingModel",
+    "build",
+    "embedding_model",
+    "load",
+    "load_decoder",
+    "save",
+    "to_sentence_transformer",
+]
+
+logger = logging.getLogger(__name__)
+
+
+class EmbeddingModel(nn.Module):
+    """A decoder with a pooler on it, and the contract that both serve.
+
+    Args:
+        decoder: without language-model head; may be wrapped by PEFT while it is trained.
+        pooler: from `build_pooler`.
+        tokenizer: the decoder's; the model keeps the contract's copy of it.
+        contract: decides about tokens, pool and normalisation.
+        pooling: the arguments of `build_pooler` apart from kind and width, needed to save the model.
+    """
+
+    def __init__(
+        self,
+        decoder: PreTrainedModel,
+        pooler: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        contract: Contract,
+        pooling: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.decoder = decoder
+        self.pooler = pooler
+        self.contract = contract
+        self.renderer = Renderer(tokenizer, contract)
+        self.tokenizer = self.renderer.tokenizer
+        self.pooling = dict(pooling or {})
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.parameters()).device
+
+    @property
+    def dim(self) -> int:
+        """Numbers in a vector: the decoder's hidden size."""
+        return int(self.decoder.config.get_text_config().hidden_size)
+
+    def token_states(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Return the decoder's last hidden states: [texts, tokens] int64 twice to [texts, tokens, hidden]."""
+        return token_states(self.decoder, input_ids, attention_mask)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, pooling_mask: Tensor) -> Tensor:
+        """Embed rendered texts: three [texts, tokens] int64 to [texts, dim] float32.
+
+        The vectors are of unit length if the contract says so.
+        """
+        vectors = self.pooler(self.token_states(input_ids, attention_mask), pooling_mask).float()
+        return functional.normalize(vectors, dim=-1) if self.contract.normalize else vectors
+
+
+def build(
+    *,
+    base: str,
+    contract: Contract,
+    pooling: Mapping[str, Any] | None = None,
+    sliding_window: Literal["off", "keep"] = "off",
+    allow_causal_layers: bool = False,
+    attention_implementation: str = "auto",
+    trust_remote_code: bool = False,
+    dtype: str | torch.dtype | None = None,
+    seed: int = 0,
+) -> EmbeddingModel:
+    """Make an embedding model of a decoder: attention switched and proven, a fresh pooler on top.
+
+    Args:
+        base: `embedforge:base`, a folder or a hub id.
+        contract: how text becomes a vector; its `pooling` is the kind of the pooler.
+        pooling: other arguments of `build_pooler` (latents, heads, head_dim, feed_forward_multiple).
+        sliding_window: see `make_bidirectional`.
+        allow_causal_layers: accept layers that stay causal.
+        attention_implementation: sdpa, eager, flash_attention_2 or auto.
+        trust_remote_code: allow a repository to run its code.
+        dtype: of the weights; the contract's when None.
+        seed: of the pooler's first weights.
+
+    Raises:
+        EmbedforgeError: see `load_decoder`, `ensure_attention`, `Renderer`; or the decoder's context is
+            shorter than `contract.max_tokens`.
+    """
+    options = dict(pooling or {})
+    kind = options.pop("kind", contract.pooling)
+    if kind in STATELESS:
+        options = {}
+    contract = contract.model_copy(update={"pooling": kind, "goldens": ()})
+    decoder, tokenizer = load_decoder(
+        base,
+        dtype=dtype or contract.dtype,
+        attention_implementation=attention_implementation,
+        trust_remote_code=trust_remote_code,
+    )
+    context = getattr(decoder.config.get_text_config(), "max_position_embeddings", None)
+    if context is not None and context < contract.max_tokens:
+        raise EmbedforgeError(
+            f"contract.max_tokens is {contract.max_tokens}, and '{base}' reads at most {context} tokens; "
+            f"set contract.max_tokens to {context} or less"
+        )
+    ensure_attention(
+        decoder,
+        contract.attention,
+        sliding_window=sliding_window,
+        allow_causal_layers=allow_causal_layers,
+        padding_side=contract.padding_side,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        pooler = build_pooler(kind, decoder.config.get_text_config().hidden_size, **options)
+    return EmbeddingModel(decoder, pooler.to(decoder.dtype), tokenizer, contract, options)
+
+
+def save(model: EmbeddingModel, folder: Path, recipe: dict[str, Any] | None = None) -> None:
+    """Write a model as a sentence-transformers folder with contract, goldens, recipe and card.
+
+    The goldens are computed in float32 from the weights as they were written, on the CPU. An older folder
+    is replaced only when everything is written. A model whose vectors sentence-transformers' own modules
+    reproduce can be loaded without embedforge; where only a setting stands against that, a warning names it.
+
+    Raises:
+        EmbedforgeError: the folder holds something else; the decoder still wears an adapter; the disk is
+            full; the written model does not give the vectors of the one in memory.
+    """
+    folder = Path(folder)
+    _refuse_adapter(model.decoder)
+    if folder.exists() and any(folder.iterdir()) and not (folder / CONTRACT).exists():
+        raise EmbedforgeError(
+            f"{folder}: this folder holds something else than a saved model; name another one"
+        )
+    try:
+        with replace_folder(folder) as partial:
+            obstacle = _write(model, partial, recipe)
+    except (OSError, SafetensorError) as error:
+        raise EmbedforgeError(
+            f"{folder}: the model could not be written, nothing was changed ({error})"
+        ) from error
+    if obstacle is not None and model.contract.pooling in STATELESS:
+        logger.warning("%s loads with embedforge only: in plain sentence-transformers %s", folder, obstacle)
+
+
+def load(
+    path_or_id: str, device: str | None = None, dtype: str | torch.dtype | None = None
+) -> SentenceTransformer:
+    """Load a model for `encode`, `encode_query` and `encode_document`; a contract is checked by its goldens.
+
+    Args:
+        path_or_id: a folder that embedforge saved, an official NV-Embed folder, or any model that
+            sentence-transformers knows.
+        device: "cuda", "cpu", ...; CUDA where there is one when None.
+        dtype: of the weights; as saved when None.
+
+    Raises:
+        EmbedforgeError: no such model; files missing or damaged; a bare decoder; token ids, masks or vectors
+            of the goldens differ (the message holds expected and found).
+    """
+    from embedforge.model.nvembed import is_nvembed, load_nvembed
+
+    folder = find_folder(str(path_or_id))
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if (folder / CONTRACT).exists():
+        model = _read(folder, dtype)
+        st = to_sentence_transformer(model, device)
+        try:
+            check_goldens(model.renderer, model.contract, _unit_vectors(model), _tolerance(model))
+        except EmbedforgeError as error:
+            raise EmbedforgeError(f"{folder / CONTRACT}: {error}") from None
+        return st
+    if is_nvembed(folder):
+        return to_sentence_transformer(load_nvembed(folder, dtype), device)
+    _refuse_bare_decoder(folder)
+    options = {} if dtype is None else {"dtype": torch_dtype(dtype)}
+    return SentenceTransformer(str(path_or_id), device=device, model_kwargs=options)
+
+
+def to_sentence_transformer(model: EmbeddingModel, device: str | None = None) -> SentenceTransformer:
+    """Wrap a model, sharing its weights; it is moved to `device`, or stays where it is when None."""
+    modules: list[nn.Module] = [*_halves(model)]
+    if model.contract.normalize:
+        modules.append(Normalize())
+    return SentenceTransformer(
+        modules=modules,
+        device=device or str(model.device),
+        prompts=layout.prompts(model.contract),
+        similarity_fn_name="cosine",
+    )
+
+
+def embedding_model(st: SentenceTransformer) -> EmbeddingModel:
+    """Return the model inside a loaded SentenceTransformer, sharing its weights.
+
+    Raises:
+        EmbedforgeError: it was not made of embedforge's modules.
+    """
+    modules = list(st)
+    if len(modules) < 2 or not (isinstance(modules[0], TextEncoder) and isinstance(modules[1], Pool)):
+        found = ", ".join(type(module).__name__ for module in modules)
+        raise EmbedforgeError(
+            f"this SentenceTransformer is made of {found}, not of embedforge's modules; "
+            "load a folder that embedforge saved with embedforge.load"
+        )
+    encoder, pool = modules[:2]
+    return EmbeddingModel(encoder.decoder, pool.pooler, encoder.tokenizer, encoder.contract, pool.options)
+
+
+def _halves(model: EmbeddingModel) -> tuple[TextEncoder, Pool]:
+    return (
+        TextEncoder(model.decoder, model.renderer),
+        Pool(model.pooler, model.contract.pooling, model.dim, model.pooling),
+    )
+
+
+def _write(model: EmbeddingModel, folder: Path, recipe: dict[str, Any] | None) -> str | None:
+    """Write every file; return why plain sentence-transformers will not do, None when it will."""
+    encoder, pool = _halves(model)
+    pool_folder = folder / layout.POOL_FOLDER
+    pool_folder.mkdir()
+    with quiet():
+        encoder.save(str(folder))
+        pool.save(str(pool_folder))
+
+    written = _read(folder, torch.float32)
+    goldens = make_goldens(written.renderer, _unit_vectors(written))
+    contract = written.contract.model_copy(update={"goldens": goldens})
+    check_goldens(model.renderer, contract, _unit_vectors(model), _tolerance(model))
+    contract.save(folder)
+
+    obstacle = layout.prefer_stock_modules(folder, contract, written.decoder)
+    if recipe is not None:
+        write_json(folder / "recipe.json", recipe)
+    layout.write_card(folder, contract, recipe, obstacle)
+    return obstacle
+
+
+def _read(folder: Path, dtype: str | torch.dtype | None) -> EmbeddingModel:
+    """Read what `_write` wrote, on the CPU."""
+    encoder = TextEncoder.load(str(folder), model_kwargs={} if dtype is None else {"dtype": dtype})
+    contract = encoder.contract
+    if contract.pooling in STATELESS:
+        pooler = build_pooler(contract.pooling, encoder.get_embedding_dimension())
+        return EmbeddingModel(encoder.decoder, pooler, encoder.tokenizer, contract)
+    pool = Pool.load(str(folder), layout.POOL_FOLDER)
+    pooler = pool.pooler.to(encoder.decoder.dtype)
+    return EmbeddingModel(encoder.decoder, pooler, encoder.tokenizer, contract, pool.options)
+
+
+def _unit_vectors(model: EmbeddingModel) -> Callable[[dict[str, Tensor]], Tensor]:
+    """Return what makes unit vectors [texts, dim] of a token batch, whatever mode the model is in."""
+
+    def embed(batch: dict[str, Tensor]) -> Tensor:
+        training = model.training
+        model.eval()
+        vectors = model(**{name: tensor.to(model.device) for name, tensor in batch.items()})
+        model.train(training)
+        return functional.normalize(vectors, dim=-1)
+
+    return embed
+
+
+def _tolerance(model: EmbeddingModel) -> float:
+    """Largest difference of a number of a unit vector that rounding explains.
+
+    In half precision a share of the numbers' usual size, 1 / sqrt(dim), for a fixed bound that suits small
+    models would pass anything in wide ones.
+    """
+    return 1e-4 if model.decoder.dtype == torch.float32 else 0.3 / model.dim**0.5
+
+
+def _refuse_adapter(decoder: nn.Module) -> None:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    if any(isinstance(module, BaseTunerLayer) for module in decoder.modules()):
+        raise EmbedforgeError(
+            "the decoder still has an adapter; merge it before saving (decoder = decoder.merge_and_unload())"
+        )
+
+
+def _refuse_bare_decoder(folder: Path) -> None:
+    """Refuse a decoder without pooling: sentence-transformers would invent one."""
+    if (folder / "modules.json").exists() or not (folder / "config.json").exists():
+        return
+    model_type = read_json(folder / "config.json").get("model_type")
+    if (
+        model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+        and model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    ):
+        raise EmbedforgeError(
+            f"{folder}: this is a language model ('{model_type}'), not yet an embedding model. Train it: "
+            "embedforge train RECIPE --set model.base=" + str(folder)
+        )

@@ -1,0 +1,218 @@
+"""What stands in a saved folder beside weights, tokenizer and contract: modules.json and its kin, the card.
+
+Where sentence-transformers' own modules make the same vectors, modules.json names those, and the folder
+loads without embedforge. Whether they do is decided twice: by rules that say why not, and by loading the
+folder that way and comparing.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import sentence_transformers
+import torch
+import transformers
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Normalize, Transformer
+from sentence_transformers.sentence_transformer.modules import Pooling
+from transformers import PreTrainedModel
+
+from embedforge.files import write_json, write_text
+from embedforge.model.attention import needs_module_flags
+from embedforge.model.decoder import quiet
+from embedforge.model.modules import Pool, TextEncoder
+from embedforge.text.contract import Contract
+
+POOL_FOLDER = "1_Pool"
+STOCK_POOL_FOLDER = "1_Pooling"
+STOCK_CONFIG = "sentence_bert_config.json"
+STOCK_POOLING = {"last": "lasttoken", "mean": "mean", "weighted_mean": "weightedmean", "cls": "cls"}
+TOLERANCE = 1e-3
+"""Largest relative distance of two vectors that counts as equal in float32; another pool moves more."""
+
+
+def prompts(contract: Contract) -> dict[str, str]:
+    """Return what `encode_query` and `encode_document` put before a text."""
+    return {"query": contract.query_prefix(), "document": contract.document_prefix()}
+
+
+def own_modules(contract: Contract) -> list[type]:
+    """Return the modules of embedforge that make up a model."""
+    return [TextEncoder, Pool, Normalize] if contract.normalize else [TextEncoder, Pool]
+
+
+def write_own_modules(folder: Path, contract: Contract) -> None:
+    """Name embedforge's modules in modules.json; their files are already there."""
+    _write_modules(folder, own_modules(contract), contract)
+
+
+def prefer_stock_modules(folder: Path, contract: Contract, decoder: PreTrainedModel) -> str | None:
+    """Write sentence-transformers' own modules where they give the contract's goldens, else embedforge's.
+
+    Args:
+        folder: with weights, tokenizer and `1_Pool` in it.
+        contract: with goldens.
+        decoder: what the folder holds, to explain a difference.
+
+    Returns:
+        Why sentence-transformers' own modules will not do; None when they do.
+    """
+    obstacle = obstacle_to_stock(contract)
+    if obstacle is None:
+        write_stock_modules(folder, contract, decoder.config.get_text_config().hidden_size)
+        obstacle = difference_of_stock(folder, contract)
+        if obstacle is None:
+            shutil.rmtree(folder / POOL_FOLDER)
+            return None
+        if contract.attention == "bidirectional" and needs_module_flags(decoder):
+            obstacle = "this decoder would be causal again: its attention modules do not heed the config"
+        shutil.rmtree(folder / STOCK_POOL_FOLDER)
+        (folder / STOCK_CONFIG).unlink()
+    write_own_modules(folder, contract)
+    return obstacle
+
+
+def write_stock_modules(folder: Path, contract: Contract, hidden_size: int) -> None:
+    """Let `SentenceTransformer(folder)` take the folder as its own: Transformer, Pooling, Normalize."""
+    modules = [Transformer, Pooling, Normalize] if contract.normalize else [Transformer, Pooling]
+    text_only = {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}
+    write_json(
+        folder / STOCK_CONFIG,
+        {
+            "transformer_task": "feature-extraction",
+            # Written out, or a tokenizer with a chat template would be fed chat messages.
+            "modality_config": text_only,
+            "module_output_name": "token_embeddings",
+        },
+    )
+    pooling = Pooling(hidden_size, STOCK_POOLING[contract.pooling], include_prompt=contract.pool_instruction)
+    pooling_folder = folder / STOCK_POOL_FOLDER
+    pooling_folder.mkdir(exist_ok=True)
+    pooling.save(str(pooling_folder))
+    _write_modules(folder, modules, contract)
+
+
+def obstacle_to_stock(contract: Contract) -> str | None:
+    """Say what in the contract sentence-transformers' own modules cannot honour; None when they can."""
+    if contract.pooling not in STOCK_POOLING:
+        return f"there is no pooling '{contract.pooling}'"
+    if contract.query_suffix():
+        return "nothing can follow the text, as it does in the query template"
+    if contract.add_eos and not (contract.pool_eos and contract.eos_survives_truncation):
+        return "EOS is always pooled and survives truncation"
+    if contract.pooling == "last":
+        return None  # The last token is the same whatever stands before it.
+    templates_have_prefix = any(prompts(contract).values())
+    if contract.add_bos:
+        stock = "always" if contract.pool_instruction else "without_instruction"
+        usual = {stock} if templates_have_prefix else {"always", "without_instruction"}
+        if contract.pool_bos not in usual:
+            return f"BOS would be pooled {stock.replace('_', ' ')}, not {contract.pool_bos.replace('_', ' ')}"
+    if templates_have_prefix and not contract.pool_instruction:
+        if not contract.isolate_prefix:
+            return "the instruction's tokens are counted apart, and here a token may span its end"
+        if contract.pooling == "weighted_mean":
+            return "weights would count the tokens of the instruction too"
+    return None
+
+
+def difference_of_stock(folder: Path, contract: Contract) -> str | None:
+    """Load a folder with stock modules in plain sentence-transformers and compare with the goldens.
+
+    Returns what differs, None when nothing does.
+    """
+    with quiet():
+        stock = SentenceTransformer(str(folder), device="cpu", model_kwargs={"dtype": torch.float32})
+    for prefix in dict.fromkeys(golden.prefix for golden in contract.goldens):
+        goldens = [golden for golden in contract.goldens if golden.prefix == prefix]
+        texts = [golden.text for golden in goldens]
+        expected = np.array([golden.vector for golden in goldens])
+        for batch_size in (1, len(texts)):  # Some decoders differ with padding only, or without.
+            found = stock.encode(texts, prompt=prefix, batch_size=batch_size, normalize_embeddings=True)
+            apart = np.linalg.norm(found[:, : expected.shape[1]] - expected, axis=1)
+            apart /= np.linalg.norm(expected, axis=1)
+            worst = int(apart.argmax())
+            if not apart[worst] <= TOLERANCE:  # NaN counts as different.
+                return f"the vector of {texts[worst]!r} after {prefix!r} is {apart[worst]:.2g} away"
+    return None
+
+
+def write_card(folder: Path, contract: Contract, recipe: dict[str, Any] | None, obstacle: str | None) -> None:
+    """Write README.md: what the model is, how to load it, what it expects."""
+    facts = [
+        f"- pooling: {contract.pooling}; attention: {contract.attention}",
+        f"- at most {contract.max_tokens} tokens a text; longer texts are cut",
+        f"- before a query stands {contract.query_prefix()!r}",
+        f"- before a document stands {contract.document_prefix()!r}",
+        f"- vectors are {'of unit length' if contract.normalize else 'not normalised'}",
+        f"- the weights are {contract.dtype}",
+    ]
+    if recipe is not None:
+        # Of a local base the last part only: whole paths are nobody else's business.
+        base = Path(recipe["model"]["base"])
+        source = base.name if base.is_absolute() else base
+        facts.insert(0, f"- made by the recipe '{recipe['name']}' (recipe.json) from '{source}'")
+    text = _CARD.format(facts="\n".join(facts))
+    if obstacle is None:
+        text += (
+            "sentence-transformers alone suffices to load it; `embedforge.load` also checks the goldens.\n"
+        )
+    else:
+        text = text.replace("from sentence_transformers import SentenceTransformer", "import embedforge")
+        text = text.replace("SentenceTransformer(", "embedforge.load(")
+        text += f"Loading needs embedforge: in plain sentence-transformers {obstacle}.\n"
+    write_text(folder / "README.md", text)
+
+
+def _write_modules(folder: Path, modules: list[type], contract: Contract) -> None:
+    """Write modules.json, prompts and versions, as sentence-transformers reads them."""
+    entries = []
+    for index, module in enumerate(modules):
+        path = f"{index}_{module.__name__}" if index else ""
+        kind = f"{module.__module__}.{module.__name__}"
+        entries.append({"idx": index, "name": str(index), "path": path, "type": kind})
+    write_json(folder / "modules.json", entries)
+    if contract.normalize:
+        normalize_folder = folder / f"{len(modules) - 1}_Normalize"
+        normalize_folder.mkdir(exist_ok=True)
+        Normalize().save(str(normalize_folder))
+    write_json(
+        folder / "config_sentence_transformers.json",
+        {
+            "model_type": "SentenceTransformer",
+            "__version__": {
+                "sentence_transformers": sentence_transformers.__version__,
+                "transformers": transformers.__version__,
+                "pytorch": torch.__version__,
+            },
+            "prompts": prompts(contract),
+            "default_prompt_name": None,
+            "similarity_fn_name": "cosine",
+        },
+    )
+
+
+_CARD = """---
+library_name: sentence-transformers
+pipeline_tag: sentence-similarity
+tags: [sentence-transformers, feature-extraction, embedforge]
+---
+
+# A text-embedding model made with embedforge
+
+{facts}
+
+```python
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer("path/to/this/folder")
+queries = model.encode_query(["which river is the longest?"])
+documents = model.encode_document(["The Nile is 6,650 km long."])
+print(model.similarity(queries, documents))
+```
+
+`contract.json` holds how a text becomes a vector, with goldens that prove it.
+"""

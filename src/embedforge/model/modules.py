@@ -1,0 +1,226 @@
+"""The two halves of an embedding model as modules of sentence-transformers.
+
+`TextEncoder` turns texts into token states, `Pool` turns those into vectors; sentence-transformers' own
+Normalize follows. Prompts, truncated dimensions, several processes and the rest of `encode` are
+sentence-transformers' own. A saved folder names both in modules.json; `embedforge.load` reads it, and so does
+`SentenceTransformer(folder, trust_remote_code=True)` where embedforge is installed: from version 6 on
+sentence-transformers wants that flag for every class that is not its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from safetensors import SafetensorError
+from safetensors.torch import load_model, save_model
+from sentence_transformers.base.modules import InputModule, Module
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from embedforge.errors import EmbedforgeError
+from embedforge.model.attention import make_bidirectional
+from embedforge.model.decoder import read_decoder, read_tokenizer, token_states, torch_dtype
+from embedforge.model.pooling import build_pooler
+from embedforge.text.contract import Contract
+from embedforge.text.render import Renderer
+
+WEIGHTS = "model.safetensors"
+
+
+class TextEncoder(InputModule):
+    """Texts to token states: renders under the contract and runs the decoder."""
+
+    def __init__(self, decoder: PreTrainedModel, renderer: Renderer) -> None:
+        super().__init__()
+        self.decoder = decoder
+        self.renderer = renderer
+        self._max_tokens = renderer.contract.max_tokens
+
+    @property
+    def contract(self) -> Contract:
+        """How a text becomes a vector."""
+        return self.renderer.contract
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The contract's tokenizer; it cannot be exchanged."""
+        return self.renderer.tokenizer
+
+    @property
+    def processor(self) -> PreTrainedTokenizerBase:
+        """The tokenizer, under the name that sentence-transformers also uses."""
+        return self.tokenizer
+
+    @property
+    def max_seq_length(self) -> int:
+        """Tokens of a rendered text; can be set lower than the contract's limit, never higher."""
+        return self._max_tokens
+
+    @max_seq_length.setter
+    def max_seq_length(self, tokens: int) -> None:
+        if not 0 < tokens <= self.contract.max_tokens:
+            raise EmbedforgeError(
+                f"max_seq_length is at most the contract's {self.contract.max_tokens} tokens, not {tokens}"
+            )
+        self._max_tokens = tokens
+
+    def preprocess(
+        self,
+        inputs: Sequence[str],
+        prompt: str | None = None,
+        *,
+        task: str | None = None,
+        max_length: int | None = None,
+        **options: Any,
+    ) -> dict[str, Tensor]:
+        """Render texts: int64 `input_ids`, `attention_mask`, `pooling_mask`, each [texts, tokens].
+
+        Args:
+            inputs: the texts.
+            prompt: what stands before each text, template included, as `contract.query_prefix` makes it.
+            task: "query" from `encode_query`; adds what the query template has after its text.
+            max_length: tokens of a rendered text, when fewer than `max_seq_length`.
+            options: anything else is refused.
+        """
+        if set_options := sorted(name for name, value in options.items() if value is not None):
+            raise EmbedforgeError(
+                f"the contract decides how texts are tokenised; {set_options} cannot be set"
+            )
+        if wrong := [text for text in inputs if not isinstance(text, str)]:
+            raise EmbedforgeError(
+                f"a text to embed is a string, not a {type(wrong[0]).__name__}: {wrong[0]!r:.80}"
+            )
+        prefix = prompt or ""
+        limit = min(self.max_seq_length, max_length or self.max_seq_length)
+        return self.renderer.batch(inputs, prefix, suffix=self._suffix(prefix, task), max_tokens=limit)
+
+    def forward(self, features: dict[str, Any], **_: Any) -> dict[str, Any]:
+        """Add `token_embeddings`, [texts, tokens, hidden], to the features of `preprocess`."""
+        features["token_embeddings"] = token_states(
+            self.decoder, features["input_ids"], features["attention_mask"]
+        )
+        return features
+
+    def get_embedding_dimension(self) -> int:
+        """Return the width of a token's state."""
+        return int(self.decoder.config.get_text_config().hidden_size)
+
+    def save(self, output_path: str, *_: Any, safe_serialization: bool = True, **__: Any) -> None:
+        """Write decoder, tokenizer and contract into `output_path`.
+
+        The goldens keep their token ids and lose their vectors, which training may have changed.
+        """
+        if not safe_serialization:
+            raise EmbedforgeError("embedforge saves safetensors only; leave safe_serialization at True")
+        goldens = tuple(golden.model_copy(update={"vector": ()}) for golden in self.contract.goldens)
+        dtype = str(self.decoder.dtype).removeprefix("torch.")
+        contract = self.contract.model_copy(update={"goldens": goldens, "dtype": dtype})
+        self.decoder.save_pretrained(output_path)
+        self.tokenizer.save_pretrained(output_path)
+        contract.save(Path(output_path))
+
+    @classmethod
+    def load(
+        cls,
+        model_name_or_path: str,
+        subfolder: str = "",
+        token: bool | str | None = None,
+        cache_folder: str | None = None,
+        revision: str | None = None,
+        local_files_only: bool = False,
+        trust_remote_code: bool = False,
+        model_kwargs: dict[str, Any] | None = None,
+        processor_kwargs: dict[str, Any] | None = None,
+        config_kwargs: dict[str, Any] | None = None,
+        backend: str = "torch",
+        **_: Any,
+    ) -> Self:
+        """Read what `save` wrote; `model_kwargs` (dtype, attn_implementation, device_map) are honoured."""
+        if processor_kwargs or config_kwargs or backend != "torch":
+            raise EmbedforgeError(
+                f"{model_name_or_path}: the contract decides about tokens and attention; "
+                "processor_kwargs, config_kwargs and backends other than torch cannot be used with this model"
+            )
+        found = cls.load_dir_path(
+            model_name_or_path, subfolder, token, cache_folder, revision, local_files_only
+        )
+        if found is None:
+            raise EmbedforgeError(f"{model_name_or_path}: there is no such model")
+        folder = Path(found)
+        contract = Contract.load(folder)
+        options = dict(model_kwargs or {})
+        dtype = options.pop("dtype", None) or options.pop("torch_dtype", None) or contract.dtype
+        decoder = read_decoder(
+            folder,
+            trust_remote_code=trust_remote_code,
+            dtype=torch_dtype(contract.dtype if dtype == "auto" else dtype),
+            **options,
+        )
+        if contract.attention == "bidirectional":
+            # The saved config has the windows as they were trained; only module flags are not saved.
+            make_bidirectional(decoder, sliding_window="keep")
+        return cls(decoder, Renderer(read_tokenizer(folder, decoder), contract))
+
+    def _suffix(self, prefix: str, task: str | None) -> str:
+        """Return what follows a query's text; queries are known by the task or by how the prompt begins."""
+        template = self.contract.query_template
+        start = template.split("{text}")[0].split("{instruction}")[0]
+        is_bare = "{instruction}" in template and not prefix
+        is_query = task == "query" or bool(start and prefix.startswith(start))
+        return self.contract.query_suffix() if is_query and not is_bare else ""
+
+
+class Pool(Module):
+    """Token states and pooling mask to `sentence_embedding`, [texts, hidden], not yet of unit length."""
+
+    config_keys: ClassVar[list[str]] = ["kind", "hidden_size", "options"]
+
+    def __init__(self, pooler: nn.Module, kind: str, hidden_size: int, options: dict[str, int]) -> None:
+        super().__init__()
+        self.pooler = pooler
+        self.kind = kind
+        self.hidden_size = hidden_size
+        self.options = options
+        """Other arguments of `build_pooler`: latents, heads, ..."""
+
+    def forward(self, features: dict[str, Any], **_: Any) -> dict[str, Any]:
+        """Add `sentence_embedding`, [texts, hidden], float32."""
+        features["sentence_embedding"] = self.pooler(features["token_embeddings"], features["pooling_mask"])
+        return features
+
+    def get_embedding_dimension(self) -> int:
+        """Return the width of a vector."""
+        return self.hidden_size
+
+    def save(self, output_path: str, *_: Any, **__: Any) -> None:
+        """Write the pooler's shape and, where it has any, its weights."""
+        self.save_config(output_path)
+        if any(True for _ in self.pooler.parameters()):
+            save_model(self.pooler, str(Path(output_path) / WEIGHTS))
+
+    @classmethod
+    def load(cls, model_name_or_path: str, subfolder: str = "", **options: Any) -> Self:
+        """Read what `save` wrote."""
+        names = ("token", "cache_folder", "revision", "local_files_only")
+        hub = {name: options[name] for name in names if name in options}
+        shape = cls.load_config(model_name_or_path, subfolder, **hub)
+        if not shape:
+            raise EmbedforgeError(f"{model_name_or_path}: {subfolder}/{cls.config_file_name} is missing")
+        pooler = build_pooler(shape["kind"], shape["hidden_size"], **shape["options"])
+        if any(True for _ in pooler.parameters()):
+            weights = cls.load_file_path(model_name_or_path, WEIGHTS, subfolder, **hub)
+            if weights is None:
+                raise EmbedforgeError(f"{model_name_or_path}: {subfolder}/{WEIGHTS} is missing")
+            _load_weights(pooler, weights)
+        return cls(pooler, **shape)
+
+
+def _load_weights(pooler: nn.Module, weights: str) -> None:
+    try:
+        load_model(pooler, weights)
+    except (SafetensorError, RuntimeError, OSError) as error:
+        raise EmbedforgeError(
+            f"{weights}: these are not this pooler's weights, or are cut off: {error}"
+        ) from None

@@ -1,0 +1,329 @@
+"""`embedforge quickstart`: a folder of the reader's own text in, a proven embedding model out.
+
+Each phase leaves its result in OUT and is skipped when that is there, so an interrupted run goes on:
+
+    OUT/quickstart.json     what was asked, and the steps that fit the time
+    OUT/data/*.jsonl        Examples with mined negatives (read them: they are what the model learns)
+    OUT/data/base.npz       the untrained decoder's vectors, for mining and for the comparison
+    OUT/run/                the training run: log, checkpoints, model
+    OUT/index/              the whole folder, searchable
+    OUT/report.html, OUT/report.json
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import sysconfig
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+
+from embedforge.encode import encode
+from embedforge.errors import EmbedforgeError
+from embedforge.evaluate.report import write_report
+from embedforge.files import read_json, write_json
+from embedforge.model.encoder import build, embedding_model, load
+from embedforge.model.pooling import build_pooler
+from embedforge.quickstart.budget import Speed, fit_steps
+from embedforge.quickstart.compare import BASE_LAST, BASE_MEAN, TRAINED, Comparison, SeveralPoolings, compare
+from embedforge.quickstart.corpus import Corpus, read_corpus
+from embedforge.quickstart.examples import Pool, retrieval_examples, retrieval_instruction, retrieval_pool
+from embedforge.quickstart.page import build_report, terminal_table
+from embedforge.quickstart.prepare import (
+    CLUSTER_FILE,
+    RETRIEVAL_FILE,
+    BaseVectors,
+    centred,
+    encode_with_base,
+    mine,
+    write_training_files,
+)
+from embedforge.recipe import Recipe, Source, load_recipe, parse_recipe
+from embedforge.runtime import keep_freed_memory, pick_device
+from embedforge.search.index import Document, build_index
+from embedforge.text.contract import Contract
+from embedforge.train.progress import progress_bar
+from embedforge.train.run import Interrupted, train
+
+Floats = NDArray[np.float32]
+POOLINGS = {BASE_LAST: "last", BASE_MEAN: "mean"}
+
+
+def quickstart(
+    path: Path | None,
+    out: Path,
+    *,
+    base: str = "embedforge:base",
+    recipe_name: str = "tiny",
+    max_minutes: float = 5.0,
+    seed: int = 0,
+    device: str | None = None,
+) -> Comparison:
+    """Run all phases and print the short table.
+
+    Args:
+        path: a folder of Python source, Markdown or text; the interpreter's standard library if None.
+        out: a new folder, or that of an interrupted run with the same settings.
+        base: the decoder to start from.
+        recipe_name: a shipped recipe or a YAML file; its sources are replaced by this folder's.
+        max_minutes: the whole run's time; training takes the steps that fit, at most the recipe's.
+        seed: of split, mining, training and bootstrap.
+        device: "cpu", "cuda", ...; CUDA where there is one when None.
+
+    Raises:
+        EmbedforgeError: too little text, or `out` holds a run with other settings.
+        KeyboardInterrupt: after Ctrl-C during training, with the state saved.
+    """
+    started = time.monotonic()
+    keep_freed_memory()
+    console = Console(stderr=True)
+    folder = (path or Path(sysconfig.get_paths()["stdlib"])).resolve()
+    recipe = load_recipe(recipe_name, [f"seed={seed}", f"model.base={base}"])
+    asked = {
+        "folder": str(folder),
+        "base": base,
+        "recipe": recipe_name,
+        "seed": seed,
+        "max_minutes": max_minutes,
+    }
+    plan = _claim(out, asked)
+
+    corpus = _read(folder, seed, console)
+    pool = retrieval_pool(corpus.test, distractors=[*corpus.train, *corpus.dev])
+    vectors, speed = _base_vectors(out, base, corpus, pool, device)
+    _write_data(out, corpus, pool, vectors, seed, console)
+    if "recipe" not in plan:
+        left = max_minutes * 60 - (time.monotonic() - started)
+        fitted = fit_steps(_with_sources(recipe, corpus), speed, left)
+        plan = {**plan, "recipe": fitted.model_dump(mode="json")}
+        write_json(out / "quickstart.json", plan)
+    recipe = parse_recipe(plan["recipe"], str(out / "quickstart.json"))
+    _train(recipe, out, corpus, device, console)
+    comparison = _compare(out, folder, corpus, pool, vectors, plan, device, console, started)
+    Console().print(terminal_table(comparison))
+    Console().print(_next_steps(out, corpus), highlight=False, markup=False)
+    return comparison
+
+
+def _claim(out: Path, asked: dict[str, Any]) -> dict[str, Any]:
+    """Note what was asked in a new folder, or check that an earlier run there was asked the same."""
+    path = out / "quickstart.json"
+    if not path.exists():
+        if out.exists() and any(out.iterdir()):
+            raise EmbedforgeError(
+                f"{out}: this folder is not empty and no quickstart run; choose another --out"
+            )
+        write_json(path, {"asked": asked})
+        return {"asked": asked}
+    plan: dict[str, Any] = read_json(path)
+    for key, value in asked.items():
+        if plan["asked"].get(key) != value:
+            raise EmbedforgeError(
+                f"{out}: the run there had {key} = {plan['asked'].get(key)!r}, this one has {value!r}; "
+                "choose another --out, or remove the folder"
+            )
+    return plan
+
+
+def _read(folder: Path, seed: int, console: Console) -> Corpus:
+    with progress_bar(console) as bar:
+        task = bar.add_task("reading", total=None, note="")
+        corpus = read_corpus(
+            folder, seed=seed, progress=lambda done, total: bar.update(task, completed=done, total=total)
+        )
+    console.print(
+        f"{folder}: {len(corpus.train):,} texts to train on, {len(corpus.dev):,} for development, "
+        f"{len(corpus.test):,} held out in whole "
+        f"{'packages' if corpus.counts.get('groups_are_packages') else 'files'}"
+    )
+    return corpus
+
+
+def _base_vectors(
+    out: Path, base: str, corpus: Corpus, pool: Pool, device: str | None
+) -> tuple[BaseVectors, Speed]:
+    """Encode the pool, and the training queries, with the untrained decoder; measures its speed."""
+    train_queries = retrieval_pool(corpus.train).queries
+    queries = [*pool.queries.values(), *train_queries.values()]
+    documents = list(pool.documents.values())
+    path = out / "data" / "base.npz"
+    if path.exists():
+        with np.load(path) as stored:
+            speed = Speed(*stored["speed"].tolist())
+            parts = [
+                {name: stored[f"{kind} {name}"] for name in POOLINGS} for kind in ("queries", "documents")
+            ]
+        return BaseVectors(*parts), speed
+    contract = Contract(attention="causal", pooling="mean", max_tokens=192)
+    model = build(base=base, contract=contract, pooling={"kind": "mean"}).to(pick_device(device))
+    poolers = [build_pooler(kind=kind, hidden_size=model.dim) for kind in POOLINGS.values()]
+    started = time.monotonic()
+    with progress_bar() as bar:
+        task = bar.add_task(
+            "encoding with the untrained decoder", total=len(queries) + len(documents), note=""
+        )
+        found = encode_with_base(
+            SeveralPoolings(model, poolers),
+            list(POOLINGS),
+            queries,
+            documents,
+            progress=lambda texts: bar.advance(task, texts),
+        )
+    lengths = [len(text.input_ids) for text in model.renderer.render([*queries, *documents])]
+    speed = Speed(
+        tokens_per_second=sum(lengths) / (time.monotonic() - started),
+        query_tokens=float(np.mean(lengths[: len(queries)])),
+        document_tokens=float(np.mean(lengths[len(queries) :])),
+        texts=float(len(lengths)),
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial.npz")
+    arrays = {f"queries {name}": values for name, values in found.queries.items()}
+    arrays |= {f"documents {name}": values for name, values in found.documents.items()}
+    np.savez(partial, allow_pickle=False, speed=np.array(speed.as_tuple()), **arrays)
+    partial.replace(path)
+    return found, speed
+
+
+def _write_data(
+    out: Path, corpus: Corpus, pool: Pool, vectors: BaseVectors, seed: int, console: Console
+) -> None:
+    """Mine hard negatives and write the training files."""
+    if (out / "data" / CLUSTER_FILE).exists():
+        return
+    train_pool = retrieval_pool(corpus.train)
+    place = {identity: row for row, identity in enumerate(pool.documents)}
+    rows = [place[identity] for identity in train_pool.documents]
+    documents = vectors.documents[BASE_MEAN][rows]
+    queries = vectors.queries[BASE_MEAN][len(pool.queries) :]
+    with console.status("mining hard negatives"):
+        mined = mine(
+            corpus,
+            centred(queries, queries.mean(axis=0)),
+            centred(documents, documents.mean(axis=0)),
+            is_code=_is_code(corpus),
+            seed=seed,
+        )
+        write_training_files(out / "data", corpus, mined, seed)
+    found = sum(len(example.negatives) for example in mined)
+    console.print(f"mined {found:,} hard negatives for {len(mined):,} queries")
+
+
+def _with_sources(recipe: Recipe, corpus: Corpus) -> Recipe:
+    """Replace a recipe's sources: all stages train on retrieval, those without in-batch negatives on both."""
+    retrieval = Source(path=RETRIEVAL_FILE)
+    same_package = Source(path=CLUSTER_FILE, symmetric=True, in_batch_negatives=False)
+    stages = []
+    for stage in recipe.stages:
+        sources = (retrieval,) if stage.objective.in_batch != "none" else (retrieval, same_package)
+        stages.append(stage.model_copy(update={"mix": stage.mix.model_copy(update={"sources": sources})}))
+    contract = recipe.contract.model_copy(update={"default_instruction": retrieval_instruction(corpus.train)})
+    return recipe.model_copy(update={"stages": tuple(stages), "contract": contract})
+
+
+def _train(recipe: Recipe, out: Path, corpus: Corpus, device: str | None, console: Console) -> None:
+    try:
+        train(
+            recipe,
+            out / "run",
+            resume=True,
+            device=device,
+            source_folder=out / "data",
+            held_out=retrieval_examples(corpus.dev),
+        )
+    except Interrupted as stop:
+        console.print(f"\n{stop}. The state is saved: run the same command again to go on.")
+        raise KeyboardInterrupt from None
+
+
+def _compare(
+    out: Path,
+    folder: Path,
+    corpus: Corpus,
+    pool: Pool,
+    base: BaseVectors,
+    plan: dict[str, Any],
+    device: str | None,
+    console: Console,
+    started: float,
+) -> Comparison:
+    """Encode everything with the trained model, compare, and write index and report."""
+    seed = plan["asked"]["seed"]
+    st = load(str(out / "run" / "model"), device=str(pick_device(device)))
+    model = embedding_model(st)
+    with progress_bar(console) as bar:
+        task = bar.add_task(
+            "encoding with the trained model", total=len(pool.queries) + len(pool.documents), note=""
+        )
+        queries = encode(
+            model,
+            list(pool.queries.values()),
+            model.contract.query_prefix(),
+            progress=lambda texts: bar.advance(task, texts),
+        )
+        documents = encode(
+            model, list(pool.documents.values()), progress=lambda texts: bar.advance(task, texts)
+        )
+    build_index(
+        out / "index",
+        documents,
+        [Document(identity, text, location=identity) for identity, text in pool.documents.items()],
+        model=str((out / "run" / "model").resolve()),
+        contract=model.contract,
+    )
+    held_out = len(pool.queries)
+    query_vectors = {name: values[:held_out] for name, values in base.queries.items()} | {TRAINED: queries}
+    document_vectors = {**base.documents, TRAINED: documents}
+    with console.status("comparing and drawing the report"):
+        comparison = compare(
+            pool, corpus.test, query_vectors, document_vectors, is_code=_is_code(corpus), seed=seed
+        )
+        minutes = (time.monotonic() - started) / 60
+        details = {
+            **plan["asked"],
+            "steps": {stage["name"]: stage["steps"] for stage in plan["recipe"]["stages"]},
+            "corpus": corpus.counts,
+            "minutes": round(minutes, 2),
+            "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {pick_device(device)}",
+            "versions": {
+                name: importlib.metadata.version(name) for name in ("embedforge", "torch", "transformers")
+            },
+        }
+        write_json(out / "report.json", {**comparison.as_json(), "details": details})
+        report = build_report(
+            comparison,
+            pool,
+            corpus.test,
+            document_vectors,
+            out / "run" / "log.jsonl",
+            title=f"embedforge quickstart: {folder.name}",
+            details=details,
+            seed=seed,
+        )
+        write_report(out / "report.html", report)
+    console.print(f"finished in {minutes:.1f} minutes")
+    return comparison
+
+
+def _is_code(corpus: Corpus) -> bool:
+    return corpus.train[0].kind in {"function", "class", "method"}
+
+
+def _next_steps(out: Path, corpus: Corpus) -> str:
+    question = corpus.test[0].query.replace('"', "'")[:70]
+    model = out / "run" / "model"
+    return "\n".join(
+        [
+            f"Report: {out / 'report.html'}",
+            "Next:",
+            f'  embedforge search {out} "{question}"',
+            f"  embedforge evaluate {model} bm25 --tasks FOLDER_OF_DATASETS",
+            f"  python -c \"import embedforge as e; print(e.load('{model}').encode_query('hello').shape)\"",
+        ]
+    )

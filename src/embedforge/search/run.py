@@ -1,0 +1,56 @@
+"""`embedforge search`: the text of a quickstart run, by meaning."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+
+from embedforge.encode import encode
+from embedforge.errors import EmbedforgeError
+from embedforge.model.encoder import embedding_model, load
+from embedforge.runtime import pick_device
+from embedforge.search.index import INDEX_FILE, Hit, Index
+
+LINES_SHOWN = 6
+MODEL_FOLDERS = ("run/model", "model")
+
+
+def search(folder: Path, query: str, *, k: int = 5, device: str | None = None) -> list[Hit]:
+    """Print the best `k` documents for a query, and return them.
+
+    Args:
+        folder: of a quickstart run, or an index (then its model is where the index says).
+        query: in words.
+        k: number of hits.
+        device: "cpu", "cuda", ...
+
+    Raises:
+        EmbedforgeError: there is no index, its model is gone or another one, or the query is empty.
+    """
+    if not query.strip():
+        raise EmbedforgeError("the query is empty; say what to look for, in words")
+    place = folder / "index" if (folder / "index" / INDEX_FILE).exists() else folder
+    if not (place / INDEX_FILE).exists():
+        raise EmbedforgeError(
+            f"{folder}: there is no index here; make one with: embedforge quickstart --out {folder}"
+        )
+    index = Index.load(place)
+    model_folder = next(
+        (folder / name for name in MODEL_FOLDERS if (folder / name).exists()), Path(index.model)
+    )
+    if not model_folder.exists():
+        raise EmbedforgeError(f"{place}: its model '{model_folder}' is not there any more")
+    model = embedding_model(load(str(model_folder), device=str(pick_device(device))))
+    index.check(model.contract, str(model_folder))
+    hits = index.search(encode(model, [query], model.contract.query_prefix())[0], k)
+    console = Console()
+    for rank, hit in enumerate(hits, start=1):
+        console.print(f"[bold]{rank}.[/bold] [cyan]{escape(hit.document.location)}[/cyan]  {hit.score:.3f}")
+        lines = hit.document.text.strip().splitlines()
+        more = ["…"] if len(lines) > LINES_SHOWN else []
+        console.print(
+            "\n".join("   " + line for line in [*lines[:LINES_SHOWN], *more]), markup=False, highlight=False
+        )
+    return hits

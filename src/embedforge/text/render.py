@@ -1,0 +1,214 @@
+"""From text to token ids and masks: the one place where a text is tokenised, cut, pooled and padded.
+
+Training, evaluation and serving all come through here, under one contract. What may enter the embedding is
+decided by the character offsets of the one tokenizer call, never by counting the tokens of a prefix
+(the count changes when prefix and text share a token) and never by comparing ids (pad may equal EOS).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from embedforge.errors import EmbedforgeError
+from embedforge.text.contract import Contract
+from embedforge.text.tokenizer import contract_tokenizer, prefix_endings
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """One text as the model takes it, not yet padded."""
+
+    input_ids: list[int]
+    pooling_mask: list[int]
+    """1 where a token may enter the embedding; as long as `input_ids`, never all 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Frame:
+    """What stands around one text, and the room it has."""
+
+    prefix: str
+    text: str
+    suffix: str
+    max_tokens: int
+
+
+class Renderer:
+    """Renders texts under a contract.
+
+    `tokenizer` is the contract's copy of the given tokenizer. Save that one with the model, and a plain
+    library makes the same ids of `prefix + text`, unless the contract lets truncation cut EOS, which a saved
+    tokenizer cannot express.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, contract: Contract) -> None:
+        """Prepare `tokenizer`; the given object is not changed. Errors: see `contract_tokenizer`."""
+        self.contract = contract
+        self.tokenizer = contract_tokenizer(tokenizer, contract)
+        self._endings = prefix_endings(contract) if contract.isolate_prefix else None
+        self._bos = [self.tokenizer.bos_token_id] if contract.add_bos else []
+        self._eos = [self.tokenizer.eos_token_id] if contract.add_eos else []
+        pad = self.tokenizer.pad_token_id
+        self.pad_id: int = 0 if pad is None else pad  # any id will do: masks come from lengths
+
+    def render(
+        self,
+        texts: Sequence[str],
+        prefixes: str | Sequence[str] = "",
+        *,
+        suffix: str = "",
+        max_tokens: int | None = None,
+    ) -> list[Rendered]:
+        """Tokenise `prefix + text + suffix` of each text, cut it, and say which tokens are pooled.
+
+        `prefixes` is one string for all texts or one for each (`contract.query_prefix`, `.document_prefix`).
+        `max_tokens` can only lower the contract's. Too long a text loses tokens at its end; prefix, suffix,
+        BOS and EOS stay (EOS goes if `contract.eos_survives_truncation` is false, as in official NV-Embed).
+
+        Pooled is a token that ends beyond the prefix, the suffix's too. Without isolation the prefix's
+        trailing spaces count as the text's, because tokenizers put them there ("Query: judo" has the token
+        "▁judo"). BOS, EOS and the instruction follow the contract. A row with nothing to pool (an empty text
+        without EOS, say) pools its last token; one without any token becomes a single pooled pad token.
+
+        Raises EmbedforgeError when prefix, suffix, BOS and EOS leave no room for text, when an isolated
+        prefix does not end as the templates do, and for text that is not valid Unicode.
+        """
+        rows = [prefixes] * len(texts) if isinstance(prefixes, str) else list(prefixes)
+        if len(rows) != len(texts):
+            raise EmbedforgeError(
+                f"{len(texts)} texts were given {len(rows)} prefixes: give one string, or one each"
+            )
+        if not texts:
+            return []
+        for prefix in set(rows):
+            self._check_prefix(prefix)
+        most = self.contract.max_tokens
+        limit = most if max_tokens is None else min(most, max_tokens)
+        ids, offsets = self._tokenize([p + t + suffix for p, t in zip(rows, texts, strict=True)])
+        frames = [_Frame(p, t, suffix, limit) for p, t in zip(rows, texts, strict=True)]
+        return [self._finish(*row) for row in zip(frames, ids, offsets, strict=True)]
+
+    def pad(
+        self, rendered: Sequence[Rendered], *, side: str | None = None, multiple_of: int = 1
+    ) -> dict[str, torch.Tensor]:
+        """Stack texts into int64 `input_ids`, `attention_mask`, `pooling_mask`, each [texts, tokens].
+
+        `side` is "right" or "left", by default the contract's. The number of tokens is the longest text's,
+        rounded up to `multiple_of`. Both masks are 0 on padding.
+        """
+        side = self.contract.padding_side if side is None else side
+        if side not in ("right", "left"):
+            raise EmbedforgeError(f"the padding side is 'right' or 'left', not {side!r}")
+        longest = max((len(row.input_ids) for row in rendered), default=0)
+        width = -(-longest // multiple_of) * multiple_of
+        shape = (len(rendered), width)
+        batch = {
+            "input_ids": torch.full(shape, self.pad_id, dtype=torch.int64),
+            "attention_mask": torch.zeros(shape, dtype=torch.int64),
+            "pooling_mask": torch.zeros(shape, dtype=torch.int64),
+        }
+        for i, row in enumerate(rendered):
+            length = len(row.input_ids)
+            place = slice(0, length) if side == "right" else slice(width - length, width)
+            batch["input_ids"][i, place] = torch.tensor(row.input_ids)
+            batch["attention_mask"][i, place] = 1
+            batch["pooling_mask"][i, place] = torch.tensor(row.pooling_mask)
+        return batch
+
+    def batch(
+        self,
+        texts: Sequence[str],
+        prefixes: str | Sequence[str] = "",
+        *,
+        suffix: str = "",
+        max_tokens: int | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """Render and pad on the contract's side."""
+        return self.pad(self.render(texts, prefixes, suffix=suffix, max_tokens=max_tokens))
+
+    def _check_prefix(self, prefix: str) -> None:
+        if self._endings is None or not prefix or prefix.endswith(self._endings):
+            return
+        known = (
+            " or ".join(repr(ending) for ending in self._endings) or "nothing (the templates have no prefix)"
+        )
+        raise EmbedforgeError(
+            f"the prefix {prefix!r} does not end in {known}, so its last token could span the text's "
+            "beginning: make it with contract.query_prefix(instruction), or set contract.isolate_prefix=false"
+        )
+
+    def _tokenize(self, strings: list[str]) -> tuple[list[list[int]], list[list[tuple[int, int]]]]:
+        """Return ids and character offsets of each string, without BOS and EOS and without a limit."""
+        try:
+            encoded = self.tokenizer(
+                strings,
+                add_special_tokens=False,
+                return_offsets_mapping=True,
+                return_attention_mask=False,
+                verbose=False,  # a text longer than the limit is cut here, and no reason for a warning
+            )
+        except (TypeError, UnicodeEncodeError):
+            _refuse_invalid(strings)
+            raise
+        return encoded["input_ids"], encoded["offset_mapping"]
+
+    def _finish(self, frame: _Frame, ids: list[int], offsets: list[tuple[int, int]]) -> Rendered:
+        """Cut the text, add BOS and EOS, and make the pooling mask."""
+        contract = self.contract
+        fits = len(self._bos) + len(ids) + len(self._eos) <= frame.max_tokens
+        eos = self._eos if fits or contract.eos_survives_truncation else []
+        in_text = self._in_text(frame, offsets)
+        ends_in_suffix = len(frame.prefix) + len(frame.text)
+        # Tokens come in the order of the text, so the prefix's are the first and the suffix's are the last.
+        prefix_tokens = in_text.index(1) if 1 in in_text else len(ids)
+        suffix_tokens = sum(end > ends_in_suffix for _, end in offsets)
+        fixed = prefix_tokens + suffix_tokens + len(self._bos) + len(eos)
+        if fixed >= frame.max_tokens:
+            raise EmbedforgeError(
+                f"prefix, suffix, BOS and EOS take {fixed} tokens of max_tokens={frame.max_tokens} and leave "
+                f"no room for text: raise max_tokens, or shorten the instruction {frame.prefix!r}"
+            )
+        cut = slice(
+            len(ids) - suffix_tokens - max(0, len(ids) + len(self._bos) + len(eos) - frame.max_tokens)
+        )
+        tail = slice(len(ids) - suffix_tokens, len(ids))
+        pooled = [1] * len(ids) if contract.pool_instruction else in_text
+        pool_bos = contract.pool_bos == "always" or (
+            contract.pool_bos == "without_instruction" and not frame.prefix
+        )
+        mask = (
+            [int(pool_bos)] * len(self._bos)
+            + pooled[cut]
+            + pooled[tail]
+            + [int(contract.pool_eos)] * len(eos)
+        )
+        input_ids = self._bos + ids[cut] + ids[tail] + eos
+        if not input_ids:
+            return Rendered([self.pad_id], [1])
+        if 1 not in mask:
+            mask[-1] = 1
+        return Rendered(input_ids, mask)
+
+    def _in_text(self, frame: _Frame, offsets: list[tuple[int, int]]) -> list[int]:
+        """Return 1 for each token that ends beyond the prefix, [tokens]."""
+        if not frame.prefix:
+            return [1] * len(offsets)
+        prefix = frame.prefix if self.contract.isolate_prefix else frame.prefix.rstrip(" ")
+        return [int(end > len(prefix)) for _, end in offsets]
+
+
+def _refuse_invalid(strings: list[str]) -> None:
+    for i, string in enumerate(strings):
+        if not isinstance(string, str):
+            raise EmbedforgeError(f"text {i} is a {type(string).__name__}, not a string")
+        try:
+            string.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise EmbedforgeError(
+                f"text {i} is not valid Unicode: {error.reason} at character {error.start} "
+                f"({string[error.start]!r}); clean it with text.encode('utf-8', 'replace').decode()"
+            ) from None

@@ -1,0 +1,51 @@
+"""Retrieval on a small held-out pool, during training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from embedforge.data.example import Example
+from embedforge.encode import encode
+from embedforge.model.encoder import EmbeddingModel
+
+
+def held_out_retrieval(
+    model: EmbeddingModel, examples: Sequence[Example], *, bfloat16: bool | None = None
+) -> dict[str, float]:
+    """Rank the pool of all the examples' documents for each query.
+
+    Returns:
+        `eval_mrr@10` and `eval_recall@10`: means over the queries, in 0..1; a query counts as answered
+        by any of its positives.
+    """
+    pool: dict[str, int] = {}
+    for example in examples:
+        for text in (*example.positives, *example.negatives):
+            pool.setdefault(text, len(pool))
+    instructions = {example.instruction for example in examples}
+    queries = np.empty((len(examples), 0), dtype=np.float32)
+    for instruction in sorted(instructions):
+        rows = [row for row, example in enumerate(examples) if example.instruction == instruction]
+        vectors = encode(
+            model,
+            [examples[row].query for row in rows],
+            model.contract.query_prefix(instruction),
+            bfloat16=bfloat16,
+        )
+        if not queries.size:
+            queries = np.empty((len(examples), vectors.shape[1]), dtype=np.float32)
+        queries[rows] = vectors
+    documents = encode(model, list(pool), model.contract.document_prefix(), bfloat16=bfloat16)
+    scores = queries @ documents.T
+    ranks = np.array(
+        [
+            1 + (row > row[[pool[text] for text in example.positives]].max()).sum()
+            for row, example in zip(scores, examples, strict=True)
+        ]
+    )
+    return {
+        "eval_mrr@10": float(np.where(ranks <= 10, 1 / ranks, 0).mean()),
+        "eval_recall@10": float((ranks <= 10).mean()),
+    }

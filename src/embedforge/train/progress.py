@@ -1,0 +1,136 @@
+"""What a run says while it runs: a progress bar, a JSONL log, and a polite answer to Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from transformers import TrainerCallback
+from typing_extensions import override
+
+
+def progress_bar(console: Console | None = None) -> Progress:
+    """Return the progress bar used everywhere: what, how far, time spent, time left."""
+    return Progress(
+        TextColumn("[bold]{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=console or Console(stderr=True),
+    )
+
+
+class BarCallback(TrainerCallback):
+    """Shows one bar for a stage, with the loss beside it."""
+
+    def __init__(self, title: str, console: Console | None = None) -> None:
+        self.progress = progress_bar(console)
+        self.title = title
+
+    @override
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.is_world_process_zero:
+            self.progress.start()
+            self.task = self.progress.add_task(
+                self.title, total=state.max_steps, completed=state.global_step, note=""
+            )
+
+    @override
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.is_world_process_zero:
+            self.progress.update(self.task, completed=state.global_step)
+
+    @override
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any
+    ) -> None:
+        if state.is_world_process_zero and logs and "loss" in logs and hasattr(self, "task"):
+            note = f"loss {logs['loss']:.3f}  {logs.get('tokens_per_second', 0):,.0f} tokens/s"
+            self.progress.update(self.task, note=note)
+
+    @override
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.progress.stop()
+
+
+class JsonLogCallback(TrainerCallback):
+    """Appends every log line to a JSONL file: the curve is there whatever logger is in use.
+
+    On resume the lines after the checkpoint are dropped, so that each step stands there once.
+    """
+
+    def __init__(self, path: Path, stage: str) -> None:
+        self.path, self.stage = path, stage
+
+    @override
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if not state.is_world_process_zero or not self.path.exists():
+            return
+        kept = [
+            line
+            for line in self.path.read_text(encoding="utf-8").splitlines()
+            if _before(line, self.stage, state.global_step)
+        ]
+        self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+
+    @override
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any
+    ) -> None:
+        if state.is_world_process_zero and logs:
+            line = json.dumps({"stage": self.stage, "step": state.global_step, **logs})
+            with self.path.open("a", encoding="utf-8") as log:
+                log.write(line + "\n")
+
+
+def _before(line: str, stage: str, step: int) -> bool:
+    try:
+        entry = json.loads(line)
+    except json.JSONDecodeError:  # the last line of a killed run
+        return False
+    return bool(entry["stage"] != stage or entry["step"] <= step)
+
+
+class InterruptCallback(TrainerCallback):
+    """Ctrl-C ends the step under way, saves a checkpoint and stops; a second Ctrl-C stops at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.previous: Any = None
+
+    def _on_signal(self, number: int, frame: Any) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    @override
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if threading.current_thread() is threading.main_thread():
+            self.previous = signal.signal(signal.SIGINT, self._on_signal)
+
+    @override
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
+        if self.asked:
+            control.should_save = control.should_training_stop = True
+        return control
+
+    @override
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.previous is not None:
+            signal.signal(signal.SIGINT, self.previous)
+            self.previous = None

@@ -1,0 +1,340 @@
+"""`transformers.Trainer` with whole contrastive batches as steps, and checkpoints that can be trusted."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch.utils.data import DataLoader, Dataset
+from transformers import Trainer, TrainingArguments
+from typing_extensions import override
+
+from embedforge.data.mixture import Mixture
+from embedforge.data.step import Step
+from embedforge.errors import EmbedforgeError
+from embedforge.model.encoder import EmbeddingModel
+from embedforge.objectives.contrastive import candidate_mask, info_nce
+from embedforge.objectives.gradcache import backward, backward_with_retry
+from embedforge.recipe import Recipe, Stage
+from embedforge.runtime import bfloat16_autocast
+from embedforge.text.render import Rendered
+from embedforge.train.batches import Share, render_step, share_of_step
+from embedforge.train.optimizer import build_optimizer, parameter_groups, warmup_schedule
+
+WEIGHTS = "trainable.safetensors"
+COMPLETE = "complete"
+
+
+class StepNumbers(Dataset[int]):
+    """What the Trainer's loader iterates over: the Mixture gives step i itself, by random access."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, index: int) -> int:
+        return index
+
+
+class StageTrainer(Trainer):
+    """Trains one stage.
+
+    The data of a step and all its random numbers are functions of (seed, stage, step) alone. That is what
+    makes a resumed run the same run: there is no iterator to fast-forward.
+    """
+
+    def __init__(
+        self,
+        model: EmbeddingModel,
+        args: TrainingArguments,
+        *,
+        recipe: Recipe,
+        stage: Stage,
+        mixture: Mixture,
+        held_out: Callable[[EmbeddingModel], dict[str, float]] | None = None,
+    ) -> None:
+        super().__init__(model=model, args=args)
+        self.embedding_model = model
+        self.recipe, self.stage, self.mixture, self.held_out = recipe, stage, mixture, held_out
+        self.seed = _mix(recipe.seed, [entry.name for entry in recipe.stages].index(stage.name))
+        self.tokens_per_micro_batch = stage.tokens_per_micro_batch
+        self.meter = Meter()
+
+    # --- data ------------------------------------------------------------------------------------
+
+    @override
+    def get_train_dataloader(self) -> DataLoader[int]:
+        return DataLoader(StepNumbers(self.stage.steps), batch_size=None, collate_fn=lambda index: index)
+
+    @override
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[int], num_batches: int, device: Any
+    ) -> tuple[list[int], None]:
+        return [next(epoch_iterator) for _ in range(num_batches)], None
+
+    @override
+    def floating_point_ops(self, inputs: Any) -> int:
+        return 0
+
+    # --- one step --------------------------------------------------------------------------------
+
+    @override
+    def training_step(
+        self, model: torch.nn.Module, inputs: int, num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """Embed a step's texts, contrast them, and leave the gradient in the parameters."""
+        model.train()
+        number = self.state.global_step
+        step = self.mixture.step(number)
+        rendered = render_step(self.embedding_model, step, self.stage)
+        _seed_everything(_mix(self.seed, number, self.args.process_index))
+        per_query = torch.zeros(len(step.positive))
+        loss_of = self._loss(step, per_query)
+        (loss, share), self.tokens_per_micro_batch = backward_with_retry(
+            lambda budget: self._backward(model, rendered, budget, loss_of),
+            self.tokens_per_micro_batch,
+            longest=max(len(text.input_ids) for text in rendered),
+            zero_grad=model.zero_grad,
+        )
+        if not math.isfinite(float(loss)):
+            raise self._not_finite(step, per_query)
+        self.meter.add(step, per_query, share.tokens, share.padded_tokens)
+        return loss.to(self.args.device)
+
+    def _loss(self, step: Step, per_query: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Return the step's loss as a function of all its embeddings; notes each query's in `per_query`."""
+        device, queries = self.args.device, len(step.positive)
+        candidates = step_candidates(step, self.stage, self.args.world_size).to(device)
+        positive = torch.as_tensor(step.positive, device=device)
+
+        def loss(embeddings: torch.Tensor) -> torch.Tensor:
+            losses = info_nce(
+                embeddings[:queries],
+                embeddings[queries:],
+                positive,
+                candidates,
+                self.stage.objective.temperature,
+            )
+            per_query.copy_(losses.detach())
+            return losses.mean()
+
+        return loss
+
+    def _backward(
+        self,
+        model: torch.nn.Module,
+        rendered: list[Rendered],
+        budget: int,
+        loss: Callable[[torch.Tensor], torch.Tensor],
+    ) -> tuple[torch.Tensor, Share]:
+        """One attempt at a step, with micro-batches of at most `budget` tokens."""
+        device = self.args.device
+        share = share_of_step(
+            self.embedding_model.renderer, rendered, budget, self.args.process_index, self.args.world_size
+        )
+
+        def embed(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+            on_device = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+            with bfloat16_autocast(device, self.recipe.training.precision == "bfloat16_autocast"):
+                return model(**on_device)
+
+        value, _ = backward(
+            embed,
+            share.batches,
+            share.rows,
+            loss,
+            accumulate=self.accelerator.backward,
+            no_sync=lambda: self.accelerator.no_sync(model),
+            filler=share.filler,
+        )
+        return value, share
+
+    def _not_finite(self, step: Step, per_query: torch.Tensor) -> EmbedforgeError:
+        bad = (~torch.isfinite(per_query)).nonzero().flatten().tolist() or list(range(len(per_query)))
+        rows = "\n".join(f"  [{step.sources[row]}] {step.texts[row].text[:100]!r}" for row in bad[:5])
+        kept = last_complete_checkpoint(Path(self.args.output_dir))
+        return EmbedforgeError(
+            f"stage '{self.stage.name}', step {self.state.global_step}: the loss is not finite for "
+            f"{len(bad)} of {len(per_query)} queries, the first of them:\n{rows}\n"
+            f"Training stopped; the last good checkpoint is {kept or 'none yet'}. Lower the learning rate "
+            f"({self.stage.learning_rate:g}) or use training.precision=float32, then run again with --resume."
+        )
+
+    # --- optimizer -------------------------------------------------------------------------------
+
+    @override
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        stage = self.stage
+        groups = parameter_groups(
+            model if model is not None else self.model,
+            learning_rate=stage.learning_rate,
+            pooling_learning_rate=stage.pooling_learning_rate,
+            weight_decay=stage.weight_decay,
+        )
+        master = self.recipe.training.precision == "bfloat16"
+        self.optimizer = build_optimizer(groups, fp32_master=master)
+        return self.optimizer
+
+    @override
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        stage = self.stage
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer,
+            lambda step: warmup_schedule(stage.schedule, stage.warmup_steps, num_training_steps)(step),
+        )
+        self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    # --- metrics ---------------------------------------------------------------------------------
+
+    @override
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logs |= self.meter.drain()
+        super().log(logs, None)
+
+    @override
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Retrieval on the small held-out pool; see `train.metrics`."""
+        metrics = self.held_out(self.embedding_model) if self.held_out else {}
+        self.log(dict(metrics))
+        return metrics
+
+    # --- checkpoints -----------------------------------------------------------------------------
+
+    @override
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        """Only what is trained: for a 7B decoder under LoRA that is 1 % of the weights."""
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(trainable_state(self.embedding_model, state_dict), str(folder / WEIGHTS))
+
+    @override
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        load_trainable(self.embedding_model, Path(resume_from_checkpoint) / WEIGHTS)
+
+    @override
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        """Save, then mark the folder as complete: a folder without the mark is never resumed from."""
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        try:
+            super()._save_checkpoint(model, trial)
+            if self.args.should_save:
+                (folder / COMPLETE).touch()
+        except OSError as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            kept = last_complete_checkpoint(folder.parent)
+            raise EmbedforgeError(
+                f"{folder}: saving the checkpoint failed ({error.strerror or error}). "
+                f"The last complete checkpoint is {kept or 'none yet'}; free some space and run again "
+                "with --resume"
+            ) from error
+
+
+class Meter:
+    """Collects the figures of the steps between two log lines."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin a new interval."""
+        self.by_source: dict[str, list[float]] = defaultdict(list)
+        self.tokens = self.padded = 0
+        self.start = time.perf_counter()
+
+    def add(self, step: Step, per_query: torch.Tensor, tokens: int, padded: int) -> None:
+        """Take in one step."""
+        for source, loss in zip(step.sources, per_query.tolist(), strict=True):
+            self.by_source[source].append(loss)
+        self.tokens += tokens
+        self.padded += padded
+
+    def drain(self) -> dict[str, float]:
+        """Return loss by source, padding share and real tokens a second of this rank, and start again."""
+        figures = {
+            f"loss/{source}": float(np.mean(losses)) for source, losses in sorted(self.by_source.items())
+        }
+        figures["padding_share"] = 1 - self.tokens / max(self.padded, 1)
+        figures["tokens_per_second"] = self.tokens / max(time.perf_counter() - self.start, 1e-9)
+        self.reset()
+        return figures
+
+
+def step_candidates(step: Step, stage: Stage, world: int) -> torch.Tensor:
+    """Return the candidate mask [queries, documents] of a step under the stage's objective."""
+    objective = stage.objective
+    shard = None if objective.gather or world == 1 else np.arange(len(step.positive)) % world
+    masked = objective.mask_false_negatives
+    return candidate_mask(
+        step.owner,
+        step.is_positive,
+        step.in_batch_allowed,
+        objective.in_batch,
+        query_keys=step.query_keys if masked else None,
+        document_keys=step.document_keys if masked else None,
+        positive_keys=step.positive_keys if masked else None,
+        shard=shard,
+    )
+
+
+def trainable_state(
+    model: torch.nn.Module, state_dict: dict[str, torch.Tensor] | None = None
+) -> dict[str, torch.Tensor]:
+    """Return the trainable parameters by name, contiguous and on the CPU."""
+    names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    values = model.state_dict() if state_dict is None else state_dict
+    return {name: values[name].detach().cpu().contiguous() for name in sorted(names)}
+
+
+def load_trainable(model: torch.nn.Module, file: Path) -> None:
+    """Put the weights of a checkpoint or of a finished stage into the model.
+
+    Raises:
+        EmbedforgeError: the checkpoint is of another model or adapter.
+    """
+    state = load_file(str(file))
+    expected = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if set(state) != expected:
+        raise EmbedforgeError(
+            f"{file}: its weights are not those of this recipe: "
+            f"missing {sorted(expected - set(state))[:3]}, unexpected {sorted(set(state) - expected)[:3]}. "
+            "Train into another --out folder, or resume with the recipe of this one"
+        )
+    model.load_state_dict(state, strict=False)
+
+
+def last_complete_checkpoint(folder: Path) -> Path | None:
+    """Return the newest checkpoint that was written to its end; unfinished ones are removed."""
+    complete: list[Path] = []
+    for path in folder.glob("checkpoint-*"):
+        if (path / COMPLETE).exists():
+            complete.append(path)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+    return max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+def _mix(*numbers: int) -> int:
+    """One 63-bit seed out of several numbers."""
+    return int(
+        np.random.SeedSequence([abs(number) for number in numbers]).generate_state(1, np.uint64)[0] >> 1
+    )
+
+
+def _seed_everything(seed: int) -> None:
+    torch.manual_seed(seed)
+    if torch.cuda.is_available():
+        torch.cuda.manual_seed_all(seed)

@@ -1,0 +1,140 @@
+"""LoRA: what is trained, what a merge changes, and adapters that do nothing."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import GPT2Config, GPT2Model, MistralConfig, MistralModel, PreTrainedModel
+
+from embedforge.errors import EmbedforgeError
+from embedforge.model.adapter import add_lora, is_no_op, merge_lora
+from embedforge.model.attention import ensure_attention, probe
+
+MASK = torch.tensor([[1] * 9, [1] * 6 + [0] * 3])
+BATCH = {"input_ids": torch.arange(3, 21).view(2, 9), "attention_mask": MASK, "pooling_mask": MASK}
+
+
+def decoder(dtype: torch.dtype = torch.float32) -> MistralModel:
+    torch.manual_seed(0)
+    config = MistralConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.2,
+    )
+    return MistralModel(config).to(dtype)
+
+
+def trained(size: float, dtype: torch.dtype = torch.float32) -> PeftModel:
+    """An adapter whose B matrices are random numbers of this size."""
+    model = add_lora(decoder(dtype), rank=4)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(std=size)
+    return model
+
+
+def states(model: torch.nn.Module) -> torch.Tensor:
+    with torch.no_grad():
+        return model(input_ids=BATCH["input_ids"], attention_mask=MASK).last_hidden_state
+
+
+def test_only_the_adapter_is_trainable_and_it_covers_every_linear_layer():
+    model = add_lora(decoder(), rank=4)
+    names = [name for name, weight in model.named_parameters() if weight.requires_grad]
+    assert len(names) == 2 * 7 * 2  # layers, linear layers each, A and B
+    assert all("lora_" in name for name in names)
+
+
+def test_targets_choose_layers():
+    model = add_lora(decoder(), rank=4, targets=("q_proj", "mlp.up_proj"))
+    names = {
+        name.split(".lora_")[0].rpartition(".")[2] for name, _ in model.named_parameters() if "lora_" in name
+    }
+    assert names == {"q_proj", "up_proj"}
+
+
+def test_rank_alpha_and_dropout_are_honoured():
+    model = add_lora(decoder(), rank=3, alpha=12, dropout=0.25, targets=("q_proj",))
+    layer = model.get_base_model().layers[0].self_attn.q_proj
+    assert layer.lora_A["default"].weight.shape == (3, 32)
+    assert layer.scaling["default"] == 4
+    assert layer.lora_dropout["default"].p == 0.25
+
+
+@pytest.mark.parametrize(("target", "hint"), [("q_porj", "'q_proj'"), ("norm", "It has: down_proj")])
+def test_a_target_that_matches_nothing_is_an_error(target, hint):
+    with pytest.raises(EmbedforgeError, match=rf"'{target}' names no linear layer of this mistral.*{hint}"):
+        add_lora(decoder(), targets=("v_proj", target))
+
+
+def test_gpt2_layers_count_as_linear():
+    config = GPT2Config(vocab_size=64, n_embd=32, n_layer=1, n_head=4, bos_token_id=1, eos_token_id=2)
+    model = GPT2Model(config)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        assert is_no_op(add_lora(model, rank=2, targets=("c_attn",)))
+
+
+def test_the_wrapper_and_the_merge_keep_bidirectional_attention():
+    base = decoder()
+    ensure_attention(base, "bidirectional")
+    model = add_lora(base)
+    assert probe(model).is_bidirectional
+    with pytest.warns(UserWarning, match="no-op"):
+        assert probe(merge_lora(model, BATCH)).is_bidirectional
+
+
+def test_a_fresh_adapter_is_a_no_op_and_a_merge_says_so():
+    model = add_lora(decoder())
+    assert is_no_op(model)
+    assert not is_no_op(trained(0.1))
+    reference = states(model)
+    with pytest.warns(UserWarning, match="no-op: every B matrix is zero"):
+        merged = merge_lora(model, BATCH)
+    assert torch.equal(states(merged.eval()), reference)
+
+
+def test_a_merge_gives_the_same_plain_decoder():
+    model = trained(0.1).eval()
+    reference, base = states(model), states(decoder().eval())
+    assert (reference - base).abs().max() > 0.1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        merged = merge_lora(model, BATCH)
+    assert type(merged) is MistralModel
+    assert isinstance(merged, PreTrainedModel)
+    assert not any("lora" in name for name, _ in merged.named_parameters())
+    assert not merged.training
+    torch.testing.assert_close(states(merged), reference, atol=1e-5, rtol=1e-5)
+
+
+def test_a_merge_in_bfloat16_stays_within_its_tolerance():
+    model = trained(0.1, torch.bfloat16).eval()
+    reference = states(model)
+    merged = merge_lora(model, BATCH)
+    assert {weight.dtype for weight in merged.parameters()} == {torch.bfloat16}
+    assert (states(merged) - reference).norm() < 0.05 * reference.norm()
+
+
+def test_a_merge_in_bfloat16_that_rounds_the_adapter_away_says_so():
+    with pytest.warns(UserWarning, match="rounded the LoRA adapter away"):
+        merge_lora(trained(1e-5, torch.bfloat16), BATCH)
+
+
+def test_a_merge_that_changes_the_outputs_is_an_error():
+    with pytest.raises(EmbedforgeError, match=r"more than the tolerance of 1\.0e-09, in torch\.float32"):
+        merge_lora(trained(0.1), BATCH, tolerance=1e-9)
+    broken = trained(0.1)
+    with torch.no_grad():
+        broken.get_base_model().embed_tokens.weight.fill_(torch.nan)
+    with pytest.raises(EmbedforgeError, match="by nan of their norm"):
+        merge_lora(broken, BATCH)
