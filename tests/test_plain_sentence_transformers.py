@@ -111,6 +111,7 @@ def test_the_instruction_matters(plain: dict[str, np.ndarray]) -> None:
         ("mean", {"pool_instruction": True}, "BOS"),
         ("cls", {"pool_bos": "always"}, "BOS"),
         ("mean", {"isolate_prefix": False}, "span"),
+        ("weighted_mean", {"default_instruction": ""}, "tokens of the instruction too"),
         ("mean", {"pool_eos": False}, "EOS"),
         ("last", {"eos_survives_truncation": False}, "EOS"),
         ("mean", {"query_template": "Instruct: {instruction}\nQuery: {text} [end]"}, "follow the text"),

@@ -36,7 +36,11 @@ def test_nv_embed_v2_has_the_published_settings() -> None:
     recipe = load_recipe("nv-embed-v2")
     first, second = recipe.stages
     assert recipe.model.base == "mistralai/Mistral-7B-v0.1"
-    assert (recipe.model.pooling.latents, recipe.model.pooling.heads, recipe.model.pooling.head_dim) == (512, 8, 4096)
+    assert (recipe.model.pooling.latents, recipe.model.pooling.heads, recipe.model.pooling.head_dim) == (
+        512,
+        8,
+        4096,
+    )
     assert first.objective.in_batch == "positives"
     assert second.objective.in_batch == "none"
     assert first.mix.batches == second.mix.batches == "blended"
@@ -92,7 +96,9 @@ def test_an_unknown_recipe_gets_a_suggestion() -> None:
 
 def test_overrides_reach_lists_by_number_and_by_name(tmp_path: Path) -> None:
     path = write(tmp_path, MINIMAL)
-    recipe = load_recipe(path, ["stages.one.steps=7", "stages.0.objective.temperature=0.1", "model.adapter.rank=4"])
+    recipe = load_recipe(
+        path, ["stages.one.steps=7", "stages.0.objective.temperature=0.1", "model.adapter.rank=4"]
+    )
     assert recipe.stages[0].steps == 7
     assert recipe.stages[0].objective.temperature == 0.1
     assert recipe.model.adapter is not None

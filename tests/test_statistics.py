@@ -13,11 +13,11 @@ from embedforge.evaluate import statistics as statistics_module
 from embedforge.evaluate.retrieval import per_query_metrics, v_measure
 from embedforge.evaluate.statistics import (
     bootstrap_interval,
-    correlation_difference,
-    correlation_interval,
     half_sample_difference,
     half_sample_interval,
     paired_difference,
+    pairs_difference,
+    pairs_interval,
 )
 
 
@@ -132,7 +132,7 @@ def test_correlations_agree_with_scipy_and_their_intervals_with_fisher():
 
     gold = np.round(normal(300) * 2)  # ties
     predicted = gold + 2 * normal(300, seed=1)
-    interval = correlation_interval(predicted, gold)
+    interval = pairs_interval(predicted, gold)
     rho = spearmanr(predicted, gold)[0]
     fisher = np.tanh(np.arctanh(rho) + np.array([-1.96, 1.96]) * math.sqrt((1 + rho**2 / 2) / 297))
     assert interval.mean == pytest.approx(rho)
@@ -142,11 +142,24 @@ def test_correlations_agree_with_scipy_and_their_intervals_with_fisher():
 def test_correlation_difference_pairs_the_resamples():
     gold = normal(300)
     worse, better = gold + 1.5 * normal(300, seed=1), gold + normal(300, seed=2)
-    test = correlation_difference(worse, better, gold)
+    test = pairs_difference(worse, better, gold)
     assert test.is_real
     assert test.low < test.difference < test.high
-    same = correlation_difference(better, 2 * better + 1, gold)  # ranks are equal
+    same = pairs_difference(better, 2 * better + 1, gold)  # ranks are equal
     assert (same.difference, same.p_value, same.is_real) == (0.0, 1.0, False)
+
+
+def test_average_precision_agrees_with_sklearn():
+    from sklearn.metrics import average_precision_score
+
+    gold = (normal(200) > 0.5).astype(float)
+    predicted = np.round(gold + 2 * normal(200, seed=1), 1)  # ties
+    interval = pairs_interval(predicted, gold, "average_precision")
+    assert interval.mean == pytest.approx(average_precision_score(gold, predicted))
+    assert 0.05 < interval.high - interval.low < 0.3
+    better = pairs_difference(predicted, predicted + gold, gold, "average_precision")
+    assert better.is_real
+    assert better.low > 0
 
 
 # --- metrics -------------------------------------------------------------------------------------

@@ -105,7 +105,7 @@ def train(
 ) -> None:
     """Run a recipe: stages of training, then a model folder that sentence-transformers loads."""
     from embedforge.recipe import load_recipe
-    from embedforge.train.run import Interrupted
+    from embedforge.train.run import Interrupted, is_first_rank
     from embedforge.train.run import train as run
 
     try:
@@ -119,7 +119,8 @@ def train(
     except Interrupted as stop:
         typer.echo(f"{stop}; go on with: embedforge train {recipe} --out {out} --resume", err=True)
         raise typer.Exit(130) from None
-    typer.echo(f"The model is in {model}; use it with: embedforge.load('{model}').encode_query('...')")
+    if is_first_rank():
+        typer.echo(f"The model is in {model}; use it with: embedforge.load('{model}').encode_query('...')")
 
 
 @app.command()

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import io
 import logging
+import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -188,6 +189,12 @@ class _Runner:
             file = Path(predictions) / getattr(task, "prediction_file_name", "")
             predicted = read_json(file) if file.is_file() else {}
         by_split = {split: {row["hf_subset"]: row for row in rows} for split, rows in result.scores.items()}
+        score = float(result.get_score())
+        if not math.isfinite(score):
+            raise EmbedforgeError(
+                f"{self._model} on {task.metadata.name}: the score is {score}; are its vectors all equal, "
+                "or NaN? Finished tasks are kept"
+            )
         units = None
         if len(by_split) == 1:
             ((split, scores),) = by_split.items()
@@ -197,11 +204,11 @@ class _Runner:
         return {
             "type": task.metadata.type,
             "metric": task.metadata.main_score,
-            "score": float(result.get_score()),
+            "score": score,
             "instruction": instruction,
             "settings": settings,
             "seconds": round(time.monotonic() - start, 1),
-            "scores": by_split,
+            "scores": _finite(by_split),
             "units": None if units is None else units.as_json(),
         }
 
@@ -262,6 +269,15 @@ def versions() -> dict[str, str]:
     """Return the versions of the packages that make the numbers."""
     names = ("torch", "transformers", "sentence-transformers", "mteb", "bm25s")
     return {"embedforge": __version__, **{name: version(name) for name in names}}
+
+
+def _finite(value: Any) -> Any:
+    """Replace NaN (mteb's score of what it could not compute) by None: JSON has no NaN."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _file_name(label: str) -> str:

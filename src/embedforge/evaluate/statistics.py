@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -22,6 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 from embedforge.errors import EmbedforgeError
 
 Floats = NDArray[np.float64]
+PairMetric = Literal["spearman", "average_precision"]
 _BLOCK_NUMBERS = 4_000_000
 """Random numbers held at once (32 MB of int64); it bounds memory whatever the number of queries."""
 
@@ -126,42 +128,54 @@ def half_sample_difference(a: ArrayLike, b: ArrayLike, *, confidence: float = 0.
     return PairedTest(interval.mean, interval.low, interval.high, p_value, len(before), is_real)
 
 
-def correlation_interval(
-    predicted: ArrayLike, gold: ArrayLike, *, confidence: float = 0.95, resamples: int = 2_000, seed: int = 0
+def pairs_interval(
+    predicted: ArrayLike,
+    gold: ArrayLike,
+    metric: PairMetric = "spearman",
+    *,
+    confidence: float = 0.95,
+    resamples: int = 2_000,
+    seed: int = 0,
 ) -> Interval:
-    """Percentile bootstrap over pairs of Spearman's correlation between `predicted` and `gold`, both [n]."""
+    """Percentile bootstrap over pairs of how well `predicted` follows `gold`, both [n].
+
+    `spearman` is the rank correlation; `average_precision` takes `gold` of 0 and 1.
+    """
     x, y = _checked(predicted, "predicted"), _checked(gold, "gold")
-    replicates = _bootstrap_spearman(x[None], y, resamples, seed)[0]
+    (replicates,) = _resampled_pairs(x[None], y, metric, resamples, seed)
     low, high = np.quantile(replicates, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Interval(float(_spearman(x[None], y[None])[0]), float(low), float(high))
+    return Interval(float(_PAIR_METRICS[metric](x[None], y[None])[0]), float(low), float(high))
 
 
-def correlation_difference(
+def pairs_difference(
     a: ArrayLike,
     b: ArrayLike,
     gold: ArrayLike,
+    metric: PairMetric = "spearman",
     *,
     confidence: float = 0.95,
     resamples: int = 2_000,
     seed: int = 0,
 ) -> PairedTest:
-    """Compare the Spearman correlations of `a` and `b` [n] with the same `gold` [n], over resampled pairs.
+    """Does `b` follow `gold` better than `a`? All are [n]; both are scored on the same resampled pairs.
 
     The p-value is that of the interval: twice the share of resamples on the other side of zero.
     """
     both, y = np.stack([_checked(a, "a"), _checked(b, "b")]), _checked(gold, "gold")
-    before, after = _bootstrap_spearman(both, y, resamples, seed)
+    before, after = _resampled_pairs(both, y, metric, resamples, seed)
     change = after - before
     low, high = np.quantile(change, [(1 - confidence) / 2, (1 + confidence) / 2])
-    observed = _spearman(both, np.stack([y, y]))
+    observed = _PAIR_METRICS[metric](both, np.stack([y, y]))
     sides = min(int((change <= 0).sum()), int((change >= 0).sum()))
     p_value = min(1.0, 2 * (1 + sides) / (1 + resamples))
     is_real = p_value < 1 - confidence and bool(low > 0 or high < 0)
     return PairedTest(float(observed[1] - observed[0]), float(low), float(high), p_value, len(y), is_real)
 
 
-def _bootstrap_spearman(predictions: Floats, gold: Floats, resamples: int, seed: int) -> Floats:
-    """Spearman of each row of `predictions` [m, n] with `gold` [n] on the same resamples: [m, resamples]."""
+def _resampled_pairs(
+    predictions: Floats, gold: Floats, metric: PairMetric, resamples: int, seed: int
+) -> Floats:
+    """Score each row of `predictions` [m, n] against `gold` [n] on the same resamples: [m, resamples]."""
     if predictions.shape[1] != len(gold):
         raise EmbedforgeError(f"{predictions.shape[1]} predictions for {len(gold)} gold scores")
     rng = np.random.default_rng(seed)
@@ -170,7 +184,7 @@ def _bootstrap_spearman(predictions: Floats, gold: Floats, resamples: int, seed:
     for start in range(0, resamples, block):
         rows = rng.integers(len(gold), size=(min(block, resamples - start), len(gold)))
         for row, prediction in zip(found, predictions, strict=True):
-            row[start : start + len(rows)] = _spearman(prediction[rows], gold[rows])
+            row[start : start + len(rows)] = _PAIR_METRICS[metric](prediction[rows], gold[rows])
     return found
 
 
@@ -182,6 +196,23 @@ def _spearman(x: Floats, y: Floats) -> Floats:
     a, b = (r - r.mean(axis=1, keepdims=True) for r in ranks)
     norms = np.sqrt((a * a).sum(axis=1) * (b * b).sum(axis=1))
     return np.asarray((a * b).sum(axis=1) / np.where(norms > 0, norms, 1.0))
+
+
+def _average_precision(x: Floats, y: Floats) -> Floats:
+    """Row-wise average precision of scores [r, n] for labels 0 and 1 [r, n]; 0 without any 1.
+
+    Equal scores are found together, as scikit-learn has it, so their order does not matter.
+    """
+    order = np.argsort(-x, axis=1, kind="stable")
+    scores, hits = np.take_along_axis(x, order, axis=1), np.take_along_axis(y, order, axis=1)
+    ranks = np.arange(x.shape[1])
+    is_last = np.diff(scores, axis=1, append=-np.inf) != 0
+    last_of_ties = np.minimum.accumulate(np.where(is_last, ranks, len(ranks))[:, ::-1], axis=1)[:, ::-1]
+    precision = np.take_along_axis(np.cumsum(hits, axis=1) / (ranks + 1), last_of_ties, axis=1)
+    return np.asarray((precision * hits).sum(axis=1) / np.maximum(hits.sum(axis=1), 1))
+
+
+_PAIR_METRICS = {"spearman": _spearman, "average_precision": _average_precision}
 
 
 def _t_p_value(differences: Floats) -> float:

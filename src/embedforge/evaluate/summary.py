@@ -22,6 +22,7 @@ _METRICS = {
     "accuracy": "accuracy",
     "v_measure": "V-measure",
     "cosine_spearman": "Spearman",
+    "cosine_ap": "average precision",
     "max_ap": "average precision",
 }
 _MOST_BARS = 40
@@ -91,7 +92,8 @@ def _report(results: Results, tests: dict[str, dict[str, PairedTest]], settings:
         charts.append(Chart("Side by side", svg, "Thin lines are 95% intervals."))
     several = len(results.models) > 1
     return Report(
-        title="Evaluation of " + " and ".join(results.models),
+        title="Evaluation of "
+        + " and ".join(filter(None, [", ".join(results.models[:-1]), results.models[-1]])),
         subtitle=f"{len(results.tasks)} task{'s' * (len(results.tasks) > 1)}, split {settings.split}",
         summary=_sentences(results, tests),
         tables=[_task_table(results, intervals, tests)] + ([_type_table(results)] if several else []),
@@ -117,10 +119,9 @@ def _task_table(
         "Scores",
         ["task", "metric", *results.models, *(f"{model} − {first}" for model in results.models[1:])],
         rows,
-        note="Main score of mteb, from 0 to 1, with its 95% interval where it is a mean over queries or "
-        "texts (bootstrap), a correlation (bootstrap over pairs) or a V-measure (random halves). Differences "
-        "are paired tests on the same queries; grey ones may be chance. A dash: the model cannot do the "
-        "task, or the metric has no test.",
+        note="Main score of mteb, from 0 to 1, with its 95% interval: bootstrap over queries, texts or "
+        "pairs, for V-measure over random halves. Differences are paired tests on the same ones; grey may "
+        "be chance. A dash: the model cannot do the task, or the metric has no test.",
         has_total=True,
         bold_best=len(results.models) > 1,
     )

@@ -8,6 +8,7 @@ is named `type/dataset`. This module needs mteb.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -199,7 +200,7 @@ TYPES = {
     "classification": _Kind(FolderClassification, "Classification", "accuracy"),
     "clustering": _Kind(FolderClustering, "Clustering", "v_measure"),
     "sts": _Kind(FolderSTS, "STS", "cosine_spearman"),
-    "nli": _Kind(FolderPairClassification, "PairClassification", "max_ap"),
+    "nli": _Kind(FolderPairClassification, "PairClassification", "cosine_ap"),
     "bitext": _Kind(FolderBitext, "BitextMining", "accuracy"),
 }
 
@@ -210,7 +211,8 @@ def find_tasks(tasks: str | Sequence[str], split: str = "test") -> list[AbsTask]
     A folder is one of type folders, a type folder or one dataset. Datasets of a folder that lack
     `split` are left out; a folder in which none has it is an `EmbedforgeError`, and so is an unknown name.
     """
-    names = [n.strip() for n in tasks.split(",")] if isinstance(tasks, str) else list(tasks)
+    # A comma inside parentheses belongs to a benchmark's name: "MTEB(eng, v2)".
+    names = re.split(r",\s*(?![^(]*\))", tasks.strip()) if isinstance(tasks, str) else list(tasks)
     found: list[AbsTask] = []
     for name in names:
         found += folder_tasks(Path(name), split) if Path(name).is_dir() else _hub_tasks(name)

@@ -1,29 +1,36 @@
 """What a task's score is a mean of, so that a difference between models can be tested. Needs mteb.
 
 mteb reports one number a task. From the predictions it saves, the score of every query, text or pair is
-worked out again with the same definitions; where that does not give mteb's number back, or where a metric
-is no mean (average precision over pairs), a task has no units and its score stands without interval.
+worked out again with the same definitions; where that does not give mteb's number back, a task has no units
+and its score stands without interval.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from mteb.abstasks import AbsTaskBitextMining, AbsTaskClassification, AbsTaskRetrieval, AbsTaskSTS
+from mteb.abstasks import (
+    AbsTaskBitextMining,
+    AbsTaskClassification,
+    AbsTaskPairClassification,
+    AbsTaskRetrieval,
+    AbsTaskSTS,
+)
 
 from embedforge.errors import EmbedforgeError
 from embedforge.evaluate.statistics import (
     Interval,
     PairedTest,
+    PairMetric,
     bootstrap_interval,
-    correlation_difference,
-    correlation_interval,
     half_sample_difference,
     half_sample_interval,
     paired_difference,
+    pairs_difference,
+    pairs_interval,
 )
 
 _TREC_NAMES = {
@@ -33,6 +40,7 @@ _TREC_NAMES = {
     "precision": "P",
     "hit_rate": "success",
 }
+_PAIR_METRICS: dict[str, PairMetric] = {"scored pairs": "spearman", "labelled pairs": "average_precision"}
 _TOLERANCE = 5e-4  # mteb rounds to five digits
 
 
@@ -40,15 +48,15 @@ _TOLERANCE = 5e-4  # mteb rounds to five digits
 class Units:
     """Scores of the units that were drawn at random: all of one task and split, in the data's order."""
 
-    kind: Literal["queries", "texts", "pairs", "halves"]
+    kind: Literal["queries", "texts", "scored pairs", "labelled pairs", "halves"]
     values: tuple[float, ...]
-    """Of `pairs` the predicted similarities, of all other kinds scores whose mean is the task's."""
+    """Of pairs the predicted similarities, of all other kinds scores whose mean is the task's."""
     gold: tuple[float, ...] = ()
-    """Of `pairs` the human scores."""
+    """Of pairs the human scores, or the labels 0 and 1."""
 
     def as_json(self) -> dict[str, Any]:
-        """Return what `from_json` reads."""
-        return asdict(self)
+        """Return what `from_json` reads: the fields, with lists for tuples as in JSON."""
+        return {"kind": self.kind, "values": list(self.values), "gold": list(self.gold)}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any] | None) -> Units | None:
@@ -58,8 +66,8 @@ class Units:
 
 def interval(units: Units) -> Interval:
     """95 % interval of the task's score, by the method that fits the kind of unit."""
-    if units.kind == "pairs":
-        return correlation_interval(units.values, units.gold)
+    if units.kind in _PAIR_METRICS:
+        return pairs_interval(units.values, units.gold, _PAIR_METRICS[units.kind])
     return half_sample_interval(units.values) if units.kind == "halves" else bootstrap_interval(units.values)
 
 
@@ -70,8 +78,8 @@ def compare(a: Units, b: Units) -> PairedTest:
             f"the two models were scored on other data, {len(a.values)} {a.kind} and {len(b.values)} "
             f"{b.kind}; evaluate both anew"
         )
-    if a.kind == "pairs":
-        return correlation_difference(a.values, b.values, a.gold)
+    if a.kind in _PAIR_METRICS:
+        return pairs_difference(a.values, b.values, a.gold, _PAIR_METRICS[a.kind])
     return (half_sample_difference if a.kind == "halves" else paired_difference)(a.values, b.values)
 
 
@@ -82,12 +90,8 @@ def unit_scores(
 
     The task's score is the mean of its subsets; values are weighted so that theirs is too.
     """
-    if isinstance(task, AbsTaskSTS):
-        if len(scores) != 1 or task.metadata.main_score not in ("cosine_spearman", "spearman"):
-            return None
-        (subset,) = scores
-        gold = _rows(task, subset, split)["score"]
-        return Units("pairs", tuple(predictions[subset][split]["cosine_scores"]), tuple(map(float, gold)))
+    if isinstance(task, AbsTaskSTS | AbsTaskPairClassification):
+        return _pairs(task, split, predictions, scores)
     halves = [score.get("v_measures", {}).get("halves") for score in scores.values()]
     if halves[0] is not None:
         return Units("halves", tuple(halves[0]))
@@ -102,6 +106,22 @@ def unit_scores(
         return None
     kind: Literal["queries", "texts"] = "queries" if isinstance(task, AbsTaskRetrieval) else "texts"
     return Units(kind, tuple(values.tolist()))
+
+
+def _pairs(task: Any, split: str, predictions: Mapping[str, Any], scores: Mapping[str, Any]) -> Units | None:
+    if len(scores) != 1:
+        return None
+    ((subset, score),) = scores.items()
+    is_sts = isinstance(task, AbsTaskSTS)
+    gold = _rows(task, subset, split)["score" if is_sts else task.label_column_name]
+    units = Units(
+        "scored pairs" if is_sts else "labelled pairs",
+        tuple(predictions[subset][split]["cosine_scores"]),
+        tuple(map(float, gold)),
+    )
+    metric = _PAIR_METRICS[units.kind]
+    off = abs(pairs_interval(units.values, units.gold, metric, resamples=1).mean - score["main_score"])
+    return units if off <= _TOLERANCE else None
 
 
 def _subset_values(task: Any, subset: str, split: str, predictions: Mapping[str, Any]) -> Any:

@@ -89,7 +89,7 @@ def find_folder(base: str) -> Path:
     except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise EmbedforgeError(
-            f"'{base}' is no folder here, and fetching it from the hub failed.{hint} Its answer: {reason}"
+            f"'{base}' is no folder here, and could not be fetched from the hub.{hint} (Why not: {reason})"
         ) from None
 
 

@@ -105,7 +105,8 @@ def obstacle_to_stock(contract: Contract) -> str | None:
         return "EOS is always pooled and survives truncation"
     if contract.pooling == "last":
         return None  # The last token is the same whatever stands before it.
-    templates_have_prefix = any(prompts(contract).values())
+    templates = (contract.query_template, contract.document_template)
+    templates_have_prefix = not all(template.startswith("{text}") for template in templates)
     if contract.add_bos:
         stock = "always" if contract.pool_instruction else "without_instruction"
         usual = {stock} if templates_have_prefix else {"always", "without_instruction"}

@@ -9,6 +9,7 @@ out/model/               the result: a sentence-transformers folder + recipe.jso
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -165,7 +166,7 @@ def training_arguments(
         per_device_train_batch_size=1,  # a batch of the Trainer is one whole step of ours
         max_grad_norm=stage.max_grad_norm,
         use_cpu=on_cpu,
-        ddp_backend="gloo" if on_cpu else None,
+        ddp_backend="gloo" if on_cpu and "WORLD_SIZE" in os.environ else None,
         ddp_find_unused_parameters=False,
         fsdp=settings.fsdp or None,
         logging_steps=settings.log_steps,
@@ -185,8 +186,10 @@ def training_arguments(
 
 
 def finish(model: EmbeddingModel, recipe: Recipe, folder: Path) -> Path:
-    """Merge the adapter, and save the model with its recipe and contract."""
+    """Merge the adapter, and save the model with its recipe and contract; the first rank writes."""
     model.eval()
+    if not is_first_rank():
+        return folder
     if recipe.model.adapter is not None:
         batch = model.renderer.batch(
             ["A text to check the merge with.", "Another one, somewhat longer than the first."]
@@ -195,6 +198,11 @@ def finish(model: EmbeddingModel, recipe: Recipe, folder: Path) -> Path:
         model.decoder = merge_lora(model.decoder, {name: tensor.to(device) for name, tensor in batch.items()})
     save(model, folder, recipe.model_dump(mode="json"))
     return folder
+
+
+def is_first_rank() -> bool:
+    """Say whether this process writes files: the only one, or rank 0 under torchrun."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _claim_folder(out: Path, recipe: Recipe, fingerprints: Mapping[str, str], resume: bool) -> None:
@@ -207,6 +215,8 @@ def _claim_folder(out: Path, recipe: Recipe, fingerprints: Mapping[str, str], re
         },
     }
     path = out / "recipe.json"
+    if not is_first_rank():
+        return
     if not path.exists():
         write_json(path, resolved)
         return
