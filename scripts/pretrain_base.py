@@ -230,8 +230,12 @@ class CausalTrainer(Trainer):
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder of train-*.jsonl.gz and valid.jsonl.gz")
-    parser.add_argument("--work", type=Path, required=True, help="folder for tokenizer, tokens and checkpoints")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="folder of train-*.jsonl.gz and valid.jsonl.gz"
+    )
+    parser.add_argument(
+        "--work", type=Path, required=True, help="folder for tokenizer, tokens and checkpoints"
+    )
     parser.add_argument("--vocabulary", type=int, default=16_384)
     parser.add_argument("--hidden", type=int, default=384)
     parser.add_argument("--layers", type=int, default=4)
@@ -241,7 +245,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--max-steps", type=int, default=8000)
     parser.add_argument("--cooldown-steps", type=int, default=1500)
     parser.add_argument("--save-steps", type=int, default=250)
-    parser.add_argument("--compile", action="store_true", help="torch.compile: slow start, about 1.5x as fast")
+    parser.add_argument(
+        "--compile", action="store_true", help="torch.compile: slow start, about 1.5x as fast"
+    )
     return parser.parse_args()
 
 
@@ -310,7 +316,7 @@ def main() -> None:
     trainer.train(resume_from_checkpoint=str(found[-1]) if found else None)
     trainer.save_model(str(args.work / "final"))
     fast.save_pretrained(args.work / "final")
-    print(json.dumps(trainer.state.log_history[-3:], indent=1))  # noqa: T201
+    print(json.dumps(trainer.state.log_history[-3:], indent=1))
 
 
 if __name__ == "__main__":

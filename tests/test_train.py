@@ -27,7 +27,7 @@ from embedforge.train.mixtures import read_mixture
 from embedforge.train.run import prepare_model, train
 from embedforge.train.trainer import last_complete_checkpoint
 
-WORDS = "river stone cloud engine letter garden window silver market forest copper signal".split()
+WORDS = ["river", "stone", "cloud", "engine", "letter", "garden", "window", "silver", "market", "forest", "copper", "signal"]
 
 
 def write_pairs(path: Path, rows: int = 48, seed: int = 0) -> None:

@@ -150,7 +150,10 @@ class Stage(Section):
     weight_decay: Annotated[float, Field(ge=0)] = 0.03
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     tokens_per_micro_batch: PositiveInt = 16_384
-    """GradCache: texts of a step are cut into micro-batches of at most so many tokens, padding included."""
+    """Tokens whose graph is held at a time, padding included. A larger step is cut by GradCache.
+
+    A step that fits is embedded once; a larger one twice, in the memory of one micro-batch.
+    """
 
 
 class Training(Section):

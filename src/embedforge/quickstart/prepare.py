@@ -6,12 +6,12 @@ import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from embedforge.data.example import Example
+from embedforge.data.fields import record_of
 from embedforge.encode import encode
 from embedforge.files import write_text
 from embedforge.lexical import Bm25
@@ -98,24 +98,12 @@ def mine(
 
 def write_examples(path: Path, examples: Sequence[Example]) -> None:
     """Write Examples in the format that the readers read back."""
-    write_text(path, "".join(json.dumps(_record(example), ensure_ascii=False) + "\n" for example in examples))
+    write_text(
+        path, "".join(json.dumps(record_of(example), ensure_ascii=False) + "\n" for example in examples)
+    )
 
 
 def write_training_files(folder: Path, corpus: Corpus, mined: Sequence[Example], seed: int) -> None:
     """Write the two sources of `recipes/tiny.yaml`."""
     write_examples(folder / RETRIEVAL_FILE, mined)
     write_examples(folder / CLUSTER_FILE, cluster_examples(corpus.train, seed, CLUSTER_NEGATIVES))
-
-
-def _record(example: Example) -> dict[str, Any]:
-    record: dict[str, Any] = {"query": example.query, "instruction": example.instruction}
-    for kind, texts, ids in (
-        ("positives", example.positives, example.positive_ids),
-        ("negatives", example.negatives, example.negative_ids),
-    ):
-        record[kind] = [
-            {"id": identity, "text": text} for identity, text in zip(ids, texts, strict=True)
-        ] or list(texts)
-    if example.query_id:
-        record["query_id"] = example.query_id
-    return record

@@ -156,6 +156,7 @@ class StageTrainer(Trainer):
             accumulate=self.accelerator.backward,
             no_sync=lambda: self.accelerator.no_sync(model),
             filler=share.filler,
+            one_pass=share.padded_tokens <= budget,
         )
         return value, share
 
