@@ -95,8 +95,8 @@ def tokenize(path: Path, tokenizer: Tokenizer, out: Path, eos: int) -> None:
     texts = [text for text, _ in read_texts(path)]
     pieces: list[np.ndarray] = []
     for start in range(0, len(texts), 256):
-        for encoding in tokenizer.encode_batch(texts[start : start + 256], add_special_tokens=False):
-            pieces.append(np.array([*encoding.ids, eos], dtype=np.uint16))
+        encodings = tokenizer.encode_batch(texts[start : start + 256], add_special_tokens=False)
+        pieces += [np.array([*encoding.ids, eos], dtype=np.uint16) for encoding in encodings]
     partial = out.with_suffix(".partial.npy")
     np.save(partial, np.concatenate(pieces))
     partial.rename(out)

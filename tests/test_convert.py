@@ -242,7 +242,10 @@ def test_read_source_knows_every_kind(folder, source, count):
 
 
 def test_read_source_warns_of_in_batch_negatives_of_classes(folder, caplog):
-    read_source(Source(path="animals.jsonl", kind="clusters"), seed=0, folder=folder)
+    examples = read_source(Source(path="animals.jsonl", kind="clusters"), seed=0, folder=folder)
+    assert not any(example.in_batch_negatives for example in examples)
+    assert not caplog.text
+    read_source(Source(path="animals.jsonl", kind="clusters", in_batch_negatives=True), seed=0, folder=folder)
     assert "in_batch_negatives: false" in caplog.text
 
 

@@ -120,7 +120,7 @@ def test_the_contract_takes_the_pooling_of_the_model() -> None:
     recipe = parse_recipe({**MINIMAL, "model": {"pooling": {"kind": "latent"}}}, "r.yaml")
     assert recipe.contract.pooling == "latent"
     both = {"model": {"pooling": {"kind": "latent"}}, "contract": {"pooling": "mean"}}
-    with pytest.raises(EmbedforgeError, match="set only model.pooling.kind"):
+    with pytest.raises(EmbedforgeError, match=r"set only model\.pooling\.kind"):
         parse_recipe({**MINIMAL, **both}, "r.yaml")
 
 

@@ -1,4 +1,4 @@
-"""Training: it learns, it resumes exactly after a real kill, ranks do not matter, and bad runs stop cleanly."""
+"""Training: it learns, resumes exactly after a real kill, gives one result on any ranks, stops cleanly."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ from embedforge.train.mixtures import read_mixture
 from embedforge.train.run import prepare_model, train
 from embedforge.train.trainer import last_complete_checkpoint
 
-WORDS = ["river", "stone", "cloud", "engine", "letter", "garden", "window", "silver", "market", "forest", "copper", "signal"]
+WORDS = ["river", "stone", "cloud", "engine", "letter", "garden"]
+WORDS += ["window", "silver", "market", "forest", "copper", "signal"]
 
 
 def write_pairs(path: Path, rows: int = 48, seed: int = 0) -> None:

@@ -80,7 +80,7 @@ class Source(Section):
     """Split of a BEIR folder or a hub dataset."""
     instruction: str = ""
     in_batch_negatives: bool = True
-    """May other rows' documents be negatives? By default not for labels and clusters: many are of one class."""
+    """May other rows' documents be negatives? By default not for labels and clusters: many share a class."""
     symmetric: bool = False
     """Documents carry the instruction too; by default for scored pairs and example-based classes."""
     weight: Annotated[float, Field(gt=0)] = 1.0
