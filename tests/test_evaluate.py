@@ -377,6 +377,12 @@ def test_a_plain_model_keeps_its_own_prompts(data, plain_folder, tmp_path):
     assert found.tasks["retrieval/topics"]["plain"]["settings"]["max_tokens"] == 40
 
 
+def test_a_model_that_can_do_none_of_the_tasks_still_gives_a_report(data, tmp_path):
+    found = evaluate(["bm25"], str(data / "sts"), tmp_path)
+    assert found.score("bm25", "sts/topics") is None
+    assert "bm25 can do 0 of the 1 tasks" in (tmp_path / "report.html").read_text()
+
+
 def test_a_plain_model_takes_no_instruction(data, plain_folder, tmp_path):
     with pytest.raises(EmbedforgeError, match="no embedding contract"):
         evaluate([str(plain_folder)], str(data / "sts"), tmp_path, instructions={"sts/topics": "x"})

@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from embedforge.encode import encode
 from embedforge.errors import EmbedforgeError
+from embedforge.model.encoder import build as build_model
+from embedforge.model.encoder import embedding_model, load, save
 from embedforge.search import Document, Index, build_index, fingerprint
+from embedforge.search.run import search
 from embedforge.text.contract import Contract, Golden
 
 DOCUMENTS = [
@@ -101,3 +106,79 @@ def test_a_query_of_another_size_is_refused(tmp_path: Path):
 def test_no_index_is_an_error_that_names_the_file(tmp_path: Path):
     with pytest.raises(EmbedforgeError, match=r"index\.json"):
         Index.load(tmp_path)
+
+
+# --- the verb ------------------------------------------------------------------------------------
+
+TEXTS = {
+    "a.py:1": "how deep is the river?",
+    "b [bold].md:7": "A heading\n\n" + "\n".join(f"line [red]{number}[/red]" for number in range(9)),
+    "c.py:3": "the engine of a market",
+}
+
+
+@pytest.fixture(scope="module")
+def saved(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("saved") / "model"
+    save(build_model(base=str(tiny_base), contract=Contract(max_tokens=64)), folder)
+    return folder
+
+
+@pytest.fixture
+def run(saved: Path, tmp_path: Path) -> Path:
+    """A folder as a quickstart leaves it: a model below run/, and the index of its texts."""
+    folder = tmp_path / "quickstart"
+    shutil.copytree(saved, folder / "run" / "model")
+    model = embedding_model(load(str(saved), "cpu"))
+    contract = model.contract
+    build_index(
+        folder / "index",
+        encode(model, list(TEXTS.values()), contract.document_prefix(), suffix=contract.document_suffix()),
+        [Document(place, text, place) for place, text in TEXTS.items()],
+        model=str(folder / "run" / "model"),
+        contract=contract,
+    )
+    return folder
+
+
+def test_search_ranks_as_the_model_alone_does_and_prints_the_texts(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hits = search(run, "engine", k=2, device="cpu")
+    st = load(str(run / "run" / "model"), "cpu")
+    scores = (st.encode_query(["engine"]) @ st.encode_document(list(TEXTS.values())).T)[0]
+    best = np.argsort(-scores)[:2]
+    assert [hit.document.text for hit in hits] == [list(TEXTS.values())[row] for row in best]
+    assert [hit.score for hit in hits] == pytest.approx(scores[best].tolist(), abs=1e-2)
+    search(run, "engine", k=9, device="cpu")
+    out = capsys.readouterr().out
+    for part in ("1.", "3.", *TEXTS, "line [red]3[/red]", "…"):
+        assert part in out
+    assert "line [red]4[/red]" not in out  # six lines of a text are shown
+
+
+def test_search_takes_the_index_alone_and_a_folder_that_was_moved(run: Path) -> None:
+    hits = search(run / "index", "river", device="cpu")
+    assert len(hits) == 3
+    moved = run.rename(run.with_name("elsewhere"))
+    assert search(moved, "river", device="cpu") == hits
+    with pytest.raises(EmbedforgeError, match=r"its model '.*' is not there any more"):
+        search(moved / "index", "river", device="cpu")
+
+
+def test_search_refuses_another_model(run: Path) -> None:
+    contract = Contract.load(run / "run" / "model")
+    contract.model_copy(update={"default_instruction": "Find songs", "goldens": ()}).save(
+        run / "run" / "model"
+    )
+    with pytest.raises(EmbedforgeError, match="whose contract differs"):
+        search(run, "river", device="cpu")
+
+
+def test_search_without_index_or_query(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(EmbedforgeError, match=r"no index here; make one with: embedforge quickstart --out"):
+        search(tmp_path, "river")
+    with pytest.raises(EmbedforgeError, match="the query is empty"):
+        search(run, " \n")
+    with pytest.raises(EmbedforgeError, match="--device tpu"):
+        search(run, "river", device="tpu")

@@ -20,12 +20,18 @@ from safetensors.torch import load_file
 
 import embedforge
 from embedforge.data.convert import read_source
+from embedforge.data.example import Example
+from embedforge.data.step import Draw, build_step
 from embedforge.errors import EmbedforgeError
+from embedforge.model.encoder import build, to_sentence_transformer
 from embedforge.recipe import Recipe, load_recipe, parse_recipe, shipped_recipes
+from embedforge.text.contract import Contract
+from embedforge.train import checkpoints as checkpoints_module
 from embedforge.train import trainer as trainer_module
+from embedforge.train.batches import render_step
+from embedforge.train.checkpoints import last_complete_checkpoint
 from embedforge.train.mixtures import read_mixture
 from embedforge.train.run import prepare_model, train
-from embedforge.train.trainer import last_complete_checkpoint
 
 WORDS = ["river", "stone", "cloud", "engine", "letter", "garden"]
 WORDS += ["window", "silver", "market", "forest", "copper", "signal"]
@@ -251,7 +257,7 @@ def test_a_full_disk_keeps_the_older_checkpoint(
     tiny_base: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = tiny_recipe(tiny_base, pairs)
-    honest = trainer_module.save_file
+    honest = checkpoints_module.save_file
 
     def full(tensors: dict[str, torch.Tensor], path: str) -> None:
         if "checkpoint-4" in path:
@@ -259,11 +265,11 @@ def test_a_full_disk_keeps_the_older_checkpoint(
             raise OSError(errno.ENOSPC, "No space left on device")
         honest(tensors, path)
 
-    monkeypatch.setattr(trainer_module, "save_file", full)
+    monkeypatch.setattr(checkpoints_module, "save_file", full)
     with pytest.raises(EmbedforgeError, match=r"No space left.*checkpoint-2"):
         train(recipe, tmp_path / "run", quiet=True)
     assert (tmp_path / "run" / "stages" / "1-one" / "checkpoint-2" / "complete").exists()
-    monkeypatch.setattr(trainer_module, "save_file", honest)
+    monkeypatch.setattr(checkpoints_module, "save_file", honest)
     assert_same_weights(
         train(recipe, tmp_path / "run", resume=True, quiet=True),
         train(recipe, tmp_path / "whole", quiet=True),
@@ -319,6 +325,37 @@ def test_only_adapter_and_pooler_are_trained_with_lora(tiny_base: Path, pairs: P
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert {name for name, _ in model.named_parameters() if name.startswith("pooler.")} <= trained
     assert all("lora_" in name for name in trained if name.startswith("decoder."))
+
+
+def test_training_renders_texts_as_the_loaded_model_does(tiny_base: Path) -> None:
+    """Templates that continue after the text, on queries, documents and documents of symmetric data."""
+    contract = Contract(
+        max_tokens=64, query_template="[Q] {instruction}: {text} [/Q]", document_template="[D] {text} [/D]"
+    )
+    model = build(base=str(tiny_base), contract=contract)
+    examples = [
+        Example("a river", ("deep water",), instruction="Find it"),
+        Example("a stone", ("a rock",), instruction="Find it", symmetric=True),
+        Example("a cloud", ("vapour",)),
+    ]
+    step = build_step(0, [Draw(example, 0, ()) for example in examples])
+    source = {"path": "unused.jsonl"}
+    stage = parse_recipe(
+        {"name": "r", "stages": [{"name": "s", "steps": 1, "mix": {"sources": [source]}}]}, "t"
+    )
+    rendered = render_step(model, step, stage.stages[0])
+    encoder = to_sentence_transformer(model)[0]
+    asked = contract.query_prefix("Find it")
+    expected = [
+        *(encoder.preprocess([text], asked, task="query") for text in ("a river", "a stone")),
+        encoder.preprocess(["a cloud"], "", task="query"),
+        encoder.preprocess(["deep water"], contract.document_prefix(), task="document"),
+        encoder.preprocess(["a rock"], asked),
+        encoder.preprocess(["vapour"], contract.document_prefix(), task="document"),
+    ]
+    for row, batch in zip(rendered, expected, strict=True):
+        assert row.input_ids == batch["input_ids"][0].tolist()
+        assert row.pooling_mask == batch["pooling_mask"][0].tolist()
 
 
 def test_two_sources_with_one_name_are_refused(tiny_base: Path, pairs: Path, tmp_path: Path) -> None:

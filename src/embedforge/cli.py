@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -105,19 +107,23 @@ def train(
 ) -> None:
     """Run a recipe: stages of training, then a model folder that sentence-transformers loads."""
     from embedforge.recipe import load_recipe
+
+    asked = load_recipe(recipe, set_ or ())  # before torch is imported: a mistake in it shows at once
     from embedforge.train.run import Interrupted, is_first_rank
     from embedforge.train.run import train as run
 
     try:
         model = run(
-            load_recipe(recipe, set_ or ()),
+            asked,
             out,
             resume=resume,
             device=device,
             source_folder=_source_folder(recipe, data),
         )
     except Interrupted as stop:
-        typer.echo(f"{stop}; go on with: embedforge train {recipe} --out {out} --resume", err=True)
+        if is_first_rank():
+            again = _train_command(recipe, out, set_ or [], data, device)
+            typer.echo(f"{stop}; go on with: {again}", err=True)
         raise typer.Exit(130) from None
     if is_first_rank():
         typer.echo(f"The model is in {model}; use it with: embedforge.load('{model}').encode_query('...')")
@@ -125,7 +131,9 @@ def train(
 
 @app.command()
 def show(
-    recipe: Annotated[str, typer.Argument(help="A shipped recipe by name or a YAML file.")],
+    recipe: Annotated[
+        str | None, typer.Argument(help="A shipped recipe by name or a YAML file; --schema needs none.")
+    ] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key before showing.")
     ] = None,
@@ -136,6 +144,8 @@ def show(
     json_: Annotated[bool, typer.Option("--json", help="Print the resolved recipe as JSON only.")] = False,
 ) -> None:
     """Print a recipe with all its defaults, and its mixture as a tree with row counts; loads no weights."""
+    if recipe is None and not schema:
+        raise typer.BadParameter("name a recipe, or ask for the --schema", param_hint="RECIPE")
     from embedforge.show import show as run
 
     run(recipe, set_ or (), _source_folder(recipe, data), schema=schema, as_json=json_)
@@ -170,6 +180,7 @@ def evaluate(
     Run again to go on where it stopped: finished tasks are kept.
     """
     from embedforge.evaluate.run import evaluate as run
+    from embedforge.evaluate.terminal import print_scores
 
     run(
         models,
@@ -181,6 +192,7 @@ def evaluate(
         dtype=dtype,
         device=device,
     )
+    print_scores(out)
 
 
 @app.command()
@@ -224,11 +236,24 @@ def probe(
     show_probe(base, attention, device)
 
 
-def _source_folder(recipe: str, data: Path | None) -> Path | None:
+def _train_command(recipe: str, out: Path, set_: list[str], data: Path | None, device: str | None) -> str:
+    """Return the command that goes on with a run; under torchrun it has to be started in the same way."""
+    command = ["embedforge", "train", recipe, "--out", str(out)]
+    for change in set_:
+        command += ["--set", change]
+    if data is not None:
+        command += ["--data", str(data)]
+    if device is not None:
+        command += ["--device", device]
+    launcher = "torchrun ... -m " if "RANK" in os.environ else ""
+    return launcher + shlex.join([*command, "--resume"])
+
+
+def _source_folder(recipe: str | None, data: Path | None) -> Path | None:
     """Relative sources start at --data, else at the recipe file, else (a shipped recipe) here."""
     if data is not None:
         return data
-    return Path(recipe).parent if Path(recipe).exists() else Path.cwd()
+    return Path(recipe).parent if recipe is not None and Path(recipe).exists() else Path.cwd()
 
 
 def _pairs(items: list[str]) -> dict[str, str]:
@@ -242,15 +267,20 @@ def _pairs(items: list[str]) -> dict[str, str]:
 
 
 def main() -> None:
-    """Entry point: errors that are the user's to fix are one message and exit code 2."""
+    """Entry point: an error that is the user's to fix is one message and exit code 1.
+
+    So is one of the system (no permission, a full disk, a file in a folder's place). A command line that
+    cannot be read exits with 2, a run stopped by Ctrl-C with 130.
+    """
     try:
         app()
     except EmbedforgeError as error:
         typer.echo(f"embedforge: {error}", err=True)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        typer.echo("stopped", err=True)
-        sys.exit(130)
+        sys.exit(1)
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename is not None else ""
+        typer.echo(f"embedforge: {place}{error.strerror or error}", err=True)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

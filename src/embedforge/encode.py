@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import cast
 
@@ -9,9 +10,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from embedforge.objectives.gradcache import micro_batches
+from embedforge.errors import EmbedforgeError
+from embedforge.objectives.gradcache import micro_batches, out_of_memory
 from embedforge.runtime import bfloat16_autocast, fast_bfloat16
-from embedforge.text.render import Renderer
+from embedforge.text.render import Rendered, Renderer
+
+logger = logging.getLogger(__name__)
 
 TOKENS_PER_BATCH = 8192
 TEXTS_PER_WINDOW = 4096
@@ -23,12 +27,16 @@ def encode(
     texts: Sequence[str],
     prefix: str = "",
     *,
+    suffix: str = "",
     max_tokens: int | None = None,
     tokens_per_batch: int = TOKENS_PER_BATCH,
     bfloat16: bool | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> np.ndarray:
-    """Return the embeddings of `texts`, in their order: [texts, dim] float32, unit length.
+    """Return the embeddings of `texts`, in their order: [texts, dim] float32 ([0, 0] without texts).
+
+    They are of unit length if the contract says so. The same text under prefix and suffix has the vector
+    that `encode_query` or `encode_document` of the loaded SentenceTransformer gives.
 
     Texts are sorted by length within windows and cut into batches of at most `tokens_per_batch` tokens,
     padding included, so that little is computed for padding.
@@ -36,30 +44,75 @@ def encode(
     Args:
         model: an `EmbeddingModel` (or anything with its `renderer` and `forward`), on its device.
         texts: any number of texts.
-        prefix: the rendered instruction (`contract.query_prefix(...)`), the same for all; "" for documents.
+        prefix: what stands before each text: `contract.query_prefix(...)` or `contract.document_prefix()`.
+        suffix: what follows it, from the same template: `contract.query_suffix(...)` or
+            `contract.document_suffix()`; "" for most.
         max_tokens: shorter than the contract's limit, if given.
-        tokens_per_batch: tokens of one forward pass.
+        tokens_per_batch: tokens of one forward pass; halved, with a warning, where memory does not suffice.
         bfloat16: autocast matrix products; by default where the machine does them natively.
         progress: called with the number of texts finished since the last call.
+
+    Raises:
+        EmbedforgeError: a text that is not valid Unicode, or a single text does not fit in memory.
     """
     renderer = cast(Renderer, model.renderer)
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
     use_bfloat16 = fast_bfloat16(device) if bfloat16 is None else bfloat16
+    report = progress or (lambda _: None)
     vectors: list[np.ndarray] = []
+
+    def embed(rendered: Sequence[Rendered]) -> np.ndarray:
+        batch = renderer.pad(rendered)
+        with bfloat16_autocast(device, use_bfloat16):
+            output = model(**{name: tensor.to(device) for name, tensor in batch.items()})
+        return output.float().cpu().numpy()
+
     try:
         for start in range(0, len(texts), TEXTS_PER_WINDOW):
-            window = renderer.render(texts[start : start + TEXTS_PER_WINDOW], prefix, max_tokens=max_tokens)
-            found: dict[int, np.ndarray] = {}
-            for rows in micro_batches([len(text.input_ids) for text in window], tokens_per_batch):
-                batch = renderer.pad([window[row] for row in rows])
-                with bfloat16_autocast(device, use_bfloat16):
-                    output = model(**{name: tensor.to(device) for name, tensor in batch.items()})
-                found.update(zip(rows, output.float().cpu().numpy(), strict=True))
-                if progress is not None:
-                    progress(len(rows))
-            vectors.append(np.stack([found[row] for row in range(len(window))]))
+            window = renderer.render(
+                texts[start : start + TEXTS_PER_WINDOW], prefix, suffix=suffix, max_tokens=max_tokens
+            )
+            found, tokens_per_batch = _embed_window(window, tokens_per_batch, embed, report)
+            vectors.append(found)
     finally:
         model.train(was_training)
     return np.concatenate(vectors) if vectors else np.empty((0, 0), dtype=np.float32)
+
+
+def _embed_window(
+    window: Sequence[Rendered],
+    budget: int,
+    embed: Callable[[Sequence[Rendered]], np.ndarray],
+    progress: Callable[[int], None],
+) -> tuple[np.ndarray, int]:
+    """Return the vectors of the texts, in their order, and the budget of tokens that memory had room for.
+
+    Out of memory, the budget is halved and what is missing is embedded in smaller batches.
+    """
+    lengths = [len(text.input_ids) for text in window]
+    found: dict[int, np.ndarray] = {}
+    while left := [row for row in range(len(window)) if row not in found]:
+        try:
+            for batch in micro_batches([lengths[row] for row in left], budget):
+                rows = [left[place] for place in batch]
+                found.update(zip(rows, embed([window[row] for row in rows]), strict=True))
+                progress(len(rows))
+            continue
+        except Exception as error:  # the class differs by device and by version of torch
+            longest = max(lengths[row] for row in left if row not in found)
+            if not out_of_memory(error):
+                raise
+            if budget <= longest:
+                raise EmbedforgeError(
+                    f"out of memory with one text of {longest} tokens a batch: use a lower limit of tokens "
+                    "(--max-tokens), or another device"
+                ) from error
+        # Outside the except block: the exception's traceback would keep the failed batch alive.
+        smaller = max(budget // 2, longest)
+        logger.warning("out of memory with %d tokens a batch; going on with %d", budget, smaller)
+        budget = smaller
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+    return np.stack([found[row] for row in range(len(window))]), budget

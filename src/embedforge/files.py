@@ -36,25 +36,63 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise EmbedforgeError(f"{path}: there is no such file") from None
+    except OSError as error:
+        raise EmbedforgeError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise EmbedforgeError(f"{path}: not JSON, byte {error.start} is not valid UTF-8") from None
     except json.JSONDecodeError as error:
         raise EmbedforgeError(f"{path}, line {error.lineno}: not valid JSON ({error.msg})") from None
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON file that holds an object, as `read_json` does."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise EmbedforgeError(f"{path}: must hold a JSON object, found {value!r:.60}")
+    return value
+
+
+def follow_umask(path: Path) -> None:
+    """Give a file or folder, and all in it, the permissions that the umask asks for.
+
+    What is written by way of a temporary file, as safetensors does, is otherwise the user's alone.
+    """
+    umask = os.umask(0o077)
+    os.umask(umask)
+    for item in (path, *path.rglob("*")):
+        item.chmod((0o777 if item.is_dir() else 0o666) & ~umask)
+
+
 @contextlib.contextmanager
-def replace_folder(path: Path) -> Iterator[Path]:
+def replace_folder(path: Path, marker: str) -> Iterator[Path]:
     """Yield an empty folder beside `path`; on success it takes `path`'s place, on failure it vanishes.
 
-    A full disk or a crash while writing therefore leaves an older folder at `path` untouched.
+    A full disk or a crash while writing therefore leaves an older folder at `path` untouched. Only a folder
+    that is empty or holds the file `marker`, as the new one will, is replaced: no other was ours to delete.
+
+    Raises:
+        EmbedforgeError: there is a file at `path`, or a folder with something else in it.
     """
+    path = path.resolve()  # What a link points to is replaced, not the link.
+    if path.exists() and not path.is_dir():
+        raise EmbedforgeError(f"{path}: this is a file, a folder is to be written here; name another one")
+    if path.exists() and any(path.iterdir()) and not (path / marker).exists():
+        raise EmbedforgeError(
+            f"{path}: this folder holds something else, there is no {marker} in it; name a new or empty one"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
-    partial.chmod(0o755)
     try:
         yield partial
+        follow_umask(partial)
         if path.exists():
             old = partial.with_suffix(".old")
             path.rename(old)
-            partial.rename(path)
+            try:
+                partial.rename(path)
+            except OSError:
+                old.rename(path)
+                raise
             shutil.rmtree(old)
         else:
             partial.rename(path)

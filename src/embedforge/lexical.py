@@ -18,7 +18,14 @@ logging.getLogger("bm25s").setLevel(logging.WARNING)  # it asks for DEBUG when i
 
 Tokenization = Literal["words", "identifiers"]
 
-_WORD = re.compile(r"\w\w+")
+# Han, hiragana, katakana and hangul: scripts whose words Lucene's CJKAnalyzer does not try to find.
+_CJK = (
+    "\u3005-\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+    "\u3041-\u3096\u309d-\u309f"
+    "\u30a1-\u30fa\u30fc-\u30ff\u31f0-\u31ff\uff66-\uff9f"
+    "\u1100-\u11ff\u3131-\u318e\ua960-\ua97c\uac00-\ud7fb\uffa0-\uffdc"
+)
+_RUN = re.compile(rf"([{_CJK}]+)|[^\W{_CJK}]{{2,}}")
 _STOPWORDS = frozenset(STOPWORDS_EN)
 # A capital run before a capitalised word (HTTP in HTTPServer), a word, a capital run, digits.
 _PART = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[^\W\dA-Z_]+|[A-Z]+|\d+")
@@ -27,10 +34,15 @@ _PART = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[^\W\dA-Z_]+|[A-Z]+|\d+")
 def words(text: str) -> list[str]:
     """Split a text into lower-case words of two characters or more, without English stop words.
 
+    Chinese, Japanese and Korean are split into overlapping pairs of characters, since their words do not
+    show; a character alone stays alone. So does Lucene's CJKAnalyzer.
+
     >>> words("The parser of HTTPServer")
     ['parser', 'httpserver']
+    >>> words("東京都 in 2026, 猫")
+    ['東京', '京都', '2026', '猫']
     """
-    return [word for word in map(str.lower, _WORD.findall(text)) if word not in _STOPWORDS]
+    return [token for token in map(str.lower, _tokens(text)) if token not in _STOPWORDS]
 
 
 def words_and_identifiers(text: str) -> list[str]:
@@ -39,16 +51,24 @@ def words_and_identifiers(text: str) -> list[str]:
     >>> words_and_identifiers("read_lines of HTTPServer")
     ['read_lines', 'read', 'lines', 'httpserver', 'http', 'server']
     """
-    return list(_with_parts(text))
+    return [token for token in map(str.lower, _with_parts(text)) if token not in _STOPWORDS]
+
+
+def _tokens(text: str) -> Iterator[str]:
+    for run in _RUN.finditer(text):
+        pairs = run[1]
+        if pairs is None or len(pairs) == 1:
+            yield run[0]
+        else:
+            yield from (pairs[place : place + 2] for place in range(len(pairs) - 1))
 
 
 def _with_parts(text: str) -> Iterator[str]:
-    for word in _WORD.findall(text):
-        parts = _PART.findall(word)
-        for token in (word, *parts) if len(parts) > 1 else (word,):
-            lower = token.lower()
-            if len(lower) > 1 and lower not in _STOPWORDS:
-                yield lower
+    for token in _tokens(text):
+        yield token
+        parts = _PART.findall(token)
+        if len(parts) > 1:
+            yield from (part for part in parts if len(part) > 1)
 
 
 class Bm25:

@@ -6,16 +6,23 @@ each result. `embedforge show RECIPE` prints it.
 
 from __future__ import annotations
 
-import types
-import typing
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_serializer,
+    model_validator,
+)
 
 from embedforge.errors import EmbedforgeError, did_you_mean
+from embedforge.recipe_file import explain, read_values
 from embedforge.text.contract import Contract
 
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -38,6 +45,14 @@ class Lora(Section):
     """Names of the linear layers (q_proj, v_proj, ...), or every linear layer of the decoder."""
 
 
+_POOLINGS_THAT_USE = {
+    "latents": ("latent",),
+    "heads": ("latent", "self_attention"),
+    "head_dim": ("latent", "self_attention"),
+    "feed_forward_multiple": ("latent",),
+}
+
+
 class Pooling(Section):
     """How token states become one vector."""
 
@@ -50,6 +65,17 @@ class Pooling(Section):
     """Latent and self attention: width of one head; the decoder's hidden size when absent, as in NV-Embed."""
     feed_forward_multiple: PositiveInt = 4
     """Latent attention: width of the GEGLU after its gate, in hidden sizes."""
+
+    @model_validator(mode="after")
+    def _every_setting_has_an_effect(self) -> Pooling:
+        for key, kinds in _POOLINGS_THAT_USE.items():
+            value = getattr(self, key)
+            if self.kind not in kinds and value != type(self).model_fields[key].default:
+                raise ValueError(
+                    f"{key} ({value}) has no effect on kind '{self.kind}', it is for {' and '.join(kinds)}: "
+                    f"leave it out (of a recipe that has it: --set 'model.pooling={{kind: {self.kind}}}')"
+                )
+        return self
 
 
 class Model(Section):
@@ -150,10 +176,22 @@ class Stage(Section):
     weight_decay: Annotated[float, Field(ge=0)] = 0.03
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     tokens_per_micro_batch: PositiveInt = 16_384
-    """Tokens whose graph is held at a time, padding included. A larger step is cut by GradCache.
+    """Tokens of one forward pass, padding included; a larger step is cut, and embedded twice (GradCache)."""
+    tokens_held: PositiveInt | None = None
+    """A step of at most so many tokens is embedded once, all its graphs held: faster, in more memory.
 
-    A step that fits is embedded once; a larger one twice, in the memory of one micro-batch.
+    `tokens_per_micro_batch` when absent: the memory of one micro-batch, whatever the batch. Several ranks
+    always take GradCache for what is more than one micro-batch.
     """
+
+    @model_validator(mode="after")
+    def _holds_a_micro_batch(self) -> Stage:
+        if self.tokens_held is not None and self.tokens_held < self.tokens_per_micro_batch:
+            raise ValueError(
+                f"tokens_held ({self.tokens_held}) is below tokens_per_micro_batch "
+                f"({self.tokens_per_micro_batch}), whose graph is always held: lower that first"
+            )
+        return self
 
 
 class Training(Section):
@@ -164,14 +202,30 @@ class Training(Section):
     gradient_checkpointing: bool = False
     save_steps: PositiveInt = 500
     keep_checkpoints: PositiveInt = 2
+    held_out: str = ""
+    """A file of Examples that no source holds, to measure retrieval on; its path is read as a source's."""
     eval_steps: PositiveInt | None = None
-    """Retrieval on a small held-out pool every so many steps."""
+    """Retrieval among the held-out Examples every so many steps."""
     eval_queries: PositiveInt = 200
+    """The first so many held-out Examples are used."""
     log_steps: PositiveInt = 10
     report_to: tuple[str, ...] = ()
     """Loggers of transformers by name (tensorboard, wandb, trackio); a JSONL log is always written."""
     fsdp: str = ""
     """FSDP options as transformers' Trainer takes them ("full_shard auto_wrap"); "" for DDP."""
+
+    @property
+    def weights_dtype(self) -> Literal["float32", "bfloat16"]:
+        """The dtype that the weights have in training, and are saved in."""
+        return "bfloat16" if self.precision == "bfloat16" else "float32"
+
+    @model_validator(mode="after")
+    def _evaluates_if_it_says_how(self) -> Training:
+        for key in ("held_out", "eval_queries"):
+            value = getattr(self, key)
+            if self.eval_steps is None and value != type(self).model_fields[key].default:
+                raise ValueError(f"{key} ({value}) has no effect without eval_steps: set that too")
+        return self
 
 
 class Recipe(Section):
@@ -185,16 +239,47 @@ class Recipe(Section):
     stages: tuple[Stage, ...] = Field(min_length=1)
     training: Training = Training()
 
+    @field_serializer("contract", mode="wrap")
+    def _contract_settings(
+        self, contract: Contract, serialize: SerializerFunctionWrapHandler
+    ) -> dict[str, Any]:
+        """Leave out what a recipe does not decide, so that a printed recipe can be read back."""
+        return {key: value for key, value in serialize(contract).items() if key not in ("dtype", "goldens")}
+
     @model_validator(mode="after")
-    def _names_and_pooling_agree(self) -> Recipe:
-        if self.contract.pooling != self.model.pooling.kind:
-            raise ValueError(
-                f"contract.pooling is '{self.contract.pooling}' and model.pooling.kind is "
-                f"'{self.model.pooling.kind}'; set only model.pooling.kind"
-            )
+    def _names_differ(self) -> Recipe:
         names = [stage.name for stage in self.stages]
         if len(set(names)) < len(names):
             raise ValueError(f"stages need different names, these repeat: {names}")
+        return self
+
+    @model_validator(mode="after")
+    def _contract_follows_the_rest(self) -> Recipe:
+        contract, dtype = self.contract, self.training.weights_dtype
+        if contract.pooling != self.model.pooling.kind:
+            raise ValueError(
+                f"contract.pooling is '{contract.pooling}' and model.pooling.kind is "
+                f"'{self.model.pooling.kind}'; set only model.pooling.kind"
+            )
+        if "dtype" in contract.model_fields_set and contract.dtype != dtype:
+            raise ValueError(
+                f"contract.dtype is '{contract.dtype}', and training.precision '{self.training.precision}' "
+                f"gives '{dtype}'; leave contract.dtype out"
+            )
+        if contract.goldens:
+            raise ValueError("contract.goldens are made when the model is saved; leave them out")
+        return self
+
+    @model_validator(mode="after")
+    def _limits_fit_the_contract(self) -> Recipe:
+        for stage in self.stages:
+            for key in ("query_max_tokens", "document_max_tokens"):
+                limit = getattr(stage, key)
+                if limit is not None and limit > self.contract.max_tokens:
+                    raise ValueError(
+                        f"stages.{stage.name}.{key} ({limit}) is above contract.max_tokens "
+                        f"({self.contract.max_tokens}), which no text exceeds: lower or remove it, or raise that"
+                    )
         return self
 
 
@@ -204,7 +289,7 @@ def shipped_recipes() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
-def load_recipe(name_or_path: str, overrides: typing.Sequence[str] = ()) -> Recipe:
+def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     """Read a shipped recipe by name, or a YAML/JSON file; `overrides` are "key.path=value".
 
     Relative paths of sources are taken from the recipe file's folder.
@@ -221,18 +306,7 @@ def load_recipe(name_or_path: str, overrides: typing.Sequence[str] = ()) -> Reci
                 f"({', '.join(shipped)}).{did_you_mean(name_or_path, shipped)}"
             )
         path = shipped[name_or_path]
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else "?"
-        raise EmbedforgeError(f"{path}, line {line}: not valid YAML ({error.problem})") from None
-    if not isinstance(values, dict):
-        raise EmbedforgeError(
-            f"{path}: a recipe is a mapping of keys to values, this file holds {values!r:.60}"
-        )
-    for override in overrides:
-        _set(values, override)
-    return parse_recipe(values, str(path))
+    return parse_recipe(read_values(path, overrides), str(path))
 
 
 def parse_recipe(values: dict[str, Any], where: str) -> Recipe:
@@ -245,78 +319,9 @@ def parse_recipe(values: dict[str, Any], where: str) -> Recipe:
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        problems = [item for item in error.errors() if not _follows_from_another(item, error.errors())]
-        raise EmbedforgeError(f"{where}:\n" + "\n".join(map(_explain, problems))) from None
+        raise EmbedforgeError(f"{where}:\n{explain(error, Recipe)}") from None
 
 
 def recipe_schema() -> dict[str, Any]:
     """Return the JSON schema of a recipe, for editors."""
     return Recipe.model_json_schema()
-
-
-def _set(values: dict[str, Any], override: str) -> None:
-    """Apply "stages.0.steps=10" to the raw values; the value is read as YAML."""
-    key, separator, text = override.partition("=")
-    if not separator:
-        raise EmbedforgeError(f"--set takes key=value, for example training.save_steps=100; got '{override}'")
-    *parents, last = key.split(".")
-    place: Any = values
-    for parent in parents:
-        place = _step(place, parent, override)
-    value = yaml.safe_load(text)
-    if isinstance(place, list):
-        place[_index(place, last, override)] = value
-    else:
-        place[last] = value
-
-
-def _step(place: Any, key: str, override: str) -> Any:
-    if isinstance(place, list):
-        return place[_index(place, key, override)]
-    if place.get(key) is None:
-        place[key] = {}
-    if not isinstance(place[key], dict | list):
-        raise EmbedforgeError(f"--set {override}: '{key}' is {place[key]!r}, there is nothing below it")
-    return place[key]
-
-
-def _index(items: list[Any], key: str, override: str) -> int:
-    """A list's item by number or, for stages and sources, by name."""
-    names = [item.get("name") for item in items if isinstance(item, dict)]
-    if key in names:
-        return names.index(key)
-    if key.isdigit() and int(key) < len(items):
-        return int(key)
-    raise EmbedforgeError(f"--set {override}: no item '{key}'; there are {len(items)}, named {names}")
-
-
-def _explain(item: Any) -> str:
-    """One validation error as "key.path: what is wrong", with the nearest known key."""
-    place = ".".join(str(part) for part in item["loc"]) or "recipe"
-    if item["type"] == "extra_forbidden":
-        known = _known_keys(Recipe, item["loc"][:-1])
-        hint = did_you_mean(str(item["loc"][-1]), known)
-        return f"  {place}: unknown key.{hint or ' Known here: ' + ', '.join(known) + '.'}"
-    message = item["msg"].removeprefix("Value error, ")
-    found = "" if item["type"] in {"missing", "value_error"} else f" (found {item['input']!r:.80})"
-    return f"  {place}: {message}{found}"
-
-
-def _follows_from_another(item: Any, items: typing.Sequence[Any]) -> bool:
-    """A list whose items are wrong is also "too short" to pydantic: say only what is wrong inside."""
-    inside = (other["loc"] for other in items if len(other["loc"]) > len(item["loc"]))
-    return item["type"] == "too_short" and any(place[: len(item["loc"])] == item["loc"] for place in inside)
-
-
-def _known_keys(section: Any, path: typing.Sequence[str | int]) -> list[str]:
-    """The keys allowed at a place of the recipe; follows optional and tuple types."""
-    for part in path:
-        if isinstance(part, str) and part in section.model_fields:
-            section = _section_of(section.model_fields[part].annotation)
-    return list(section.model_fields) if section else []
-
-
-def _section_of(annotation: Any) -> Any:
-    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
-        return annotation if issubclass(annotation, BaseModel) else None
-    return next((found for found in map(_section_of, typing.get_args(annotation)) if found), None)

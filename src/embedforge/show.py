@@ -2,30 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.markup import escape
 from rich.syntax import Syntax
 from rich.tree import Tree
 
 from embedforge.errors import EmbedforgeError
-from embedforge.recipe import Recipe, load_recipe, recipe_schema
+from embedforge.recipe import Recipe, load_recipe, recipe_schema, shipped_recipes
+
+if TYPE_CHECKING:
+    from embedforge.data.mixture import Mixture
 
 
 def show(
-    name: str,
+    name: str | None,
     overrides: Sequence[str],
     source_folder: Path | None,
     *,
     schema: bool = False,
     as_json: bool = False,
 ) -> None:
-    """Print the resolved recipe and each stage's mixture; sources that are not there are named as such."""
+    """Print the resolved recipe and each stage's mixture; sources that are not there are named as such.
+
+    Args:
+        name: a shipped recipe, or a file.
+        overrides: "key.path=value".
+        source_folder: where relative paths of sources start.
+        schema: print the JSON schema of all recipes instead; needs no name.
+        as_json: print the resolved recipe alone.
+
+    Raises:
+        EmbedforgeError: no name where one is needed, or a recipe that cannot be read.
+    """
     console = Console()
     if schema:
         console.print_json(data=recipe_schema())
         return
+    if name is None:
+        raise EmbedforgeError(f"name a recipe: a YAML file, or one of {', '.join(shipped_recipes())}")
     recipe = load_recipe(name, overrides)
     if as_json:
         console.print_json(data=recipe.model_dump(mode="json"))
@@ -34,28 +52,68 @@ def show(
 
     resolved = recipe.model_dump(mode="json", exclude={"stages": {"__all__": {"mix"}}})
     console.print(Syntax(yaml.safe_dump(resolved, sort_keys=False), "yaml", background_color="default"))
-    console.print(mixture_tree(recipe, source_folder))
+    mixtures = read_mixtures(recipe, source_folder)
+    console.print(mixture_tree(recipe, mixtures))
+    for warning in warnings(recipe, mixtures, source_folder):
+        console.print(f"[yellow]warning:[/yellow] {escape(warning)}")
 
 
-def mixture_tree(recipe: Recipe, source_folder: Path | None) -> Tree:
-    """Return the stages and their sources with row counts, as a tree."""
-    from embedforge.data.describe import describe
+def read_mixtures(recipe: Recipe, source_folder: Path | None) -> dict[str, Mixture | EmbedforgeError]:
+    """Return each stage's mixture by the stage's name, or what is wrong with it."""
     from embedforge.train.mixtures import read_mixture
 
-    root = Tree(f"[bold]{recipe.name}[/bold]: {recipe.about}")
+    found: dict[str, Mixture | EmbedforgeError] = {}
+    for stage in recipe.stages:
+        try:
+            found[stage.name] = read_mixture(stage, recipe.seed, source_folder)
+        except EmbedforgeError as error:
+            found[stage.name] = error
+    return found
+
+
+def mixture_tree(recipe: Recipe, mixtures: Mapping[str, Mixture | EmbedforgeError]) -> Tree:
+    """Return the stages and their sources with row counts, as a tree."""
+    from embedforge.data.describe import describe
+
+    root = Tree(f"[bold]{escape(recipe.name)}[/bold]: {escape(recipe.about)}")
     for stage in recipe.stages:
         branch = root.add(
-            f"[bold]{stage.name}[/bold]  {stage.steps:,} steps x {stage.batch_queries} queries, "
+            f"[bold]{escape(stage.name)}[/bold]  {stage.steps:,} steps x {stage.batch_queries} queries, "
             f"{stage.negatives} hard negatives, in-batch: {stage.objective.in_batch}, "
             f"{stage.mix.batches} batches"
         )
-        try:
-            branch.add(describe(read_mixture(stage, recipe.seed, source_folder)))
-        except EmbedforgeError as error:
-            branch.add(f"[yellow]not counted:[/yellow] {error}")
-            for source in stage.mix.sources:
-                branch.add(f"{source.name or source.path} ({source.kind}, cap {source.cap or 'none'})")
+        mixture = mixtures[stage.name]
+        if not isinstance(mixture, EmbedforgeError):
+            branch.add(describe(mixture))
+            continue
+        branch.add(f"[yellow]not counted:[/yellow] {escape(str(mixture))}")
+        for source in stage.mix.sources:
+            named = escape(source.name or source.path)
+            branch.add(f"{named} ({source.kind}, cap {source.cap or 'none'})")
     return root
+
+
+def warnings(
+    recipe: Recipe, mixtures: Mapping[str, Mixture | EmbedforgeError], source_folder: Path | None
+) -> list[str]:
+    """Return what training would refuse or warn of, beyond its sources.
+
+    Where a stage's data cannot be read, the instructions in the recipe stand for those of its rows.
+    """
+    from embedforge.train.mixtures import read_held_out, training_instructions, unseen_instruction
+
+    found = []
+    read = {name: mixture for name, mixture in mixtures.items() if not isinstance(mixture, EmbedforgeError)}
+    written = [s.instruction for stage in recipe.stages if stage.name not in read for s in stage.mix.sources]
+    unseen = unseen_instruction(recipe.contract, [*training_instructions(read), *written])
+    if unseen:
+        found.append(unseen)
+    if recipe.training.eval_steps is not None:
+        try:
+            read_held_out(recipe, source_folder)
+        except EmbedforgeError as error:
+            found.append(str(error))
+    return found
 
 
 def show_probe(base: str, attention_implementation: str, device: str | None) -> None:

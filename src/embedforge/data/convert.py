@@ -85,7 +85,16 @@ def source_name(source: SourceSpec) -> str:
     A file that is named after its split ("train.jsonl") hardly names a source, but two sources of one
     name are refused where they meet.
     """
-    return source.name or Path(source.path.removeprefix(HUB_PREFIX)).name.partition(".")[0]
+    return source.name or default_name(source.path)
+
+
+def default_name(path: str) -> str:
+    """Return the name of a source that has a path only.
+
+    >>> default_name("data/msmarco.jsonl.gz")
+    'msmarco'
+    """
+    return Path(path.removeprefix(HUB_PREFIX)).name.partition(".")[0]
 
 
 def read_source(

@@ -12,6 +12,12 @@ from embedforge.data.record import Record
 _KEYS = ("query", "positives", "negatives", "instruction", "query_id")
 _OTHER_NAMES = ("anchor", "positive", "negative")
 _DOCUMENT_KEYS = ("id", "title", "text")
+_OTHER_KINDS = {
+    ("sentence1", "sentence2", "score"): "scored_pairs",
+    ("premise", "hypothesis"): "nli",
+    ("text", "label"): "labels",
+}
+"""Keys of rows that are read as another kind of source."""
 _NUMBERED = re.compile(r"negative_\d+")
 
 
@@ -37,6 +43,7 @@ def example_of(record: Record) -> Example:
     numbered = sorted(
         (key for key in record.values if _NUMBERED.fullmatch(key)), key=lambda key: int(key[9:])
     )
+    _refuse_other_kinds(record)
     record.refuse_unknown((*_KEYS, *_OTHER_NAMES, *numbered))
     query = _one_of(record, "query", "anchor")
     positives = _documents(record, _one_of(record, "positives", "positive"))
@@ -77,6 +84,18 @@ def record_of(example: Example) -> dict[str, Any]:
     if example.negatives:
         values["negatives"] = _written(example.negatives, example.negative_ids)
     return values
+
+
+def _refuse_other_kinds(record: Record) -> None:
+    """Raise for a row of another kind: all its keys would be unknown, and none of them misspelt."""
+    if not {"query", "anchor"}.isdisjoint(record.values):
+        return
+    for keys, kind in _OTHER_KINDS.items():
+        if record.values.keys() >= set(keys):
+            raise record.error(
+                f"a row with {', '.join(map(repr, keys))} is no Example (query, positives, …); "
+                f"to read such rows, give the source `kind: {kind}`"
+            )
 
 
 def _written(texts: tuple[str, ...], ids: tuple[str, ...]) -> list[Any]:

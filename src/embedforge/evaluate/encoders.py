@@ -18,8 +18,9 @@ from sentence_transformers import SentenceTransformer
 from embedforge.encode import encode
 from embedforge.errors import EmbedforgeError
 from embedforge.evaluate.instructions import instruction_of, instructs_documents
+from embedforge.evaluate.untrained import load_untrained, split_name
 from embedforge.model.encoder import EmbeddingModel, embedding_model, load
-from embedforge.runtime import fast_bfloat16
+from embedforge.runtime import fast_bfloat16, pick_device
 
 SEARCH_TYPES = frozenset({"Retrieval", "Reranking", "InstructionRetrieval", "InstructionReranking"})
 """Types with queries and documents; in all others every text is of one kind and gets the instruction."""
@@ -45,7 +46,8 @@ class Encoder:
     ) -> None:
         self.name = name
         self.progress: Callable[[int], None] = lambda _: None
-        self._st = load(name, device=device, dtype=dtype)
+        opener = load_untrained if split_name(name) else load
+        self._st = opener(name, device=str(pick_device(device)), dtype=dtype)
         self._model = _own_model(self._st)
         self._instructions = dict(instructions or {})
         self._tokens_per_batch = tokens_per_batch
@@ -103,13 +105,15 @@ class Encoder:
             return self._encode_plain(texts, task_metadata.type, is_document)
         contract = self._model.contract
         if is_document and not instructs_documents(task_metadata.name):
-            prefix = contract.document_prefix()
+            prefix, suffix = contract.document_prefix(), contract.document_suffix()
         else:
-            prefix = contract.query_prefix(self.instruction(task_metadata))
+            instruction = self.instruction(task_metadata)
+            prefix, suffix = contract.query_prefix(instruction), contract.query_suffix(instruction)
         return encode(
             self._model,
             texts,
             prefix,
+            suffix=suffix,
             max_tokens=self._max_tokens,
             tokens_per_batch=self._tokens_per_batch,
             bfloat16=self._bfloat16,

@@ -173,8 +173,8 @@ class _Runner:
 
         runner, settings, instruction = self._scorer(task, advance)
         start = time.monotonic()
-        if not getattr(task, "is_aggregate", False):  # mteb loads the parts of an aggregate one by one
-            task.load_data()
+        for part in getattr(task, "tasks", [task]):  # an aggregate has parts
+            load_data(part)
         # mteb draws bars of its own for bitext, which no option turns off; they would tear ours.
         with tempfile.TemporaryDirectory() as predictions, contextlib.redirect_stderr(io.StringIO()):
             (result,) = mteb.evaluate(
@@ -233,6 +233,27 @@ class _Runner:
         return self._encoder, self._encoder.settings(), self._encoder.instruction(task.metadata)
 
 
+def load_data(task: Any) -> None:
+    """Read a task's data; those of mteb come from the hub, and what can fail there is named.
+
+    Raises:
+        EmbedforgeError: bad data, or a dataset that cannot be had; says what is kept and what else to do.
+    """
+    try:
+        task.load_data()
+    except EmbedforgeError:
+        raise
+    except Exception as error:  # each layer below (HTTP client, hub, datasets, mteb) has errors of its own
+        reason = " ".join(str(error).split()) or type(error).__name__
+        name, path = task.metadata.name, task.metadata.dataset.get("path", "")
+        raise EmbedforgeError(
+            f"task {name}: its dataset {path} cannot be read: {reason:.300}. Finished tasks are kept: run the "
+            "same command again once the hub can be reached (or is in the cache), and only the others are "
+            f"computed. Or leave {name} out, or keep the data in a folder that --tasks names instead, as "
+            "TYPE/DATASET/... (docs/evaluation.md, Datasets in a folder)"
+        ) from error
+
+
 def model_labels(models: Sequence[str]) -> tuple[str, ...]:
     """Return for each model the shortest end of its path that no other shares.
 
@@ -253,8 +274,12 @@ def _short_label(part: list[str], parts: list[list[str]]) -> str:
 
 def model_fingerprint(model: str) -> str:
     """Hash of a model folder's files (of large ones size and time of change); of a hub id, its name."""
-    folder = Path(model)
-    digest = hashlib.sha256(b"" if folder.is_dir() else model.encode())
+    from embedforge.evaluate.untrained import split_name
+    from embedforge.model.decoder import BUNDLED, find_folder
+
+    decoder, pooling = split_name(model) or (model, "")
+    folder = Path(find_folder(BUNDLED) if decoder == BUNDLED else decoder)
+    digest = hashlib.sha256(pooling.encode() if folder.is_dir() else model.encode())
     for path in sorted(p for p in folder.rglob("*") if p.is_file()) if folder.is_dir() else ():
         digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
         status = path.stat()

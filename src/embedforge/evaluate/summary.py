@@ -62,7 +62,13 @@ def summary(results: Results, tests: dict[str, dict[str, PairedTest]], settings:
         },
         "differences": {
             model: {
-                name: {"difference": t.difference, "p_value": t.p_value, "is_real": t.is_real}
+                name: {
+                    "difference": t.difference,
+                    "low": t.low,
+                    "high": t.high,
+                    "p_value": t.p_value,
+                    "is_real": t.is_real,
+                }
                 for name, t in row.items()
             }
             for model, row in tests.items()
@@ -148,9 +154,17 @@ def _sentences(results: Results, tests: dict[str, dict[str, PairedTest]]) -> lis
         if len(row) * len(tests) <= _MOST_SENTENCES:
             sentences += [_task_sentence(results, name, model, test) for name, test in row.items()]
     if not tests:
-        mean = _mean(results, first, results.tasks)
-        sentences.append(Verdict(f"{first} scores {mean:.3f} on average over {len(results.tasks)} tasks."))
+        sentences.append(_mean_sentence(results))
     return sentences
+
+
+def _mean_sentence(results: Results) -> Verdict:
+    first, tasks = results.models[0], len(results.tasks)
+    mean = _mean(results, first, results.tasks)
+    if mean is None:
+        done = sum(row[first] is not None for row in results.tasks.values())
+        return Verdict(f"{first} can do {done} of the {tasks} tasks, so its mean is not given.")
+    return Verdict(f"{first} scores {mean:.3f} on average over {tasks} task{'s' * (tasks > 1)}.")
 
 
 def _task_sentence(results: Results, name: str, model: str, test: PairedTest) -> Verdict:

@@ -64,7 +64,10 @@ def add_lora(
         bias="none",
         task_type="FEATURE_EXTRACTION",
     )
-    return get_peft_model(decoder, config)
+    with warnings.catch_warnings():
+        # peft asks for a property by the name that newer versions of transformers deprecate.
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+        return get_peft_model(decoder, config)
 
 
 def linear_names(decoder: nn.Module) -> list[str]:

@@ -31,7 +31,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 
 from embedforge.errors import EmbedforgeError, did_you_mean
-from embedforge.files import read_json
+from embedforge.files import read_object
 from embedforge.model.attention import position_ids, require_decoder, takes_position_ids
 from embedforge.model.shards import list_tensors
 
@@ -86,7 +86,7 @@ def find_folder(base: str) -> Path:
         raise EmbedforgeError(f"{base}: there is no such folder.{hint}")
     try:
         return Path(snapshot_download(base, allow_patterns=HUB_FILES, ignore_patterns=NOT_HUB_FILES))
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # A connection that breaks is the hub client's HTTP library's own class.
         reason = " ".join(str(error).split()) or type(error).__name__
         raise EmbedforgeError(
             f"'{base}' is no folder here, and could not be fetched from the hub.{hint} (Why not: {reason})"
@@ -96,6 +96,7 @@ def find_folder(base: str) -> Path:
 def read_decoder(folder: Path, *, trust_remote_code: bool = False, **model_options: Any) -> PreTrainedModel:
     """Load the decoder of a local folder; `model_options` go to transformers' `from_pretrained`."""
     config = _read_config(folder, trust_remote_code)
+    trust_remote_code = trust_remote_code and config.model_type not in CONFIG_MAPPING_NAMES
     try:
         list_tensors(folder)  # Refuses missing and cut off files by name.
         with quiet():  # Of the language-model head, which is left out on purpose.
@@ -132,12 +133,13 @@ def read_tokenizer(
         else:
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except Exception as error:  # The tokenizers library raises bare Exception for a broken file.
-        raise EmbedforgeError(f"{folder}: cannot read the tokenizer: {error}") from error
+        raise _unreadable_tokenizer(folder, error) from error
     rows = model.get_input_embeddings().num_embeddings if model is not None else len(tokenizer)
     if tokenizer.eos_token_id is None or tokenizer.eos_token_id >= rows:
         raise EmbedforgeError(
             f"{folder}: the tokenizer has no EOS token that the model knows (EOS {tokenizer.eos_token!r}, id "
             f'{tokenizer.eos_token_id}, of {rows} embeddings). Set "eos_token" in tokenizer_config.json'
+            + ("" if (folder / "tokenizer_config.json").exists() else ", which is missing: download it again")
         )
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= rows:
         tokenizer.pad_token = tokenizer.eos_token
@@ -204,16 +206,29 @@ def _read_config(folder: Path, trust_remote_code: bool) -> PreTrainedConfig:
             )
         held = ", ".join(sorted(item.name for item in folder.iterdir())[:8]) or "nothing"
         raise EmbedforgeError(f"{folder}: no config.json, so this is not a model folder (it holds {held})")
-    values = read_json(file)
+    values = read_object(file)
     model_type = values.get("model_type")
     known = model_type in CONFIG_MAPPING_NAMES
     if not known and not (trust_remote_code and "auto_map" in values):
         raise EmbedforgeError(_unknown_type(file, model_type, "auto_map" in values))
     try:
-        # An explicit False: with None transformers would ask on stdin.
-        return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        # Code runs only where nothing else will do. False, not None: then transformers would ask on stdin.
+        return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code and not known)
     except (OSError, ValueError, TypeError, json.JSONDecodeError) as error:
         raise EmbedforgeError(f"{file}: transformers cannot read this configuration: {error}") from error
+
+
+def _unreadable_tokenizer(folder: Path, error: Exception) -> EmbedforgeError:
+    """Say which file of the tokenizer is missing or damaged; a broken JSON file is raised with its line."""
+    held = [folder / name for name in ("tokenizer.json", "tokenizer_config.json") if (folder / name).exists()]
+    for file in held:
+        read_object(file)
+    if folder / "tokenizer.json" in held:
+        return EmbedforgeError(f"{folder / 'tokenizer.json'}: cannot be read, download it again ({error})")
+    return EmbedforgeError(
+        f"{folder}: there is no tokenizer.json. Copy it, and tokenizer_config.json, from the folder or "
+        f"repository that the model comes from. (Nothing else would do: {' '.join(str(error).split())})"
+    )
 
 
 def _unknown_type(file: Path, model_type: str | None, has_code: bool) -> str:

@@ -17,18 +17,17 @@ from sentence_transformers.base.modules import Normalize
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-)
 
 from embedforge.errors import EmbedforgeError
-from embedforge.files import read_json, replace_folder, write_json
+from embedforge.files import replace_folder, write_json
 from embedforge.model import layout
 from embedforge.model.attention import ensure_attention
+from embedforge.model.auto_tokenizer import auto_tokenizer_options
 from embedforge.model.decoder import find_folder, load_decoder, quiet, token_states, torch_dtype
+from embedforge.model.foreign import load_foreign
 from embedforge.model.modules import Pool, TextEncoder
 from embedforge.model.pooling import STATELESS, build_pooler
+from embedforge.model.precision import ExactRotary
 from embedforge.text.contract import FILE_NAME as CONTRACT
 from embedforge.text.contract import Contract
 from embedforge.text.goldens import check_goldens, make_goldens
@@ -47,7 +46,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 
-class EmbeddingModel(nn.Module):
+class EmbeddingModel(ExactRotary):
     """A decoder with a pooler on it, and the contract that both serve.
 
     Args:
@@ -159,9 +158,10 @@ def build(
 def save(model: EmbeddingModel, folder: Path, recipe: dict[str, Any] | None = None) -> None:
     """Write a model as a sentence-transformers folder with contract, goldens, recipe and card.
 
-    The goldens are computed in float32 from the weights as they were written, on the CPU. An older folder
-    is replaced only when everything is written. A model whose vectors sentence-transformers' own modules
-    reproduce can be loaded without embedforge; where only a setting stands against that, a warning names it.
+    The goldens are computed in float32 from the weights as they were written, on the CPU, which takes memory
+    for one float32 copy of the model beside the given one. An older folder is replaced only when everything
+    is written. A model whose vectors sentence-transformers' own modules reproduce can be loaded without
+    embedforge; where only a setting stands against that, a warning names it.
 
     Raises:
         EmbedforgeError: the folder holds something else; the decoder still wears an adapter; the disk is
@@ -169,12 +169,8 @@ def save(model: EmbeddingModel, folder: Path, recipe: dict[str, Any] | None = No
     """
     folder = Path(folder)
     _refuse_adapter(model.decoder)
-    if folder.exists() and any(folder.iterdir()) and not (folder / CONTRACT).exists():
-        raise EmbedforgeError(
-            f"{folder}: this folder holds something else than a saved model; name another one"
-        )
     try:
-        with replace_folder(folder) as partial:
+        with replace_folder(folder, CONTRACT) as partial:
             obstacle = _write(model, partial, recipe)
     except (OSError, SafetensorError) as error:
         raise EmbedforgeError(
@@ -188,6 +184,10 @@ def load(
     path_or_id: str, device: str | None = None, dtype: str | torch.dtype | None = None
 ) -> SentenceTransformer:
     """Load a model for `encode`, `encode_query` and `encode_document`; a contract is checked by its goldens.
+
+    No file of the folder is executed. Without the check, a folder with one of sentence-transformers' own
+    poolings also loads as `SentenceTransformer(folder)`, and one with latent or self-attention pooling as
+    `SentenceTransformer(folder, trust_remote_code=True)` where embedforge is installed (model/modules.py).
 
     Args:
         path_or_id: a folder that embedforge saved, an official NV-Embed folder, or any model that
@@ -213,9 +213,7 @@ def load(
         return st
     if is_nvembed(folder):
         return to_sentence_transformer(load_nvembed(folder, dtype), device)
-    _refuse_bare_decoder(folder)
-    options = {} if dtype is None else {"dtype": torch_dtype(dtype)}
-    return SentenceTransformer(str(path_or_id), device=device, model_kwargs=options)
+    return load_foreign(str(path_or_id), folder, device, None if dtype is None else torch_dtype(dtype))
 
 
 def to_sentence_transformer(model: EmbeddingModel, device: str | None = None) -> SentenceTransformer:
@@ -264,17 +262,23 @@ def _write(model: EmbeddingModel, folder: Path, recipe: dict[str, Any] | None) -
         encoder.save(str(folder))
         pool.save(str(pool_folder))
 
-    written = _read(folder, torch.float32)
-    goldens = make_goldens(written.renderer, _unit_vectors(written))
-    contract = written.contract.model_copy(update={"goldens": goldens})
+    contract = _contract_with_goldens(folder)
     check_goldens(model.renderer, contract, _unit_vectors(model), _loose_tolerance(model))
     contract.save(folder)
 
-    obstacle = layout.prefer_stock_modules(folder, contract, written.decoder)
+    tokenizer_options = auto_tokenizer_options(folder, contract)
+    obstacle = layout.prefer_stock_modules(folder, contract, model.decoder, tokenizer_options)
     if recipe is not None:
         write_json(folder / "recipe.json", recipe)
-    layout.write_card(folder, contract, recipe, obstacle)
+    layout.write_card(folder, contract, recipe, obstacle, tokenizer_options)
     return obstacle
+
+
+def _contract_with_goldens(folder: Path) -> Contract:
+    """Embed the goldens with what was written; the float32 copy is gone before anybody loads the next one."""
+    written = _read(folder, torch.float32)
+    goldens = make_goldens(written.renderer, _unit_vectors(written))
+    return written.contract.model_copy(update={"goldens": goldens})
 
 
 def _read(folder: Path, dtype: str | torch.dtype | None) -> EmbeddingModel:
@@ -322,19 +326,4 @@ def _refuse_adapter(decoder: nn.Module) -> None:
     if any(isinstance(module, BaseTunerLayer) for module in decoder.modules()):
         raise EmbedforgeError(
             "the decoder still has an adapter; merge it before saving (decoder = decoder.merge_and_unload())"
-        )
-
-
-def _refuse_bare_decoder(folder: Path) -> None:
-    """Refuse a decoder without pooling: sentence-transformers would invent one."""
-    if (folder / "modules.json").exists() or not (folder / "config.json").exists():
-        return
-    model_type = read_json(folder / "config.json").get("model_type")
-    if (
-        model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-        and model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
-    ):
-        raise EmbedforgeError(
-            f"{folder}: this is a language model ('{model_type}'), not yet an embedding model. Train it: "
-            "embedforge train RECIPE --set model.base=" + str(folder)
         )

@@ -49,20 +49,27 @@ def write_own_modules(folder: Path, contract: Contract) -> None:
     _write_modules(folder, own_modules(contract), contract)
 
 
-def prefer_stock_modules(folder: Path, contract: Contract, decoder: PreTrainedModel) -> str | None:
+def prefer_stock_modules(
+    folder: Path, contract: Contract, decoder: PreTrainedModel, tokenizer_options: dict[str, str] | None
+) -> str | None:
     """Write sentence-transformers' own modules where they give the contract's goldens, else embedforge's.
 
     Args:
         folder: with weights, tokenizer and `1_Pool` in it.
         contract: with goldens.
-        decoder: what the folder holds, to explain a difference.
+        decoder: the one that was saved, to explain a difference.
+        tokenizer_options: from `auto_tokenizer_options`.
 
     Returns:
         Why sentence-transformers' own modules will not do; None when they do.
     """
     obstacle = obstacle_to_stock(contract)
+    if obstacle is None and tokenizer_options is None:
+        obstacle = "AutoTokenizer makes other token ids of this folder than the contract's goldens have"
     if obstacle is None:
-        write_stock_modules(folder, contract, decoder.config.get_text_config().hidden_size)
+        write_stock_modules(
+            folder, contract, decoder.config.get_text_config().hidden_size, tokenizer_options or {}
+        )
         obstacle = difference_of_stock(folder, contract)
         if obstacle is None:
             shutil.rmtree(folder / POOL_FOLDER)
@@ -75,8 +82,13 @@ def prefer_stock_modules(folder: Path, contract: Contract, decoder: PreTrainedMo
     return obstacle
 
 
-def write_stock_modules(folder: Path, contract: Contract, hidden_size: int) -> None:
-    """Let `SentenceTransformer(folder)` take the folder as its own: Transformer, Pooling, Normalize."""
+def write_stock_modules(
+    folder: Path, contract: Contract, hidden_size: int, tokenizer_options: dict[str, str]
+) -> None:
+    """Let `SentenceTransformer(folder)` take the folder as its own: Transformer, Pooling, Normalize.
+
+    `tokenizer_options` go along: without them it reads the tokenizers of some families as other ones.
+    """
     modules = [Transformer, Pooling, Normalize] if contract.normalize else [Transformer, Pooling]
     text_only = {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}
     write_json(
@@ -86,7 +98,8 @@ def write_stock_modules(folder: Path, contract: Contract, hidden_size: int) -> N
             # Written out, or a tokenizer with a chat template would be fed chat messages.
             "modality_config": text_only,
             "module_output_name": "token_embeddings",
-        },
+        }
+        | ({"processor_kwargs": tokenizer_options} if tokenizer_options else {}),
     )
     pooling = Pooling(hidden_size, STOCK_POOLING[contract.pooling], include_prompt=contract.pool_instruction)
     pooling_folder = folder / STOCK_POOL_FOLDER
@@ -99,13 +112,13 @@ def obstacle_to_stock(contract: Contract) -> str | None:
     """Say what in the contract sentence-transformers' own modules cannot honour; None when they can."""
     if contract.pooling not in STOCK_POOLING:
         return f"there is no pooling '{contract.pooling}'"
-    if contract.query_suffix():
-        return "nothing can follow the text, as it does in the query template"
+    templates = (contract.query_template, contract.document_template)
+    if not all(template.endswith("{text}") for template in templates):
+        return "nothing can follow the text, as it does in the contract's templates"
     if contract.add_eos and not (contract.pool_eos and contract.eos_survives_truncation):
         return "EOS is always pooled and survives truncation"
     if contract.pooling == "last":
         return None  # The last token is the same whatever stands before it.
-    templates = (contract.query_template, contract.document_template)
     templates_have_prefix = not all(template.startswith("{text}") for template in templates)
     if contract.add_bos:
         stock = "always" if contract.pool_instruction else "without_instruction"
@@ -141,7 +154,13 @@ def difference_of_stock(folder: Path, contract: Contract) -> str | None:
     return None
 
 
-def write_card(folder: Path, contract: Contract, recipe: dict[str, Any] | None, obstacle: str | None) -> None:
+def write_card(
+    folder: Path,
+    contract: Contract,
+    recipe: dict[str, Any] | None,
+    obstacle: str | None,
+    tokenizer_options: dict[str, str] | None,
+) -> None:
     """Write README.md: what the model is, how to load it, what it expects."""
     facts = [
         f"- pooling: {contract.pooling}; attention: {contract.attention}",
@@ -150,6 +169,11 @@ def write_card(folder: Path, contract: Contract, recipe: dict[str, Any] | None, 
         f"- before a document stands {contract.document_prefix()!r}",
         f"- vectors are {'of unit length' if contract.normalize else 'not normalised'}",
         f"- the weights are {contract.dtype}",
+    ]
+    facts += [
+        f"- after a {kind} stands {suffix!r}"
+        for kind, suffix in (("query", contract.query_suffix()), ("document", contract.document_suffix()))
+        if suffix
     ]
     if recipe is not None:
         # Of a local base the last part only: whole paths are nobody else's business.
@@ -164,7 +188,9 @@ def write_card(folder: Path, contract: Contract, recipe: dict[str, Any] | None, 
     else:
         text = text.replace("from sentence_transformers import SentenceTransformer", "import embedforge")
         text = text.replace("SentenceTransformer(", "embedforge.load(")
-        text += f"Loading needs embedforge: in plain sentence-transformers {obstacle}.\n"
+        text += f"Loading needs embedforge: in plain sentence-transformers {obstacle}.\n{_WITH_FLAG}"
+    if tokenizer_options != {}:
+        text += _PLAIN_TOKENIZER
     write_text(folder / "README.md", text)
 
 
@@ -216,4 +242,14 @@ print(model.similarity(queries, documents))
 ```
 
 `contract.json` holds how a text becomes a vector, with goldens that prove it.
+"""
+
+_WITH_FLAG = """Where embedforge is installed this gives the same model:
+`SentenceTransformer("path/to/this/folder", trust_remote_code=True)`. The flag lets sentence-transformers
+import the classes of another installed package.
+"""
+
+_PLAIN_TOKENIZER = """
+Plain transformers reads this tokenizer with `PreTrainedTokenizerFast.from_pretrained`. `AutoTokenizer` takes
+a class for this model type that builds the tokenizer anew, and the token ids are not those of training.
 """

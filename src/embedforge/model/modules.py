@@ -2,13 +2,20 @@
 
 `TextEncoder` turns texts into token states, `Pool` turns those into vectors; sentence-transformers' own
 Normalize follows. Prompts, truncated dimensions, several processes and the rest of `encode` are
-sentence-transformers' own. A saved folder names both in modules.json; `embedforge.load` reads it, and so does
-`SentenceTransformer(folder, trust_remote_code=True)` where embedforge is installed: from version 6 on
-sentence-transformers wants that flag for every class that is not its own.
+sentence-transformers' own. A saved folder names both in modules.json, and there are two ways to read it:
+
+    embedforge.load(folder)
+    SentenceTransformer(folder, trust_remote_code=True)
+
+Both give a SentenceTransformer. From version 6 on sentence-transformers wants the flag for every class that
+is not its own, those of an installed package included, and has no public way around it. The classes come
+from this package, and no file of the folder is executed: with the flag, only where transformers does not
+know the decoder's model type.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -20,16 +27,17 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from embedforge.errors import EmbedforgeError
+from embedforge.files import read_object
 from embedforge.model.attention import make_bidirectional
 from embedforge.model.decoder import read_decoder, read_tokenizer, token_states, torch_dtype
 from embedforge.model.pooling import build_pooler
+from embedforge.model.precision import ExactRotary
+from embedforge.model.shards import WEIGHTS, read_header
 from embedforge.text.contract import Contract
 from embedforge.text.render import Renderer
 
-WEIGHTS = "model.safetensors"
 
-
-class TextEncoder(InputModule):
+class TextEncoder(ExactRotary, InputModule):
     """Texts to token states: renders under the contract and runs the decoder."""
 
     def __init__(self, decoder: PreTrainedModel, renderer: Renderer) -> None:
@@ -80,7 +88,8 @@ class TextEncoder(InputModule):
         Args:
             inputs: the texts.
             prompt: what stands before each text, template included, as `contract.query_prefix` makes it.
-            task: "query" from `encode_query`; adds what the query template has after its text.
+            task: "query" from `encode_query`, "document" from `encode_document`; decides with `prompt`
+                what follows each text.
             max_length: tokens of a rendered text, when fewer than `max_seq_length`.
             options: anything else is refused.
         """
@@ -164,12 +173,17 @@ class TextEncoder(InputModule):
         return cls(decoder, Renderer(read_tokenizer(folder, decoder), contract))
 
     def _suffix(self, prefix: str, task: str | None) -> str:
-        """Return what follows a query's text; queries are known by the task or by how the prompt begins."""
-        template = self.contract.query_template
-        start = template.split("{text}")[0].split("{instruction}")[0]
-        is_bare = "{instruction}" in template and not prefix
-        is_query = task == "query" or bool(start and prefix.startswith(start))
-        return self.contract.query_suffix() if is_query and not is_bare else ""
+        """Return what follows a text, known by the task or else by the template that its prompt fits."""
+        contract = self.contract
+        before, after = contract.query_template.split("{text}")
+        if task == "query":
+            return "" if "{instruction}" in before and not prefix else after
+        if prefix == contract.document_prefix():
+            return contract.document_suffix()
+        like_query = re.escape(before).replace(re.escape("{instruction}"), ".+")
+        if re.fullmatch(like_query, prefix, re.DOTALL):
+            return after
+        return contract.document_suffix() if task == "document" else ""
 
 
 class Pool(Module):
@@ -205,22 +219,35 @@ class Pool(Module):
         """Read what `save` wrote."""
         names = ("token", "cache_folder", "revision", "local_files_only")
         hub = {name: options[name] for name in names if name in options}
-        shape = cls.load_config(model_name_or_path, subfolder, **hub)
-        if not shape:
-            raise EmbedforgeError(f"{model_name_or_path}: {subfolder}/{cls.config_file_name} is missing")
-        pooler = build_pooler(shape["kind"], shape["hidden_size"], **shape["options"])
+        config = cls.load_file_path(model_name_or_path, cls.config_file_name, subfolder, **hub)
+        if config is None:
+            raise _missing(model_name_or_path, subfolder, cls.config_file_name)
+        shape = read_object(Path(config))
+        try:
+            pooler = build_pooler(shape["kind"], shape["hidden_size"], **shape["options"])
+        except (KeyError, TypeError) as error:
+            raise EmbedforgeError(
+                f"{model_name_or_path}: {subfolder}/{cls.config_file_name} does not describe a pooler "
+                f"({error}); restore the file as it was saved"
+            ) from None
         if any(True for _ in pooler.parameters()):
             weights = cls.load_file_path(model_name_or_path, WEIGHTS, subfolder, **hub)
             if weights is None:
-                raise EmbedforgeError(f"{model_name_or_path}: {subfolder}/{WEIGHTS} is missing")
+                raise _missing(model_name_or_path, subfolder, WEIGHTS)
             _load_weights(pooler, weights)
         return cls(pooler, **shape)
 
 
+def _missing(folder: str, subfolder: str, name: str) -> EmbedforgeError:
+    return EmbedforgeError(f"{Path(folder, subfolder, name)}: there is no such file; download it again")
+
+
 def _load_weights(pooler: nn.Module, weights: str) -> None:
+    read_header(Path(weights))  # Refuses a file that was cut off.
     try:
         load_model(pooler, weights)
     except (SafetensorError, RuntimeError, OSError) as error:
         raise EmbedforgeError(
-            f"{weights}: these are not this pooler's weights, or are cut off: {error}"
+            f"{weights}: these are not the weights of the pooler in config.json beside it; download both "
+            f"again, from one folder ({error})"
         ) from None

@@ -18,7 +18,7 @@ from transformers import AutoModel, MistralConfig, MistralModel
 from transformers.models.mistral.modeling_mistral import MistralRotaryEmbedding
 
 from embedforge.errors import EmbedforgeError
-from embedforge.files import read_json, replace_folder
+from embedforge.files import read_object, replace_folder
 from embedforge.model import layout
 from embedforge.model.attention import make_bidirectional
 from embedforge.model.decoder import read_tokenizer, torch_dtype
@@ -33,7 +33,9 @@ from embedforge.model.shards import (
     read_tensors,
     write_index,
 )
+from embedforge.text.contract import FILE_NAME as CONTRACT
 from embedforge.text.contract import Contract
+from embedforge.text.goldens import check_goldens, make_goldens
 from embedforge.text.render import Renderer
 
 DECODER_PREFIX = "embedding_model."
@@ -105,7 +107,7 @@ class _Checkpoint(NamedTuple):
 def is_nvembed(folder: Path) -> bool:
     """Tell whether a folder has the layout of the official NV-Embed checkpoints."""
     file = folder / "config.json"
-    return file.exists() and read_json(file).get("model_type") == "nvembed"
+    return file.exists() and read_object(file).get("model_type") == "nvembed"
 
 
 def read_nvembed_config(folder: Path) -> NVEmbedConfig:
@@ -118,7 +120,7 @@ def read_nvembed_config(folder: Path) -> NVEmbedConfig:
         EmbedforgeError: not this layout, or numbers that contradict each other.
     """
     file = folder / "config.json"
-    values = read_json(file)
+    values = read_object(file)
     if values.get("model_type") != "nvembed" or "text_config" not in values:
         raise EmbedforgeError(
             f"{file}: model_type is {values.get('model_type')!r}; an NV-Embed folder has 'nvembed', "
@@ -175,33 +177,38 @@ def load_nvembed(
 
 
 def convert_nvembed(folder: Path, out_folder: Path) -> None:
-    """Rewrite an official folder as a folder of embedforge's own, as `save` writes it but for goldens.
+    """Rewrite an official folder as a folder of embedforge's own, as `save` writes it but for golden vectors.
 
     The tensors' bytes are copied under their new names in small pieces: a few MB of memory whatever the
-    model's size, and the weights stay bit for bit what they were.
+    model's size, and the weights stay bit for bit what they were. The model is not run, so the goldens hold
+    token ids and pooling masks, which `embedforge.load` checks, and no vectors; to add those, where there is
+    memory for the model: `save(embedding_model(load(out_folder)), other_folder)`.
 
     Raises:
-        EmbedforgeError: as `load_nvembed`; nothing is written then.
+        EmbedforgeError: as `load_nvembed`, or the written tokenizer does not make the same ids; nothing is
+            written then.
     """
     if out_folder.resolve() == folder.resolve():
         raise EmbedforgeError(
             f"{out_folder}: converting in place would delete the original; name another folder"
         )
     config, _, pooler, decoder_tensors, pooler_tensors = _open(folder)
-    tokenizer = Renderer(read_tokenizer(folder), config.contract).tokenizer
+    renderer = Renderer(read_tokenizer(folder), config.contract)
+    contract = config.contract.model_copy(update={"goldens": make_goldens(renderer)})
     size = config.decoder.hidden_size
-    with replace_folder(out_folder) as partial:
+    with replace_folder(out_folder, CONTRACT) as partial:
         _copy_decoder(decoder_tensors, partial)
         config.decoder.architectures = [MistralModel.__name__]
-        config.decoder.dtype = config.contract.dtype
+        config.decoder.dtype = contract.dtype
         config.decoder.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
-        config.contract.save(partial)
+        renderer.tokenizer.save_pretrained(partial)
+        check_goldens(Renderer(read_tokenizer(partial), contract), contract)
+        contract.save(partial)
         pool = partial / layout.POOL_FOLDER
         pool.mkdir()
         Pool(pooler, "latent", size, config.latent).save_config(str(pool))
         copy_tensors(pooler_tensors, pool / WEIGHTS)
-        layout.write_own_modules(partial, config.contract)
+        layout.write_own_modules(partial, contract)
 
 
 def _decoder_config(text: Mapping[str, Any]) -> MistralConfig:
@@ -245,7 +252,7 @@ def _max_tokens(folder: Path, decoder: MistralConfig) -> int:
         ("tokenizer_config.json", "model_max_length"),
     ):
         if (folder / name).exists():
-            limits.append(int(read_json(folder / name).get(key) or limits[0]))
+            limits.append(int(read_object(folder / name).get(key) or limits[0]))
             break
     return min(limits)
 

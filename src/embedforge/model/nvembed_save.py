@@ -53,7 +53,7 @@ def save_nvembed(model: EmbeddingModel, folder: Path, max_shard_bytes: int = 5 *
     contract = model.contract.model_copy(update={"dtype": dtypes.pop()})
     tensors = {DECODER_PREFIX + name: tensor for name, tensor in decoder.state_dict().items()}
     tensors |= {POOLER_PREFIX + name: tensor for name, tensor in pooler.state_dict().items()}
-    with replace_folder(folder) as partial:
+    with replace_folder(folder, "config.json") as partial:
         _save_shards(tensors, partial, max_shard_bytes)
         write_json(partial / "config.json", _official_config(config, pooler, contract))
         limit = {"max_seq_length": contract.max_tokens, "do_lower_case": False}

@@ -17,7 +17,7 @@ import torch
 from safetensors import safe_open
 
 from embedforge.errors import EmbedforgeError
-from embedforge.files import read_json
+from embedforge.files import read_object
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -46,7 +46,10 @@ def list_tensors(folder: Path) -> list[TensorEntry]:
     """
     index = folder / INDEX
     if index.exists():
-        files = [folder / name for name in sorted(set(read_json(index)["weight_map"].values()))]
+        weight_map = read_object(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise EmbedforgeError(f"{index}: names no files under 'weight_map'; download it again")
+        files = [folder / name for name in sorted(set(weight_map.values()))]
         lost = [file.name for file in files if not file.exists()]
         if lost:
             raise EmbedforgeError(
@@ -57,7 +60,8 @@ def list_tensors(folder: Path) -> list[TensorEntry]:
         files = [folder / WEIGHTS]
         if not files[0].exists():
             raise EmbedforgeError(
-                f"{folder}: there is neither {INDEX} nor {WEIGHTS}; only safetensors are read"
+                f"{folder}: there is neither {INDEX} nor {WEIGHTS}, and only safetensors are read: download "
+                "one of them with its shards, or save the model in this format"
             )
     return [entry for file in files for entry in read_header(file)]
 
@@ -72,14 +76,22 @@ def read_header(file: Path) -> list[TensorEntry]:
                 f"{file}: the file ends inside its header ({size} bytes, no safetensors file of this kind "
                 "is that short); it was cut off or is a placeholder: download it again"
             )
-        header = json.loads(stream.read(start - 8))
-    header.pop("__metadata__", None)
-    entries = [
-        TensorEntry(
-            file, name, item["dtype"], tuple(item["shape"]), *(start + at for at in item["data_offsets"])
-        )
-        for name, item in header.items()
-    ]
+        content = stream.read(start - 8)
+    try:
+        header = json.loads(content)
+        header.pop("__metadata__", None)
+        entries = [
+            TensorEntry(
+                file, name, item["dtype"], tuple(item["shape"]), *(start + at for at in item["data_offsets"])
+            )
+            for name, item in header.items()
+        ]
+    except (ValueError, TypeError, KeyError, AttributeError):
+        # Some downloads reserve the whole file first: an interrupted one has its size, and zeros inside.
+        raise EmbedforgeError(
+            f"{file}: its header is no list of tensors; the file is damaged or was not downloaded to its "
+            "end: download it again"
+        ) from None
     expected = max((entry.end for entry in entries), default=start)
     if size != expected:
         raise EmbedforgeError(

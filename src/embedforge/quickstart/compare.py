@@ -7,10 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import nn
-from torch.nn import functional
 
 from embedforge.evaluate.retrieval import per_query_metrics, v_measure
 from embedforge.evaluate.statistics import (
@@ -22,33 +19,14 @@ from embedforge.evaluate.statistics import (
     paired_difference,
 )
 from embedforge.lexical import Bm25
-from embedforge.model.encoder import EmbeddingModel
 from embedforge.quickstart.examples import Pool
 from embedforge.quickstart.unit import Unit
 from embedforge.ranking import exact_search
 
-BM25, BASE_LAST, BASE_MEAN, TRAINED = "BM25", "base, last token", "base, mean", "trained"
+BM25, BASE_LAST, BASE_MEAN, TRAINED = "BM25", "base, last", "base, mean", "trained"
 METRICS = ("ndcg@10", "recall@10", "mrr@10")
 HITS_SHOWN = 3
 DEPTH = 10
-
-
-class SeveralPoolings(nn.Module):
-    """One pass of a decoder, several poolings: the untrained baselines cost one run instead of two."""
-
-    def __init__(self, model: EmbeddingModel, poolers: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.model, self.poolers = model, nn.ModuleList(poolers)
-        self.renderer, self.contract = model.renderer, model.contract
-
-    def forward(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, pooling_mask: torch.Tensor
-    ) -> torch.Tensor:
-        """Return the unit vectors of all poolings side by side: [texts, poolings * hidden]."""
-        states = self.model.token_states(input_ids, attention_mask)
-        return torch.cat(
-            [functional.normalize(pool(states, pooling_mask), dim=-1) for pool in self.poolers], dim=-1
-        )
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +11,9 @@ from numpy.typing import NDArray
 
 from embedforge.data.example import Example
 from embedforge.data.fields import record_of
-from embedforge.encode import encode
 from embedforge.files import write_text
 from embedforge.lexical import Bm25
 from embedforge.mine.mine import mine_negatives
-from embedforge.quickstart.compare import SeveralPoolings
 from embedforge.quickstart.corpus import Corpus
 from embedforge.quickstart.examples import (
     cluster_examples,
@@ -28,29 +25,6 @@ RETRIEVAL_FILE, CLUSTER_FILE = "retrieval.jsonl", "same-package.jsonl"
 MINED_NEGATIVES = 4
 CLUSTER_NEGATIVES = 3
 CANDIDATES = 30
-
-
-@dataclasses.dataclass(frozen=True)
-class BaseVectors:
-    """The untrained decoder's vectors of a pool, one matrix for each of its poolings."""
-
-    queries: dict[str, NDArray[np.float32]]
-    documents: dict[str, NDArray[np.float32]]
-
-
-def encode_with_base(
-    base: SeveralPoolings,
-    names: Sequence[str],
-    queries: Sequence[str],
-    documents: Sequence[str],
-    progress: Callable[[int], None] | None = None,
-) -> BaseVectors:
-    """Encode with the untrained decoder; bare texts, since nothing has taught it instructions."""
-    found = [
-        np.split(encode(base, texts, progress=progress), len(names), axis=1) for texts in (queries, documents)
-    ]
-    by_name = [dict(zip(names, parts, strict=True)) for parts in found]
-    return BaseVectors(*by_name)
 
 
 def centred(vectors: NDArray[np.float32], mean: NDArray[np.float32]) -> NDArray[np.float32]:

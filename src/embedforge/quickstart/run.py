@@ -28,31 +28,27 @@ from embedforge.encode import encode
 from embedforge.errors import EmbedforgeError
 from embedforge.evaluate.report import write_report
 from embedforge.files import read_json, write_json
-from embedforge.model.encoder import build, embedding_model, load
-from embedforge.model.pooling import build_pooler
-from embedforge.quickstart.budget import Speed, fit_steps
-from embedforge.quickstart.compare import BASE_LAST, BASE_MEAN, TRAINED, Comparison, SeveralPoolings, compare
+from embedforge.model.encoder import embedding_model, load
+from embedforge.quickstart.base_vectors import BaseVectors, base_vectors
+from embedforge.quickstart.budget import fit_steps
+from embedforge.quickstart.compare import BASE_MEAN, TRAINED, Comparison, compare
 from embedforge.quickstart.corpus import Corpus, read_corpus
 from embedforge.quickstart.examples import Pool, retrieval_examples, retrieval_instruction, retrieval_pool
 from embedforge.quickstart.page import build_report, terminal_table
 from embedforge.quickstart.prepare import (
     CLUSTER_FILE,
     RETRIEVAL_FILE,
-    BaseVectors,
     centred,
-    encode_with_base,
     mine,
     write_training_files,
 )
 from embedforge.recipe import Recipe, Source, load_recipe, parse_recipe
-from embedforge.runtime import keep_freed_memory, pick_device
+from embedforge.runtime import fast_bfloat16, keep_freed_memory, pick_device, release_freed_memory
 from embedforge.search.index import Document, build_index
-from embedforge.text.contract import Contract
 from embedforge.train.progress import progress_bar
 from embedforge.train.run import Interrupted, train
 
 Floats = NDArray[np.float32]
-POOLINGS = {BASE_LAST: "last", BASE_MEAN: "mean"}
 
 
 def quickstart(
@@ -95,19 +91,21 @@ def quickstart(
     plan = _claim(out, asked)
 
     corpus = _read(folder, seed, console)
+    recipe = _with_precision(_with_sources(recipe, corpus), device, console)
     pool = retrieval_pool(corpus.test, distractors=[*corpus.train, *corpus.dev])
-    vectors, speed = _base_vectors(out, base, corpus, pool, device)
+    vectors, speed = base_vectors(out, recipe, corpus, pool, device)
     _write_data(out, corpus, pool, vectors, seed, console)
     if "recipe" not in plan:
         left = max_minutes * 60 - (time.monotonic() - started)
-        fitted = fit_steps(_with_sources(recipe, corpus), speed, left)
+        fitted = fit_steps(recipe, speed, left)
         plan = {**plan, "recipe": fitted.model_dump(mode="json")}
         write_json(out / "quickstart.json", plan)
     recipe = parse_recipe(plan["recipe"], str(out / "quickstart.json"))
     _train(recipe, out, corpus, device, console)
+    release_freed_memory()
     comparison = _compare(out, folder, corpus, pool, vectors, plan, device, console, started)
     Console().print(terminal_table(comparison))
-    Console().print(_next_steps(out, corpus), highlight=False, markup=False)
+    Console().print(_next_steps(out, corpus), highlight=False, markup=False, soft_wrap=True)
     return comparison
 
 
@@ -145,52 +143,6 @@ def _read(folder: Path, seed: int, console: Console) -> Corpus:
     return corpus
 
 
-def _base_vectors(
-    out: Path, base: str, corpus: Corpus, pool: Pool, device: str | None
-) -> tuple[BaseVectors, Speed]:
-    """Encode the pool, and the training queries, with the untrained decoder; measures its speed."""
-    train_queries = retrieval_pool(corpus.train).queries
-    queries = [*pool.queries.values(), *train_queries.values()]
-    documents = list(pool.documents.values())
-    path = out / "data" / "base.npz"
-    if path.exists():
-        with np.load(path) as stored:
-            speed = Speed(*stored["speed"].tolist())
-            parts = [
-                {name: stored[f"{kind} {name}"] for name in POOLINGS} for kind in ("queries", "documents")
-            ]
-        return BaseVectors(*parts), speed
-    contract = Contract(attention="causal", pooling="mean", max_tokens=192)
-    model = build(base=base, contract=contract, pooling={"kind": "mean"}).to(pick_device(device))
-    poolers = [build_pooler(kind=kind, hidden_size=model.dim) for kind in POOLINGS.values()]
-    started = time.monotonic()
-    with progress_bar() as bar:
-        task = bar.add_task(
-            "encoding with the untrained decoder", total=len(queries) + len(documents), note=""
-        )
-        found = encode_with_base(
-            SeveralPoolings(model, poolers),
-            list(POOLINGS),
-            queries,
-            documents,
-            progress=lambda texts: bar.advance(task, texts),
-        )
-    lengths = [len(text.input_ids) for text in model.renderer.render([*queries, *documents])]
-    speed = Speed(
-        tokens_per_second=sum(lengths) / (time.monotonic() - started),
-        query_tokens=float(np.mean(lengths[: len(queries)])),
-        document_tokens=float(np.mean(lengths[len(queries) :])),
-        texts=float(len(lengths)),
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial.npz")
-    arrays = {f"queries {name}": values for name, values in found.queries.items()}
-    arrays |= {f"documents {name}": values for name, values in found.documents.items()}
-    np.savez(partial, allow_pickle=False, speed=np.array(speed.as_tuple()), **arrays)
-    partial.replace(path)
-    return found, speed
-
-
 def _write_data(
     out: Path, corpus: Corpus, pool: Pool, vectors: BaseVectors, seed: int, console: Console
 ) -> None:
@@ -225,6 +177,14 @@ def _with_sources(recipe: Recipe, corpus: Corpus) -> Recipe:
         stages.append(stage.model_copy(update={"mix": stage.mix.model_copy(update={"sources": sources})}))
     contract = recipe.contract.model_copy(update={"default_instruction": retrieval_instruction(corpus.train)})
     return recipe.model_copy(update={"stages": tuple(stages), "contract": contract})
+
+
+def _with_precision(recipe: Recipe, device: str | None, console: Console) -> Recipe:
+    """Train in float32 where bfloat16 is only emulated, which is many times slower."""
+    if recipe.training.precision == "float32" or fast_bfloat16(pick_device(device)):
+        return recipe
+    console.print("no fast bfloat16 on this machine: training in float32, fewer steps in the same time")
+    return recipe.model_copy(update={"training": recipe.training.model_copy(update={"precision": "float32"})})
 
 
 def _train(recipe: Recipe, out: Path, corpus: Corpus, device: str | None, console: Console) -> None:

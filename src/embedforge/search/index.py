@@ -70,28 +70,32 @@ def build_index(
         contract: the model's, checked again at every search.
 
     Raises:
-        EmbedforgeError: the folder holds something else, or vectors and documents do not fit.
+        EmbedforgeError: the folder holds something else, vectors and documents do not fit, or the disk is
+            full.
     """
-    if folder.exists() and not (folder / INDEX_FILE).exists() and any(folder.iterdir()):
-        raise EmbedforgeError(f"{folder}: holds files that are no index; give a new or empty folder")
     if vectors.ndim != 2 or not len(vectors):
         raise EmbedforgeError(f"an index needs vectors [documents, dimensions], got shape {vectors.shape}")
     if not np.isfinite(vectors).all():
         raise EmbedforgeError("an index needs finite vectors, some of these are not")
-    with replace_folder(folder) as partial:
-        offsets = _write_documents(partial / "documents.jsonl", documents)
-        if len(offsets) != len(vectors) + 1:
-            raise EmbedforgeError(f"there are {len(vectors)} vectors for {len(offsets) - 1} documents")
-        np.save(partial / "offsets.npy", np.array(offsets, dtype=np.int64), allow_pickle=False)
-        np.save(partial / "vectors.npy", np.asarray(vectors, dtype=np.float32), allow_pickle=False)
-        facts = {
-            "version": VERSION,
-            "model": model,
-            "fingerprint": fingerprint(contract),
-            "documents": len(vectors),
-            "dimensions": vectors.shape[1],
-        }
-        write_json(partial / INDEX_FILE, facts)
+    facts = {
+        "version": VERSION,
+        "model": model,
+        "fingerprint": fingerprint(contract),
+        "documents": len(vectors),
+        "dimensions": vectors.shape[1],
+    }
+    try:
+        with replace_folder(folder, INDEX_FILE) as partial:
+            offsets = _write_documents(partial / "documents.jsonl", documents)
+            if len(offsets) != len(vectors) + 1:
+                raise EmbedforgeError(f"there are {len(vectors)} vectors for {len(offsets) - 1} documents")
+            np.save(partial / "offsets.npy", np.array(offsets, dtype=np.int64), allow_pickle=False)
+            np.save(partial / "vectors.npy", np.asarray(vectors, dtype=np.float32), allow_pickle=False)
+            write_json(partial / INDEX_FILE, facts)
+    except OSError as error:
+        raise EmbedforgeError(
+            f"{folder}: the index could not be written, nothing was changed ({error}); is the disk full?"
+        ) from error
 
 
 def _write_documents(path: Path, documents: Iterable[Document]) -> list[int]:

@@ -43,8 +43,10 @@ def search(folder: Path, query: str, *, k: int = 5, device: str | None = None) -
     if not model_folder.exists():
         raise EmbedforgeError(f"{place}: its model '{model_folder}' is not there any more")
     model = embedding_model(load(str(model_folder), device=str(pick_device(device))))
-    index.check(model.contract, str(model_folder))
-    hits = index.search(encode(model, [query], model.contract.query_prefix())[0], k)
+    contract = model.contract
+    index.check(contract, str(model_folder))
+    vectors = encode(model, [query], contract.query_prefix(), suffix=contract.query_suffix())
+    hits = index.search(vectors[0], k)
     console = Console()
     for rank, hit in enumerate(hits, start=1):
         console.print(f"[bold]{rank}.[/bold] [cyan]{escape(hit.document.location)}[/cyan]  {hit.score:.3f}")

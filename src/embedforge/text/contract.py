@@ -7,11 +7,11 @@ merged, exported or served. Training, evaluation and serving read the same contr
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from embedforge.errors import EmbedforgeError
+from embedforge.errors import EmbedforgeError, did_you_mean
 from embedforge.files import read_json, write_json
 
 FILE_NAME = "contract.json"
@@ -25,6 +25,8 @@ class Golden(BaseModel):
     text: str
     prefix: str
     """The rendered instruction before the text ("" for a document)."""
+    suffix: str = ""
+    """What the template has after the text; mostly ""."""
     input_ids: tuple[int, ...]
     pooling_mask: tuple[int, ...]
     vector: tuple[float, ...] = ()
@@ -71,6 +73,18 @@ class Contract(BaseModel):
     def _has_text(cls, template: str) -> str:
         if template.count("{text}") != 1:
             raise ValueError(f"a template holds '{{text}}' exactly once, this one does not: {template!r}")
+        if "{instruction}" in template.split("{text}")[1]:
+            raise ValueError(f"'{{instruction}}' stands before '{{text}}' in a template, not in {template!r}")
+        return template
+
+    @field_validator("document_template")
+    @classmethod
+    def _has_no_instruction(cls, template: str) -> str:
+        if "{instruction}" in template:
+            raise ValueError(
+                "documents of symmetric data get their instruction through query_template; "
+                f"leave '{{instruction}}' out of document_template: {template!r}"
+            )
         return template
 
     def query_prefix(self, instruction: str | None = None) -> str:
@@ -87,9 +101,17 @@ class Contract(BaseModel):
             return _prefix(self.query_template, instruction)
         return self.document_template.split("{text}")[0]
 
-    def query_suffix(self) -> str:
-        """Return what stands after a query's text (a chat template's end, say); mostly ""."""
-        return self.query_template.split("{text}")[1]
+    def query_suffix(self, instruction: str | None = None) -> str:
+        """Return what stands after a query's text (a chat template's end, say); mostly "".
+
+        >>> Contract(query_template="<q>{instruction}: {text}</q>").query_suffix("Find the answer")
+        '</q>'
+        """
+        return _suffix(self.query_template, self.default_instruction if instruction is None else instruction)
+
+    def document_suffix(self, instruction: str = "") -> str:
+        """Return what stands after a document's text; mostly ""."""
+        return _suffix(self.query_template if instruction else self.document_template, instruction)
 
     def save(self, folder: Path) -> None:
         """Write `contract.json` into `folder`."""
@@ -101,10 +123,26 @@ class Contract(BaseModel):
         try:
             return cls.model_validate(read_json(folder / FILE_NAME))
         except ValidationError as error:
-            raise EmbedforgeError(f"{folder / FILE_NAME}: {error}") from None
+            problems = "\n".join(map(_explain, error.errors()))
+            raise EmbedforgeError(f"{folder / FILE_NAME}:\n{problems}") from None
+
+
+def _explain(item: Any) -> str:
+    """One validation error as "key: what is wrong", with the nearest known key."""
+    place = ".".join(map(str, item["loc"])) or "contract"
+    if item["type"] == "extra_forbidden":
+        known = Contract.model_fields if len(item["loc"]) == 1 else Golden.model_fields
+        return f"  {place}: unknown key.{did_you_mean(str(item['loc'][-1]), known)}"
+    return f"  {place}: {item['msg'].removeprefix('Value error, ')} (found {item['input']!r:.80})"
 
 
 def _prefix(template: str, instruction: str) -> str:
     if not instruction and "{instruction}" in template:
         return ""
     return template.split("{text}")[0].replace("{instruction}", instruction)
+
+
+def _suffix(template: str, instruction: str) -> str:
+    if not instruction and "{instruction}" in template:
+        return ""
+    return template.split("{text}")[1]

@@ -46,19 +46,25 @@ def make_goldens(renderer: Renderer, embed: Embed | None = None) -> tuple[Golden
     Without `embed` the goldens hold ids and masks only. Texts are cut at the contract's max_tokens.
     """
     contract = renderer.contract
-    prefixes = dict.fromkeys((contract.document_prefix(), contract.query_prefix()))
-    wanted = [(text, prefix) for text in GOLDEN_TEXTS for prefix in prefixes]
-    rendered = [_render(renderer, contract, text, prefix) for text, prefix in wanted]
+    frames = dict.fromkeys(
+        (
+            (contract.document_prefix(), contract.document_suffix()),
+            (contract.query_prefix(), contract.query_suffix()),
+        )
+    )
+    wanted = [(text, *frame) for text in GOLDEN_TEXTS for frame in frames]
+    rendered = [_render(renderer, *each) for each in wanted]
     vectors = [()] * len(wanted) if embed is None else _vectors(renderer, rendered, embed)
     return tuple(
         Golden(
             text=text,
             prefix=prefix,
+            suffix=suffix,
             input_ids=tuple(row.input_ids),
             pooling_mask=tuple(row.pooling_mask),
             vector=vector,
         )
-        for (text, prefix), row, vector in zip(wanted, rendered, vectors, strict=True)
+        for (text, prefix, suffix), row, vector in zip(wanted, rendered, vectors, strict=True)
     )
 
 
@@ -74,7 +80,7 @@ def check_goldens(
     Raises EmbedforgeError with the text, the expected and the found values, and the likely causes.
     """
     goldens = contract.goldens
-    rendered = [_render(renderer, contract, golden.text, golden.prefix) for golden in goldens]
+    rendered = [_render(renderer, golden.text, golden.prefix, golden.suffix) for golden in goldens]
     for golden, row in zip(goldens, rendered, strict=True):
         if tuple(row.input_ids) != golden.input_ids:
             tokens = renderer.tokenizer.convert_ids_to_tokens
@@ -89,9 +95,8 @@ def check_goldens(
             raise _changed(golden, f"vector (tolerance {tolerance:g})", str(golden.vector), str(vector))
 
 
-def _render(renderer: Renderer, contract: Contract, text: str, prefix: str) -> Rendered:
-    is_query = prefix == contract.query_prefix() != contract.document_prefix()
-    return renderer.render([text], prefix, suffix=contract.query_suffix() if is_query else "")[0]
+def _render(renderer: Renderer, text: str, prefix: str, suffix: str) -> Rendered:
+    return renderer.render([text], prefix, suffix=suffix)[0]
 
 
 def _vectors(renderer: Renderer, rendered: list[Rendered], embed: Embed) -> list[tuple[float, ...]]:

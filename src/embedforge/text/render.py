@@ -60,12 +60,13 @@ class Renderer:
         texts: Sequence[str],
         prefixes: str | Sequence[str] = "",
         *,
-        suffix: str = "",
+        suffix: str | Sequence[str] = "",
         max_tokens: int | None = None,
     ) -> list[Rendered]:
         """Tokenise `prefix + text + suffix` of each text, cut it, and say which tokens are pooled.
 
-        `prefixes` is one string for all texts or one for each (`contract.query_prefix`, `.document_prefix`).
+        `prefixes` is one string for all texts or one for each (`contract.query_prefix`, `.document_prefix`),
+        and so is `suffix` (`contract.query_suffix`, `.document_suffix`).
         `max_tokens` can only lower the contract's. Too long a text loses tokens at its end; prefix, suffix,
         BOS and EOS stay (EOS goes if `contract.eos_survives_truncation` is false, as in official NV-Embed).
 
@@ -77,19 +78,17 @@ class Renderer:
         Raises EmbedforgeError when prefix, suffix, BOS and EOS leave no room for text, when an isolated
         prefix does not end as the templates do, and for text that is not valid Unicode.
         """
-        rows = [prefixes] * len(texts) if isinstance(prefixes, str) else list(prefixes)
-        if len(rows) != len(texts):
-            raise EmbedforgeError(
-                f"{len(texts)} texts were given {len(rows)} prefixes: give one string, or one each"
-            )
+        before = _one_each(prefixes, len(texts), "prefixes")
+        after = _one_each(suffix, len(texts), "suffixes")
         if not texts:
             return []
-        for prefix in set(rows):
+        for prefix in set(before):
             self._check_prefix(prefix)
         most = self.contract.max_tokens
         limit = most if max_tokens is None else min(most, max_tokens)
-        ids, offsets = self._tokenize([p + t + suffix for p, t in zip(rows, texts, strict=True)])
-        frames = [_Frame(p, t, suffix, limit) for p, t in zip(rows, texts, strict=True)]
+        framed = list(zip(before, texts, after, strict=True))
+        ids, offsets = self._tokenize([p + t + s for p, t, s in framed])
+        frames = [_Frame(p, t, s, limit) for p, t, s in framed]
         return [self._finish(*row) for row in zip(frames, ids, offsets, strict=True)]
 
     def pad(
@@ -124,7 +123,7 @@ class Renderer:
         texts: Sequence[str],
         prefixes: str | Sequence[str] = "",
         *,
-        suffix: str = "",
+        suffix: str | Sequence[str] = "",
         max_tokens: int | None = None,
     ) -> dict[str, torch.Tensor]:
         """Render and pad on the contract's side."""
@@ -199,6 +198,13 @@ class Renderer:
             return [1] * len(offsets)
         prefix = frame.prefix if self.contract.isolate_prefix else frame.prefix.rstrip(" ")
         return [int(end > len(prefix)) for _, end in offsets]
+
+
+def _one_each(given: str | Sequence[str], texts: int, name: str) -> list[str]:
+    each = [given] * texts if isinstance(given, str) else list(given)
+    if len(each) != texts:
+        raise EmbedforgeError(f"{texts} texts were given {len(each)} {name}: give one string, or one each")
+    return each
 
 
 def _refuse_invalid(strings: list[str]) -> None:

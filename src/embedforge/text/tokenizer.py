@@ -27,7 +27,7 @@ def contract_tokenizer(tokenizer: PreTrainedTokenizerBase, contract: Contract) -
 
     The copy is a plain `PreTrainedTokenizerFast`: classes made for one model family rebuild their pipeline
     when they are loaded and would lose the changes. (transformers 5.23 forces such a class on model type
-    "qwen2" whatever is saved; `AutoTokenizer.from_pretrained(folder, tokenizer_type="jamba")` does not.)
+    "qwen2" whatever is saved; see `embedforge.model.auto_tokenizer`.)
 
     It adds BOS and EOS as the contract says (truncation keeps both), pads on the contract's side (with EOS if
     there is no pad token), truncates on the right at `contract.max_tokens`, and, with

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 import torch
 
-from embedforge.data.step import Step
+from embedforge.data.step import Step, Text
 from embedforge.model.encoder import EmbeddingModel
 from embedforge.objectives.gradcache import micro_batches
 from embedforge.recipe import Stage
+from embedforge.text.contract import Contract
 from embedforge.text.render import Rendered, Renderer
 
 
@@ -36,12 +37,21 @@ def render_step(model: EmbeddingModel, step: Step, stage: Stage) -> list[Rendere
         (step.texts[:queries], stage.query_max_tokens),
         (step.texts[queries:], stage.document_max_tokens),
     ):
-        prefixes = [
-            (contract.query_prefix if text.role == "query" else contract.document_prefix)(text.instruction)
-            for text in texts
-        ]
-        rendered += model.renderer.render([text.text for text in texts], prefixes, max_tokens=limit)
+        frames = [_frame(contract, text) for text in texts]
+        rendered += model.renderer.render(
+            [text.text for text in texts],
+            [prefix for prefix, _ in frames],
+            suffix=[suffix for _, suffix in frames],
+            max_tokens=limit,
+        )
     return rendered
+
+
+def _frame(contract: Contract, text: Text) -> tuple[str, str]:
+    """Return what stands before and after a text."""
+    if text.role == "query":
+        return contract.query_prefix(text.instruction), contract.query_suffix(text.instruction)
+    return contract.document_prefix(text.instruction), contract.document_suffix(text.instruction)
 
 
 def share_of_step(

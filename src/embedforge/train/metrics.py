@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from transformers import TrainerCallback
+from typing_extensions import override
 
 from embedforge.data.example import Example
 from embedforge.encode import encode
 from embedforge.model.encoder import EmbeddingModel
+
+
+class EvaluateCallback(TrainerCallback):
+    """Has the Trainer evaluate every so many steps; its own `eval_strategy` insists on a dataset."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    @override
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step % self.steps == 0:
+            control.should_evaluate = True
 
 
 def held_out_retrieval(
@@ -32,12 +47,19 @@ def held_out_retrieval(
             model,
             [examples[row].query for row in rows],
             model.contract.query_prefix(instruction),
+            suffix=model.contract.query_suffix(instruction),
             bfloat16=bfloat16,
         )
         if not queries.size:
             queries = np.empty((len(examples), vectors.shape[1]), dtype=np.float32)
         queries[rows] = vectors
-    documents = encode(model, list(pool), model.contract.document_prefix(), bfloat16=bfloat16)
+    documents = encode(
+        model,
+        list(pool),
+        model.contract.document_prefix(),
+        suffix=model.contract.document_suffix(),
+        bfloat16=bfloat16,
+    )
     scores = queries @ documents.T
     ranks = np.array(
         [

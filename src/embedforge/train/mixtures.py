@@ -1,17 +1,27 @@
-"""From a stage's sources to its mixture; needs neither torch nor a model."""
+"""From a recipe to its data, and what is wrong with them; needs neither torch nor a model."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from embedforge.data.convert import read_source, source_name
+from embedforge.data.example import Example
 from embedforge.data.mixture import Mixture
 from embedforge.errors import EmbedforgeError
-from embedforge.recipe import Stage
+from embedforge.recipe import Recipe, Source, Stage
+from embedforge.text.contract import Contract
+
+logger = logging.getLogger(__name__)
 
 
 def read_mixture(stage: Stage, seed: int, source_folder: Path | None = None) -> Mixture:
-    """Read a stage's sources and lay out its order of examples."""
+    """Read a stage's sources and lay out its order of examples.
+
+    Raises:
+        EmbedforgeError: bad data, two sources of one name, or a source from which nothing can be learned.
+    """
     examples = {
         source_name(source): read_source(source, seed=seed, folder=source_folder, negatives=stage.negatives)
         for source in stage.mix.sources
@@ -20,6 +30,8 @@ def read_mixture(stage: Stage, seed: int, source_folder: Path | None = None) -> 
         raise EmbedforgeError(
             f"stage '{stage.name}': two sources have the same name; give them a 'name' each"
         )
+    for name, rows in examples.items():
+        _check_that_a_loss_is_left(stage, name, rows)
     weights = {source_name(source): source.weight for source in stage.mix.sources}
     return Mixture(
         examples,
@@ -29,3 +41,95 @@ def read_mixture(stage: Stage, seed: int, source_folder: Path | None = None) -> 
         negatives=stage.negatives,
         batches=stage.mix.batches,
     )
+
+
+def read_held_out(
+    recipe: Recipe, source_folder: Path | None = None, given: Sequence[Example] = ()
+) -> Sequence[Example]:
+    """Return the Examples that retrieval is measured on in training: the recipe's, or those `given`.
+
+    Rows without an instruction of their own get the contract's default one, as `encode_query` does.
+
+    Raises:
+        EmbedforgeError: bad data, Examples from both, or `training.eval_steps` without any.
+    """
+    settings = recipe.training
+    if settings.held_out and given:
+        raise EmbedforgeError(
+            f"training.held_out ({settings.held_out}) has no effect here: the held-out Examples are given by "
+            "the caller (quickstart takes its own); leave it out of the recipe"
+        )
+    if settings.held_out:
+        source = Source(
+            path=settings.held_out, name="held out", instruction=recipe.contract.default_instruction
+        )
+        return read_source(source, seed=recipe.seed, folder=source_folder)
+    if settings.eval_steps is not None and not given:
+        raise EmbedforgeError(
+            f"training.eval_steps is {settings.eval_steps}, and there are no held-out Examples to measure on: "
+            "name a file of them in training.held_out, or remove eval_steps"
+        )
+    return given
+
+
+def unseen_instruction(contract: Contract, instructions: Iterable[str]) -> str | None:
+    """Return a warning if `encode_query` adds an instruction that no training query has; else None.
+
+    Args:
+        contract: the recipe's.
+        instructions: those of the training queries, "" for none.
+    """
+    default, known = contract.default_instruction, list(dict.fromkeys(instructions))
+    if not default or default in known or contract.query_prefix(default) == contract.query_prefix(""):
+        return None
+    trained = ", ".join(f"'{text}'" if text else "none" for text in known[:3])
+    more = f" and {len(known) - 3} more" if len(known) > 3 else ""
+    return (
+        f"encode_query will put the instruction '{default}' before each query, and no training query has it "
+        f"(their instructions: {trained}{more}). Set contract.default_instruction to an instruction of the "
+        "training data, or to '' for none; or give a source this instruction"
+    )
+
+
+def training_instructions(mixtures: Mapping[str, Mixture]) -> Iterable[str]:
+    """Return the instructions of all queries of all stages, each once."""
+    rows = (row for mixture in mixtures.values() for rows in mixture.examples.values() for row in rows)
+    return dict.fromkeys(row.instruction for row in rows)
+
+
+def _check_that_a_loss_is_left(stage: Stage, name: str, examples: Sequence[Example]) -> None:
+    """Refuse a source whose queries all have their positive as the only candidate: their loss is 0."""
+    exchanges = stage.objective.in_batch != "none" and stage.batch_queries > 1
+    alone = sum(
+        not (example.negatives and stage.negatives) and not (exchanges and example.in_batch_negatives)
+        for example in examples
+    )
+    if not alone:
+        return
+    place = f"stage '{stage.name}', source '{name}'"
+    if alone < len(examples):
+        logger.warning(
+            "%s: %d of %d rows have neither negatives nor candidates from other rows; their loss is 0 and "
+            "they teach nothing",
+            place,
+            alone,
+            len(examples),
+        )
+        return
+    missing = (
+        "no row has negatives (mine some, docs/data.md says how)"
+        if stage.negatives
+        else "the stage draws no negatives (raise its 'negatives')"
+    )
+    raise EmbedforgeError(
+        f"{place}: the loss would always be 0, for a query has its positive as the only candidate: {missing}, "
+        f"and {_why_no_exchange(stage)}. Change one of them, or leave the source out of this stage"
+    )
+
+
+def _why_no_exchange(stage: Stage) -> str:
+    if stage.objective.in_batch == "none":
+        return "objective.in_batch is 'none' (positives or all would take those of other rows)"
+    if stage.batch_queries == 1:
+        return "batch_queries is 1 (more would give in-batch negatives)"
+    return "the source has in_batch_negatives: false"

@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -107,16 +108,20 @@ def _before(line: str, stage: str, step: int) -> bool:
 
 
 class InterruptCallback(TrainerCallback):
-    """Ctrl-C ends the step under way, saves a checkpoint and stops; a second Ctrl-C stops at once."""
+    """Ctrl-C ends the step under way, saves a checkpoint and stops; a second Ctrl-C stops at once.
+
+    On several ranks all stop after the same step, whichever of them the signal reached first: one that went
+    on would wait for the others for ever.
+    """
 
     def __init__(self) -> None:
-        self.asked = False
+        self.asked = self.signalled = False
         self.previous: Any = None
 
     def _on_signal(self, number: int, frame: Any) -> None:
-        if self.asked:
+        if self.signalled:
             raise KeyboardInterrupt
-        self.asked = True
+        self.signalled = True
 
     @override
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -125,6 +130,10 @@ class InterruptCallback(TrainerCallback):
 
     @override
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
+        asked = torch.tensor(int(self.signalled), device=args.device)
+        if args.world_size > 1:
+            torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX)
+        self.asked = bool(asked)
         if self.asked:
             control.should_save = control.should_training_stop = True
         return control

@@ -9,6 +9,7 @@ out/model/               the result: a sentence-transformers folder + recipe.jso
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -17,24 +18,35 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from transformers import TrainingArguments
+from transformers.integrations import get_available_reporting_integrations
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.training_args import ParallelMode
 
 from embedforge.data.example import Example
 from embedforge.data.mixture import Mixture
-from embedforge.errors import EmbedforgeError
+from embedforge.errors import EmbedforgeError, did_you_mean
 from embedforge.files import read_json, write_json
 from embedforge.model.adapter import add_lora, merge_lora
 from embedforge.model.encoder import EmbeddingModel, build, save
 from embedforge.recipe import Recipe, Stage
 from embedforge.runtime import keep_freed_memory, pick_device
-from embedforge.train.metrics import held_out_retrieval
-from embedforge.train.mixtures import read_mixture
+from embedforge.train.checkpoints import last_complete_checkpoint, load_trainable, save_trainable
+from embedforge.train.metrics import EvaluateCallback, held_out_retrieval
+from embedforge.train.mixtures import (
+    read_held_out,
+    read_mixture,
+    training_instructions,
+    unseen_instruction,
+)
 from embedforge.train.progress import BarCallback, InterruptCallback, JsonLogCallback
-from embedforge.train.trainer import StageTrainer, last_complete_checkpoint, load_trainable, trainable_state
+from embedforge.train.sharding import check_fsdp
+from embedforge.train.trainer import StageTrainer
 
 DONE = "done.safetensors"
+logger = logging.getLogger(__name__)
 
 
 class Interrupted(Exception):
@@ -55,11 +67,13 @@ def train(
 
     Args:
         recipe: what to do.
-        out: a new or empty folder; with `resume`, the folder of an earlier, unfinished run.
-        resume: go on from the last complete checkpoint; the result is the one an unbroken run gives.
-        device: "cpu", "cuda", ...; CUDA where there is one when None.
+        out: a new or empty folder; with `resume`, the folder of an earlier run.
+        resume: go on from the last complete checkpoint; the result is the one an unbroken run gives. The
+            model of a finished run is returned as it is.
+        device: "cpu", "cuda", ...; CUDA where there is one when None, under torchrun the rank's own.
         source_folder: where relative paths of sources start (the recipe file's folder).
-        held_out: examples for retrieval metrics during training (`training.eval_steps`).
+        held_out: examples for retrieval metrics every `training.eval_steps`, where the recipe has no file
+            of them in `training.held_out`.
         quiet: no progress bars.
 
     Returns:
@@ -71,10 +85,16 @@ def train(
     """
     keep_freed_memory()
     finished = out / "model"
+    check_fsdp(recipe.training.fsdp, device)
+    mixtures = {stage.name: read_mixture(stage, recipe.seed, source_folder) for stage in recipe.stages}
+    held_out = read_held_out(recipe, source_folder, held_out)
+    _claim_folder(out, recipe, {name: mixture.fingerprint for name, mixture in mixtures.items()}, resume)
     if resume and finished.exists():
         return finished
-    mixtures = {stage.name: read_mixture(stage, recipe.seed, source_folder) for stage in recipe.stages}
-    _claim_folder(out, recipe, {name: mixture.fingerprint for name, mixture in mixtures.items()}, resume)
+    _point_out_idle_gpus(device)
+    warning = unseen_instruction(recipe.contract, training_instructions(mixtures))
+    if warning and is_first_rank():
+        logger.warning(warning)
     model = prepare_model(recipe, device)
     for number, stage in enumerate(recipe.stages, start=1):
         folder = out / "stages" / f"{number}-{stage.name}"
@@ -84,11 +104,17 @@ def train(
         run_stage(
             model, recipe, stage, mixtures[stage.name], folder, out / "log.jsonl", device, held_out, quiet
         )
+        if recipe.training.fsdp:  # The stage has left its model in shards.
+            model = prepare_model(recipe, device)
+            load_trainable(model, folder / DONE)
     return finish(model, recipe, finished)
 
 
 def prepare_model(recipe: Recipe, device: str | None = None) -> EmbeddingModel:
-    """Build the model a recipe describes, with its adapter, in its precision, on the device."""
+    """Build the model a recipe describes, with its adapter, in its precision, on the device.
+
+    For FSDP it stays on the CPU: it moves to the GPU in shards, where it need not fit as a whole.
+    """
     spec = recipe.model
     model = build(
         base=spec.base,
@@ -102,11 +128,13 @@ def prepare_model(recipe: Recipe, device: str | None = None) -> EmbeddingModel:
         seed=recipe.seed,
     )
     if recipe.training.gradient_checkpointing:
-        model.decoder.gradient_checkpointing_enable({"use_reentrant": False})
+        # transformers renamed the method after 5.2.
+        new, old = "activation_checkpointing_enable", "gradient_checkpointing_enable"
+        getattr(model.decoder, new if hasattr(model.decoder, new) else old)({"use_reentrant": False})
     if spec.adapter is not None:
         torch.manual_seed(recipe.seed)
         model.decoder = add_lora(model.decoder, **spec.adapter.model_dump())
-    return model.to(pick_device(device))
+    return model if recipe.training.fsdp else model.to(pick_device(device))
 
 
 def run_stage(
@@ -126,7 +154,7 @@ def run_stage(
     pool = list(held_out)[: recipe.training.eval_queries]
     trainer = StageTrainer(
         model,
-        training_arguments(recipe, stage, folder, device, has_held_out=bool(pool)),
+        training_arguments(recipe, stage, folder, device),
         recipe=recipe,
         stage=stage,
         mixture=mixture,
@@ -134,6 +162,8 @@ def run_stage(
     )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
+    if pool and recipe.training.eval_steps is not None:
+        trainer.add_callback(EvaluateCallback(recipe.training.eval_steps))
     interrupt = InterruptCallback()
     trainer.add_callback(interrupt)
     trainer.add_callback(JsonLogCallback(log, stage.name))
@@ -144,23 +174,38 @@ def run_stage(
         raise Interrupted(
             f"stopped at step {trainer.state.global_step} of {stage.steps} of stage '{stage.name}'"
         )
+    _keep_result(model, folder)
     if trainer.is_world_process_zero():
-        partial = folder / f".{DONE}.partial"
-        save_file(trainable_state(model), str(partial))
-        partial.replace(folder / DONE)
         for old in folder.glob("checkpoint-*"):
             shutil.rmtree(old)
     trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.free_memory()
 
 
-def training_arguments(
-    recipe: Recipe, stage: Stage, folder: Path, device: str | None, *, has_held_out: bool = False
-) -> TrainingArguments:
+def _keep_result(model: EmbeddingModel, folder: Path) -> None:
+    """Write the trained weights of a finished stage; on failure its checkpoints stay. All ranks call this."""
+    partial = folder / f".{DONE}.partial"
+    try:
+        save_trainable(model, partial, write=is_first_rank())
+        if is_first_rank():
+            partial.replace(folder / DONE)
+    except (OSError, SafetensorError) as error:  # the latter is what safetensors says of a full disk
+        raise EmbedforgeError(
+            f"{folder / DONE}: the finished stage could not be written ({error}). Its last checkpoint is "
+            f"{last_complete_checkpoint(folder) or 'none yet'}; free some space and run again with --resume"
+        ) from error
+    finally:
+        if is_first_rank():
+            partial.unlink(missing_ok=True)
+
+
+def training_arguments(recipe: Recipe, stage: Stage, folder: Path, device: str | None) -> TrainingArguments:
     """Translate a stage into the Trainer's own arguments."""
     settings = recipe.training
-    on_cpu = pick_device(device).type == "cpu"
-    evaluates = settings.eval_steps is not None and has_held_out
-    return TrainingArguments(
+    _check_loggers(settings.report_to)
+    place = pick_device(device)
+    on_cpu = place.type == "cpu"
+    arguments: dict[str, Any] = dict(
         output_dir=str(folder),
         max_steps=stage.steps,
         per_device_train_batch_size=1,  # a batch of the Trainer is one whole step of ours
@@ -168,14 +213,11 @@ def training_arguments(
         use_cpu=on_cpu,
         ddp_backend="gloo" if on_cpu and "WORLD_SIZE" in os.environ else None,
         ddp_find_unused_parameters=False,
-        fsdp=settings.fsdp or None,
         logging_steps=settings.log_steps,
         logging_nan_inf_filter=False,
         save_steps=settings.save_steps,
         # Two at least: the newest may be the one that a kill cut short.
         save_total_limit=max(2, settings.keep_checkpoints),
-        eval_strategy="steps" if evaluates else "no",
-        eval_steps=settings.eval_steps if evaluates else None,
         report_to=list(settings.report_to),
         ignore_data_skip=True,
         remove_unused_columns=False,
@@ -183,6 +225,42 @@ def training_arguments(
         log_level="error",
         seed=recipe.seed,
     )
+    return _on_one_device(TrainingArguments(**arguments), place)
+
+
+def _on_one_device(arguments: TrainingArguments, device: torch.device) -> TrainingArguments:
+    """Keep the Trainer of a single process to one GPU, the one asked for.
+
+    By itself it takes all that are visible, by nn.DataParallel, and starts from the first.
+    """
+    if device.type == "cuda" and arguments.parallel_mode is not ParallelMode.DISTRIBUTED:
+        torch.cuda.set_device(device)
+        arguments._n_gpu = 1
+        arguments.__dict__["_setup_devices"] = torch.device("cuda", torch.cuda.current_device())
+    return arguments
+
+
+def _point_out_idle_gpus(device: str | None) -> None:
+    visible = torch.cuda.device_count()
+    if device is None and visible > 1 and "LOCAL_RANK" not in os.environ:
+        logger.warning(
+            "One process drives one GPU: this one takes cuda:0 of the %d visible. For all of them, start it "
+            "with: torchrun --standalone --nproc-per-node %d -m embedforge train ...",
+            visible,
+            visible,
+        )
+
+
+def _check_loggers(names: Sequence[str]) -> None:
+    """Refuse a name that transformers does not know, or a logger that is not installed."""
+    for name in names:
+        if name not in INTEGRATION_TO_CALLBACK:
+            raise EmbedforgeError(
+                f"training.report_to: transformers knows no logger '{name}', it knows "
+                f"{', '.join(INTEGRATION_TO_CALLBACK)}.{did_you_mean(name, INTEGRATION_TO_CALLBACK)}"
+            )
+        if name not in get_available_reporting_integrations():
+            raise EmbedforgeError(f"training.report_to: '{name}' is not installed; install it with pip")
 
 
 def finish(model: EmbeddingModel, recipe: Recipe, folder: Path) -> Path:
@@ -194,8 +272,9 @@ def finish(model: EmbeddingModel, recipe: Recipe, folder: Path) -> Path:
         batch = model.renderer.batch(
             ["A text to check the merge with.", "Another one, somewhat longer than the first."]
         )
-        device = next(model.parameters()).device
-        model.decoder = merge_lora(model.decoder, {name: tensor.to(device) for name, tensor in batch.items()})
+        model.decoder = merge_lora(
+            model.decoder, {name: tensor.to(model.device) for name, tensor in batch.items()}
+        )
     save(model, folder, recipe.model_dump(mode="json"))
     return folder
 
@@ -217,7 +296,9 @@ def _claim_folder(out: Path, recipe: Recipe, fingerprints: Mapping[str, str], re
     path = out / "recipe.json"
     if not is_first_rank():
         return
-    if not path.exists():
+    # What stopped before its first step (a misspelt base, say) has nothing to go on with or to lose.
+    begun = any((out / "stages").glob("*/*")) or (out / "model").exists()
+    if not path.exists() or not begun:
         write_json(path, resolved)
         return
     if not resume:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import shutil
 import time
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
 from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainingArguments
 from typing_extensions import override
@@ -24,13 +25,21 @@ from embedforge.model.encoder import EmbeddingModel
 from embedforge.objectives.contrastive import candidate_mask, info_nce
 from embedforge.objectives.gradcache import backward, backward_with_retry
 from embedforge.recipe import Recipe, Stage
-from embedforge.runtime import bfloat16_autocast
+from embedforge.runtime import bfloat16_autocast, release_freed_memory
 from embedforge.text.render import Rendered
 from embedforge.train.batches import Share, render_step, share_of_step
+from embedforge.train.checkpoints import (
+    COMPLETE,
+    WEIGHTS,
+    last_complete_checkpoint,
+    load_trainable,
+    save_trainable,
+)
 from embedforge.train.optimizer import build_optimizer, parameter_groups, warmup_schedule
+from embedforge.train.sharding import load_whole_optimizer_state, set_up_fsdp, whole_optimizer_state
 
-WEIGHTS = "trainable.safetensors"
-COMPLETE = "complete"
+OPTIMIZER, SCHEDULER = "optimizer.pt", "scheduler.pt"
+STEPS_BETWEEN_RELEASES = 5
 
 
 class StepNumbers(Dataset[int]):
@@ -63,12 +72,19 @@ class StageTrainer(Trainer):
         mixture: Mixture,
         held_out: Callable[[EmbeddingModel], dict[str, float]] | None = None,
     ) -> None:
-        super().__init__(model=model, args=args)
         self.embedding_model = model
         self.recipe, self.stage, self.mixture, self.held_out = recipe, stage, mixture, held_out
+        super().__init__(model=model, args=args)
         self.seed = _mix(recipe.seed, [entry.name for entry in recipe.stages].index(stage.name))
         self.tokens_per_micro_batch = stage.tokens_per_micro_batch
         self.meter = Meter()
+
+    @override
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        if self.recipe.training.fsdp:
+            set_up_fsdp(self.accelerator, self.embedding_model.decoder, self.recipe.training.fsdp)
+            self.is_fsdp_enabled = True
 
     # --- data ------------------------------------------------------------------------------------
 
@@ -95,6 +111,8 @@ class StageTrainer(Trainer):
         """Embed a step's texts, contrast them, and leave the gradient in the parameters."""
         model.train()
         number = self.state.global_step
+        if number % STEPS_BETWEEN_RELEASES == 0:
+            release_freed_memory()
         step = self.mixture.step(number)
         rendered = render_step(self.embedding_model, step, self.stage)
         _seed_everything(_mix(self.seed, number, self.args.process_index))
@@ -154,11 +172,19 @@ class StageTrainer(Trainer):
             share.rows,
             loss,
             accumulate=self.accelerator.backward,
-            no_sync=lambda: self.accelerator.no_sync(model),
+            # Unsynchronised gradients of FSDP are whole ones: the memory that it is there to save.
+            no_sync=contextlib.nullcontext
+            if self.is_fsdp_enabled
+            else lambda: self.accelerator.no_sync(model),
             filler=share.filler,
-            one_pass=share.padded_tokens <= budget,
+            one_pass=share.padded_tokens <= self._tokens_held(budget),
         )
         return value, share
+
+    def _tokens_held(self, budget: int) -> int:
+        """Tokens whose graphs memory may hold; fewer once a lack of memory has halved the budget."""
+        stage = self.stage
+        return (stage.tokens_held or stage.tokens_per_micro_batch) * budget // stage.tokens_per_micro_batch
 
     def _not_finite(self, step: Step, per_query: torch.Tensor) -> EmbedforgeError:
         bad = (~torch.isfinite(per_query)).nonzero().flatten().tolist() or list(range(len(per_query)))
@@ -214,17 +240,36 @@ class StageTrainer(Trainer):
     # --- checkpoints -----------------------------------------------------------------------------
 
     @override
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
-        """Only what is trained: for a 7B decoder under LoRA that is 1 % of the weights."""
-        if not self.args.should_save:
-            return
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         folder = Path(output_dir or self.args.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(trainable_state(self.embedding_model, state_dict), str(folder / WEIGHTS))
+        if self.is_fsdp_enabled or self.args.should_save:
+            save_trainable(self.embedding_model, folder / WEIGHTS, write=self.args.should_save)
 
     @override
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         load_trainable(self.embedding_model, Path(resume_from_checkpoint) / WEIGHTS)
+
+    @override
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.is_fsdp_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        state = whole_optimizer_state(self.optimizer, keep=self.args.should_save)
+        if self.args.should_save:
+            torch.save(state, Path(output_dir) / OPTIMIZER)
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER)
+
+    @override
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if not self.is_fsdp_enabled:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        elif checkpoint is not None:
+            optimizer, scheduler = (
+                torch.load(Path(checkpoint) / name, map_location="cpu", weights_only=True, mmap=True)
+                for name in (OPTIMIZER, SCHEDULER)
+            )
+            load_whole_optimizer_state(self.optimizer, optimizer)
+            self.lr_scheduler.load_state_dict(scheduler)
 
     @override
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
@@ -234,11 +279,11 @@ class StageTrainer(Trainer):
             super()._save_checkpoint(model, trial)
             if self.args.should_save:
                 (folder / COMPLETE).touch()
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             shutil.rmtree(folder, ignore_errors=True)
             kept = last_complete_checkpoint(folder.parent)
             raise EmbedforgeError(
-                f"{folder}: saving the checkpoint failed ({error.strerror or error}). "
+                f"{folder}: saving the checkpoint failed ({getattr(error, 'strerror', None) or error}). "
                 f"The last complete checkpoint is {kept or 'none yet'}; free some space and run again "
                 "with --resume"
             ) from error
@@ -289,43 +334,6 @@ def step_candidates(step: Step, stage: Stage, world: int) -> torch.Tensor:
         positive_keys=step.positive_keys if masked else None,
         shard=shard,
     )
-
-
-def trainable_state(
-    model: torch.nn.Module, state_dict: dict[str, torch.Tensor] | None = None
-) -> dict[str, torch.Tensor]:
-    """Return the trainable parameters by name, contiguous and on the CPU."""
-    names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    values = model.state_dict() if state_dict is None else state_dict
-    return {name: values[name].detach().cpu().contiguous() for name in sorted(names)}
-
-
-def load_trainable(model: torch.nn.Module, file: Path) -> None:
-    """Put the weights of a checkpoint or of a finished stage into the model.
-
-    Raises:
-        EmbedforgeError: the checkpoint is of another model or adapter.
-    """
-    state = load_file(str(file))
-    expected = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    if set(state) != expected:
-        raise EmbedforgeError(
-            f"{file}: its weights are not those of this recipe: "
-            f"missing {sorted(expected - set(state))[:3]}, unexpected {sorted(set(state) - expected)[:3]}. "
-            "Train into another --out folder, or resume with the recipe of this one"
-        )
-    model.load_state_dict(state, strict=False)
-
-
-def last_complete_checkpoint(folder: Path) -> Path | None:
-    """Return the newest checkpoint that was written to its end; unfinished ones are removed."""
-    complete: list[Path] = []
-    for path in folder.glob("checkpoint-*"):
-        if (path / COMPLETE).exists():
-            complete.append(path)
-        else:
-            shutil.rmtree(path, ignore_errors=True)
-    return max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
 def _mix(*numbers: int) -> int:

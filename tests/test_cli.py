@@ -1,0 +1,185 @@
+"""The command line: help that teaches, errors that are one message, and verbs that work together."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from embedforge import __version__, cli
+from embedforge.errors import EmbedforgeError
+from embedforge.recipe import load_recipe, shipped_recipes
+from sources_for_tests import write_sources
+
+VERBS = {
+    "quickstart": ("held-out text", "--max-minutes", "Run it again to resume after Ctrl-C"),
+    "train": ("sentence-transformers", "--set", "stages.retrieval.steps=100", "--resume"),
+    "show": ("row counts", "--schema", "--json"),
+    "evaluate": ("bm25", "--tasks", "finished tasks are kept"),
+    "search": ("-k", "What to look for"),
+    "convert": ("NV-Embed", "shard by shard"),
+    "probe": ("layer by layer", "embedforge:base"),
+}
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Call the entry point in this process; exit code, stdout, stderr."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["embedforge", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        output = capsys.readouterr()
+        return int(stop.value.code or 0), output.out, output.err
+
+    return call
+
+
+def spawn(code_or_module: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *code_or_module],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        timeout=240,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
+    )
+
+
+# --- help ----------------------------------------------------------------------------------------
+
+
+def test_the_list_of_verbs_is_complete() -> None:
+    assert set(get_command(cli.app).commands) == set(VERBS)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_teaches(verb: str) -> None:
+    command = get_command(cli.app).commands[verb]  # type: ignore[attr-defined]
+    missing = [parameter.name for parameter in command.params if not parameter.help]
+    assert not missing, f"no help for {missing}"
+    result = CliRunner(env={"COLUMNS": "200", "TERMINAL_WIDTH": "200"}).invoke(cli.app, [verb, "-h"])
+    assert result.exit_code == 0
+    text = " ".join(result.output.replace("│", " ").split())
+    for part in VERBS[verb]:
+        assert part in text
+
+
+def test_help_without_a_verb_names_all_and_where_to_start() -> None:
+    runner = CliRunner(env={"COLUMNS": "200"})
+    for arguments in (["--help"], []):
+        output = runner.invoke(cli.app, arguments).output
+        assert all(verb in output for verb in VERBS)
+        assert "Start with: embedforge quickstart" in output
+    assert runner.invoke(cli.app, ["--version"]).output == f"embedforge {__version__}\n"
+
+
+def test_help_and_show_import_neither_torch_nor_transformers(tmp_path: Path) -> None:
+    """In one process: all help texts, and every shipped recipe with the rows of its sources."""
+    for name in shipped_recipes():
+        write_sources(load_recipe(name), tmp_path)
+    lines = [["--help"], *([verb, "--help"] for verb in VERBS)]
+    lines += [["show", name, "--data", str(tmp_path)] for name in shipped_recipes()]
+    code = (
+        "import sys\n"
+        "from embedforge import cli\n"
+        f"for line in {lines!r}:\n"
+        "    sys.argv = ['embedforge', *line]\n"
+        "    try:\n"
+        "        cli.main()\n"
+        "    except SystemExit as stop:\n"
+        "        assert not stop.code, (line, stop.code)\n"
+        "heavy = {'torch', 'transformers', 'sentence_transformers', 'numpy.f2py'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = spawn(["-c", code], tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name in shipped_recipes():
+        assert f"name: {name}" in done.stdout
+        assert f"\n{name}: {load_recipe(name).about}" in done.stdout
+    assert "not counted" not in done.stdout
+    assert "66 rows" in done.stdout
+
+
+# --- errors --------------------------------------------------------------------------------------
+
+
+def test_an_error_is_one_message_without_traceback_and_exit_code_1(tmp_path: Path) -> None:
+    done = spawn(["-m", "embedforge", "train", "tinny"], tmp_path)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.splitlines() == [
+        "embedforge: there is no recipe 'tinny': neither a file nor one of the shipped recipes "
+        f"({', '.join(shipped_recipes())}). Did you mean 'tiny'?"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("show", "nv-embed-v3"), "Did you mean 'nv-embed-v"),
+        (("show", "tiny", "--set", "sead=1"), "sead: unknown key. Did you mean 'seed'?"),
+        (("train", "tiny", "--set", "stages.retrieval.steps=many"), "stages.0.steps"),
+        (("search", ".", "words"), "there is no index here; make one with: embedforge quickstart"),
+        (("convert", "nowhere", "out"), "nowhere/config.json: there is no such file"),
+        (("evaluate", "bm25", "--tasks", "x", "--instruction", "no equals sign"), "takes TASK=TEXT"),
+        (("probe", "./nowhere"), "./nowhere: there is no such folder"),
+    ],
+)
+def test_bad_input_exits_with_1(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(*arguments)
+    assert code == 1
+    assert out == ""
+    assert err.startswith("embedforge: ")
+    assert message in err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "arguments", [("trian", "tiny"), ("train",), ("search", ".", "x", "-k", "0"), ("show", "tiny", "--nope")]
+)
+def test_a_command_line_that_cannot_be_read_exits_with_2(run: Run, arguments: tuple[str, ...]) -> None:
+    code, _, err = run(*arguments)
+    assert code == 2
+    assert "Usage: embedforge" in err
+
+
+@pytest.mark.parametrize(
+    ("failure", "code", "message"),
+    [
+        (EmbedforgeError("what\nand the way out"), 1, "embedforge: what\nand the way out\n"),
+        (PermissionError(13, "Permission denied", "/run"), 1, "embedforge: /run: Permission denied\n"),
+        (OSError("the network is gone"), 1, "embedforge: the network is gone\n"),
+        (KeyboardInterrupt(), 130, ""),
+    ],
+)
+def test_what_stops_a_verb_decides_the_exit_code(
+    run: Run, monkeypatch: pytest.MonkeyPatch, failure: BaseException, code: int, message: str
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise failure
+
+    monkeypatch.setitem(sys.modules, "embedforge.show", types.SimpleNamespace(show=fails))
+    found, _, err = run("show", "tiny")
+    assert found == code
+    assert err.strip() == message.strip()
+
+
+def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "embedforge.show", types.SimpleNamespace(show=None))
+    monkeypatch.setattr(sys, "argv", ["embedforge", "show", "tiny"])
+    with pytest.raises(TypeError):
+        cli.main()

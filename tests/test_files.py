@@ -1,0 +1,136 @@
+"""Writing that never leaves half a file, and reading that names what is wrong."""
+
+from __future__ import annotations
+
+import errno
+import json
+from pathlib import Path
+
+import pytest
+
+from embedforge.errors import EmbedforgeError
+from embedforge.files import read_json, read_object, replace_folder, write_json, write_text
+
+
+def no_space(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_text_and_json_come_back_as_they_were_written(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder" / "value.json"
+    write_json(path, {"text": "Zürich 日本", "numbers": [1, 2.5]})
+    assert read_json(path) == {"text": "Zürich 日本", "numbers": [1, 2.5]}
+    assert "Zürich" in path.read_text(encoding="utf-8")
+    assert names(path.parent) == ["value.json"]
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.txt"
+    write_text(path, "old")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", no_space)
+        with pytest.raises(OSError, match="No space"):
+            write_text(path, "new")
+    with pytest.raises(TypeError):
+        write_json(path, {"not JSON": object()})
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["a.txt"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"a": 1,\n "b": }', "line 2: not valid JSON"),
+        (b"", "line 1: not valid JSON"),
+        (b'{"a": "\xff"}', "byte 7 is not valid UTF-8"),
+        (b"[1]", r"must hold a JSON object, found \[1\]"),
+    ],
+)
+def test_a_broken_json_file_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "broken.json"
+    path.write_bytes(content)
+    with pytest.raises(EmbedforgeError, match=rf"broken\.json.*{message}"):
+        read_object(path)
+
+
+def test_a_missing_json_file_and_a_folder_are_named(tmp_path: Path) -> None:
+    with pytest.raises(EmbedforgeError, match=r"gone\.json: there is no such file"):
+        read_json(tmp_path / "gone.json")
+    with pytest.raises(EmbedforgeError, match="cannot be read"):
+        read_json(tmp_path)
+
+
+def test_a_new_folder_takes_the_place_of_an_old_one(tmp_path: Path) -> None:
+    target = tmp_path / "runs" / "model"
+    for number in (1, 2):
+        with replace_folder(target, "mark") as folder:
+            assert names(folder) == []
+            (folder / "mark").write_text(str(number))
+            (folder / f"only-{number}").touch()
+    assert names(target) == ["mark", "only-2"]
+    assert names(target.parent) == ["model"]
+    assert target.stat().st_mode & 0o777 == 0o755
+
+
+@pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "full"), KeyboardInterrupt()])
+def test_a_failure_inside_leaves_the_old_folder(tmp_path: Path, failure: BaseException) -> None:
+    target = tmp_path / "model"
+    with replace_folder(target, "mark") as folder:
+        (folder / "mark").write_text("old")
+    with pytest.raises(type(failure)), replace_folder(target, "mark") as folder:  # noqa: PT012
+        (folder / "mark").write_text("half")
+        raise failure
+    assert (target / "mark").read_text() == "old"
+    assert names(tmp_path) == ["model"]
+
+
+def test_a_failure_at_the_last_moment_puts_the_old_folder_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "model"
+    with replace_folder(target, "mark") as folder:
+        (folder / "mark").write_text("old")
+    honest = Path.rename
+
+    def rename(self: Path, other: Path) -> Path:
+        if self.suffix == ".partial":
+            no_space()
+        return honest(self, other)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(OSError, match="No space"), replace_folder(target, "mark") as folder:
+        (folder / "mark").write_text("new")
+    assert (target / "mark").read_text() == "old"
+    assert names(tmp_path) == ["model"]
+
+
+def test_what_is_not_ours_is_never_replaced(tmp_path: Path) -> None:
+    thesis = tmp_path / "thesis"
+    thesis.mkdir()
+    (thesis / "chapter.txt").write_text("years of work")
+    with pytest.raises(EmbedforgeError, match="something else"), replace_folder(thesis, "mark"):
+        pytest.fail("the folder was given away")
+    with (
+        pytest.raises(EmbedforgeError, match="this is a file"),
+        replace_folder(thesis / "chapter.txt", "mark"),
+    ):
+        pytest.fail("the file was given away")
+    assert (thesis / "chapter.txt").read_text() == "years of work"
+    assert names(tmp_path) == ["thesis"]
+
+
+def test_a_linked_folder_is_replaced_where_it_lies(tmp_path: Path) -> None:
+    disk = tmp_path / "disk" / "model"
+    disk.mkdir(parents=True)
+    link = tmp_path / "model"
+    link.symlink_to(disk)
+    with replace_folder(link, "mark") as folder:
+        (folder / "mark").write_text(json.dumps(1))
+    assert link.is_symlink()
+    assert names(disk) == ["mark"]

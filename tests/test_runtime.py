@@ -1,0 +1,92 @@
+"""Devices by name, and precision by what the machine has."""
+
+from __future__ import annotations
+
+import builtins
+import io
+import sys
+from typing import Any
+
+import pytest
+import torch
+
+from embedforge.errors import EmbedforgeError
+from embedforge.runtime import bfloat16_autocast, fast_bfloat16, keep_freed_memory, pick_device
+
+CPU = torch.device("cpu")
+
+
+def test_the_device_without_a_name_is_cuda_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert pick_device("cpu") == CPU
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert pick_device(None) == torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert pick_device(None) == CPU
+
+
+@pytest.mark.parametrize("name", ["gpu", "", "cpu:x"])
+def test_a_name_that_is_no_device_is_refused(name: str) -> None:
+    with pytest.raises(EmbedforgeError, match=f"--device {name}: not a device; use cpu, cuda"):
+        pick_device(name)
+
+
+def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(EmbedforgeError, match="--device meta: there is no such device"):
+        pick_device("meta")
+    if torch.cuda.is_available():
+        with pytest.raises(EmbedforgeError, match="--device cuda:99: there is no such device"):
+            pick_device("cuda:99")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(EmbedforgeError, match="sees no CUDA device; use --device cpu"):
+        pick_device("cuda:0")
+
+
+def test_autocast_is_on_inside_only_and_only_when_asked_for() -> None:
+    left, right = torch.ones(2, 2), torch.ones(2, 2)
+    with bfloat16_autocast(CPU, True):
+        assert (left @ right).dtype == torch.bfloat16
+    with bfloat16_autocast(CPU, False):
+        assert (left @ right).dtype == torch.float32
+    assert (left @ right).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("capability", "cpuinfo", "expected"),
+    [
+        ("AMX", None, True),
+        ("AVX512", "flags\t: avx512f avx512_bf16\n", True),
+        ("AVX512", "flags\t: avx512f\n", False),
+        ("AVX512", None, False),
+        ("AVX2", "flags\t: avx512_bf16\n", False),
+        ("DEFAULT", None, False),
+    ],
+)
+def test_bfloat16_is_fast_where_the_processor_multiplies_it(
+    monkeypatch: pytest.MonkeyPatch, capability: str, cpuinfo: str | None, expected: bool
+) -> None:
+    honest = builtins.open
+
+    def read(file: Any, *rest: Any, **options: Any) -> Any:
+        if file != "/proc/cpuinfo":
+            return honest(file, *rest, **options)
+        if cpuinfo is None:
+            raise FileNotFoundError(file)
+        return io.StringIO(cpuinfo)
+
+    monkeypatch.setattr(builtins, "open", read)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    assert fast_bfloat16(CPU) is expected
+
+
+@pytest.mark.parametrize("platform", ["linux", "darwin", "win32"])
+def test_keeping_freed_memory_does_no_harm_anywhere(monkeypatch: pytest.MonkeyPatch, platform: str) -> None:
+    monkeypatch.setattr(sys, "platform", platform)
+    keep_freed_memory()
+
+
+def test_a_c_library_that_has_no_such_setting_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise OSError(name)
+
+    monkeypatch.setattr("ctypes.CDLL", missing)
+    keep_freed_memory()
