@@ -22,7 +22,9 @@ from embedforge.evaluate.run import evaluate
 from embedforge.files import read_json, write_text
 from embedforge.quickstart.run import quickstart
 
-BASE_MEAN, BASE_LAST, BM25 = "embedforge:base@mean", "embedforge:base@last", "bm25"
+BASE_MEAN, BM25 = "embedforge:base@mean", "bm25"
+MAX_TOKENS = 192
+"""What the model of recipe `tiny` reads; its untrained decoder gets no more."""
 Figures = dict[str, Any]
 
 
@@ -42,7 +44,7 @@ def main() -> None:
     if args.tasks is None:
         return
     model = str(run / "run" / "model")
-    evaluate([BASE_MEAN, BASE_LAST, model, BM25], str(args.tasks), args.out / "open")
+    evaluate([BASE_MEAN, model, BM25], str(args.tasks), args.out / "open", max_tokens=MAX_TOKENS)
     results = read_json(args.out / "open" / "results.json")
     trained = next(label for label in results["mean"] if label.endswith("model"))
     replace_section(args.results, "open test sets", open_table(results, trained))
@@ -70,7 +72,7 @@ def stdlib_table(report: Figures) -> str:
 
 def open_table(results: Figures, trained: str) -> str:
     """Return an evaluation's figures as Markdown: a row a task, grouped by type, then means of types."""
-    systems = {"BM25": BM25, "base, last": BASE_LAST, "base, mean": BASE_MEAN, "trained": trained}
+    systems = {"BM25": BM25, "base, mean": BASE_MEAN, "trained": trained}
     lines = [
         f"{len(results['tasks'])} test sets. {machine(results['versions'])}",
         "",

@@ -9,17 +9,15 @@ Three steps, each kept in the work folder and skipped when its output is already
 Run the same command again to resume. The learning rate is constant until `--cooldown-steps` before
 `--max-steps`, so a run may be ended early by starting it again with a smaller `--max-steps`.
 
-    python scripts/pretrain_base.py --data ../shared/data/pretrain --work runs/base --max-steps 8000
+    python scripts/pretrain_base.py --data DATA --work runs/base --max-steps 7500 --cooldown-steps 1000
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import gzip
 import json
 import os
-import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,6 +33,8 @@ from transformers import (
     Trainer,
     TrainingArguments,
 )
+
+from embedforge.runtime import keep_freed_memory
 
 SPECIAL_TOKENS = ["<s>", "</s>", "<pad>", "<mask>"]
 # Words split at case changes and underscores, so that prose and identifiers share their pieces:
@@ -54,10 +54,10 @@ def read_texts(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def tokenizer_sample(shards: list[Path]) -> Iterator[str]:
-    """All technical documents (the only code and markup here) and a sixth of the prose."""
+    """A sixth of the documents, chosen by hash."""
     for shard in shards:
         for text, source in read_texts(shard):
-            if source.startswith("techdocs") or zlib.crc32(source.encode() + text[:64].encode()) % 6 == 0:
+            if zlib.crc32(source.encode() + text[:64].encode()) % 6 == 0:
                 yield text
 
 
@@ -157,15 +157,6 @@ class LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
         grad_hidden, grad_weight = ctx.saved_tensors
         return grad_hidden * grads[0].to(grad_hidden.dtype), grad_weight * grads[0], None
-
-
-def keep_freed_memory() -> None:
-    """Let glibc keep large freed blocks: fresh pages for every 32 MB of logits cost 40 % of a step."""
-    if sys.platform == "linux":
-        libc = ctypes.CDLL(None)
-        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
-        libc.mallopt(-3, 2**30)  # M_MMAP_THRESHOLD
-        libc.mallopt(-2, 2**28)  # M_TOP_PAD
 
 
 class MuonWithAdamW(torch.optim.Optimizer):

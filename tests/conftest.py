@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # Tests never look for a hub; read when huggingface_hub is imported.
 
 import pytest
 import torch
-from torch import nn
+from safetensors.torch import load_file
+from torch import Tensor, nn
 from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
 
-from embedforge.model.encoder import EmbeddingModel, build
+from embedforge.model.encoder import EmbeddingModel, build, save
+from embedforge.model.nvembed import load_nvembed
 from embedforge.text.contract import Contract
+from models_for_tests import make
 
 GOLDEN = Path(__file__).parent / "golden"
+OFFICIAL = GOLDEN / "nvembed_tiny"
 
 
 def spread_weights(model: nn.Module, seed: int = 0) -> None:
@@ -67,3 +72,40 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: PreTrain
 def tiny_model(tiny_base: Path) -> EmbeddingModel:
     """A fresh bidirectional, mean-pooled model of at most 64 tokens a text."""
     return build(base=str(tiny_base), contract=Contract(max_tokens=64))
+
+
+@pytest.fixture(scope="session")
+def saved_latent(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
+    """A folder with a saved latent model; not to be changed."""
+    folder = tmp_path_factory.mktemp("saved") / "latent"
+    save(make(tiny_base, "latent"), folder, {"name": "tiny", "model": {"base": str(tiny_base)}})
+    return folder
+
+
+@pytest.fixture
+def saved(saved_latent: Path, tmp_path: Path) -> Path:
+    """A copy of a saved latent model, to be damaged."""
+    return Path(shutil.copytree(saved_latent, tmp_path / "model"))
+
+
+@pytest.fixture(scope="session")
+def official_golden() -> dict[str, Tensor]:
+    """What the official NV-Embed code made of a tiny checkpoint and some texts."""
+    return load_file(OFFICIAL / "golden.safetensors")
+
+
+@pytest.fixture(scope="session")
+def official_model() -> EmbeddingModel:
+    """That checkpoint, loaded; not to be changed."""
+    return load_nvembed(OFFICIAL)
+
+
+@pytest.fixture
+def official_folder(tmp_path: Path) -> Path:
+    """A copy of that checkpoint, which a test may change."""
+    copy = tmp_path / "checkpoint"
+    copy.mkdir()
+    for file in OFFICIAL.iterdir():
+        if not file.name.startswith("golden"):
+            shutil.copy(file, copy)
+    return copy

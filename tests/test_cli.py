@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -130,6 +131,7 @@ def test_an_error_is_one_message_without_traceback_and_exit_code_1(tmp_path: Pat
         (("show", "nv-embed-v3"), "Did you mean 'nv-embed-v"),
         (("show", "tiny", "--set", "sead=1"), "sead: unknown key. Did you mean 'seed'?"),
         (("train", "tiny", "--set", "stages.retrieval.steps=many"), "stages.0.steps"),
+        (("train", "tiny", "--set", "about=[half"), "--set about=[half: the value is not valid YAML"),
         (("search", ".", "words"), "there is no index here; make one with: embedforge quickstart"),
         (("convert", "nowhere", "out"), "nowhere/config.json: there is no such file"),
         (("evaluate", "bm25", "--tasks", "x", "--instruction", "no equals sign"), "takes TASK=TEXT"),
@@ -149,7 +151,8 @@ def test_bad_input_exits_with_1(
 
 
 @pytest.mark.parametrize(
-    "arguments", [("trian", "tiny"), ("train",), ("search", ".", "x", "-k", "0"), ("show", "tiny", "--nope")]
+    "arguments",
+    [("trian", "tiny"), ("train",), ("search", ".", "x", "-k", "0"), ("show",), ("show", "tiny", "--nope")],
 )
 def test_a_command_line_that_cannot_be_read_exits_with_2(run: Run, arguments: tuple[str, ...]) -> None:
     code, _, err = run(*arguments)
@@ -176,6 +179,12 @@ def test_what_stops_a_verb_decides_the_exit_code(
     found, _, err = run("show", "tiny")
     assert found == code
     assert err.strip() == message.strip()
+
+
+def test_the_schema_needs_no_recipe(run: Run) -> None:
+    code, out, err = run("show", "--schema")
+    assert code == 0, err
+    assert json.loads(out)["title"] == "Recipe"
 
 
 def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

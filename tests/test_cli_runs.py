@@ -88,8 +88,11 @@ def test_train_then_search_then_evaluate(run: Run, recipe: Path, tmp_path: Path)
     arguments = ("--tasks", tmp_path / "tasks", "--out", results, "--device", "cpu")
     code, printed, err = run("evaluate", out / "model", *arguments)
     assert code == 0, err
-    assert (results / "results.json").exists()
-    assert (results / "report.html").exists()
+    assert "sts/words" in printed
+    assert "mteb" not in printed
+    for name in ("results.json", "report.html"):
+        assert str(results / name) in printed.splitlines()
+        assert (results / name).exists()
 
 
 def test_sources_start_at_the_recipe_file_or_at_data(

@@ -38,6 +38,22 @@ ANIMALS = [
 CLASS = dict(ANIMALS)
 
 
+@pytest.mark.parametrize(
+    ("row", "kind"),
+    [
+        ({"sentence1": "a", "sentence2": "b", "score": 4.5}, "scored_pairs"),
+        ({"premise": "a", "hypothesis": "b", "label": "entailment"}, "nli"),
+        ({"text": "a", "label": "b", "id": 3}, "labels"),
+    ],
+)
+def test_rows_of_another_kind_are_recognised(tmp_path: Path, row: dict, kind: str):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    keys = ", ".join(repr(key) for key in row if key != "id" and (kind != "nli" or key != "label"))
+    with pytest.raises(EmbedforgeError, match=f"line 1: a row with {keys} is no Example.*`kind: {kind}`"):
+        read_source(Source(path=str(path)), seed=0)
+
+
 def test_classes_give_another_of_the_class_and_others_of_other_classes():
     examples = list(from_classes(labelled(*ANIMALS), seed=0, negatives=3))
     assert [example.query for example in examples] == list(CLASS)

@@ -1,3 +1,5 @@
+"""Scores of models on tasks: those of mteb's own search, and none computed twice."""
+
 from __future__ import annotations
 
 import json
@@ -9,104 +11,21 @@ import pytest
 
 pytest.importorskip("mteb")
 
+from datasets_for_tests import write_datasets
 from embedforge.encode import encode
 from embedforge.errors import EmbedforgeError
 from embedforge.evaluate import encoders, run
-from embedforge.evaluate.instructions import instruction_of, instructs_documents
 from embedforge.evaluate.retrieval import per_query_metrics
-from embedforge.evaluate.run import evaluate, model_fingerprint, model_labels
-from embedforge.evaluate.tasks import find_tasks
+from embedforge.evaluate.run import evaluate, model_fingerprint
 from embedforge.lexical import Bm25
 from embedforge.model.encoder import save
 from embedforge.ranking import exact_search
 
-TOPICS = {
-    "bread": ["yeast", "flour", "dough", "oven", "crust", "loaf", "baker", "knead"],
-    "sea": ["wave", "salt", "tide", "ship", "harbour", "sailor", "coral", "fish"],
-    "law": ["court", "judge", "statute", "appeal", "verdict", "lawyer", "clause", "contract"],
-}
-
-
-def sentence(topic, i):
-    words = TOPICS[topic]
-    return " ".join(words[(i * k + k) % len(words)] for k in range(1, 5)) + f" number {i}"
-
-
-def write_jsonl(path, rows):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-
-
-def labelled(start, stop):
-    return [{"text": sentence(topic, i), "label": topic} for i in range(start, stop) for topic in TOPICS]
-
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Every type of dataset in small, in the layout of the documentation."""
     folder = tmp_path_factory.mktemp("data")
-    documents = [(topic, i) for topic in TOPICS for i in range(8)]
-    pairs = [(a, b) for a in documents[::3] for b in documents[::5] if a != b]
-    retrieval = folder / "retrieval" / "topics"
-    write_jsonl(
-        retrieval / "corpus.jsonl",
-        [
-            {"_id": f"d{n}", "title": topic, "text": sentence(topic, i)}
-            for n, (topic, i) in enumerate(documents)
-        ],
-    )
-    write_jsonl(
-        retrieval / "queries.jsonl",
-        [{"_id": f"q{n}", "text": f"{sentence(t, i)[:14]} {i}"} for n, (t, i) in enumerate(documents[:12])],
-    )
-    (retrieval / "qrels").mkdir()
-    judgements = "".join(f"q{n}\td{n}\t2\nq{n}\td{(n + 1) % 24}\t1\n" for n in range(12))
-    (retrieval / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n" + judgements)
-    write_jsonl(
-        folder / "reranking" / "topics" / "test.jsonl",
-        [
-            {
-                "query": sentence(t, 9),
-                "positive": [sentence(t, 1)],
-                "negative": [sentence(o, 2) for o in TOPICS if o != t],
-            }
-            for t in TOPICS
-        ],
-    )
-    for split, rows in (("train", labelled(0, 10)), ("test", labelled(10, 16))):
-        write_jsonl(folder / "classification" / "topics" / f"{split}.jsonl", rows)
-    write_jsonl(folder / "clustering" / "topics" / "test.jsonl", labelled(0, 8))
-    write_jsonl(
-        folder / "sts" / "topics" / "test.jsonl",
-        [
-            {
-                "sentence1": sentence(*a),
-                "sentence2": sentence(*b),
-                "score": 5 - abs(a[1] - b[1]) % 4 if a[0] == b[0] else 1,
-            }
-            for a, b in pairs
-        ],
-    )
-    write_jsonl(
-        folder / "nli" / "topics" / "test.jsonl",
-        [
-            {
-                "premise": sentence(*a),
-                "hypothesis": sentence(*b),
-                "label": "entailment" if a[0] == b[0] else "neutral",
-            }
-            for a, b in pairs
-        ],
-    )
-    write_jsonl(
-        folder / "bitext" / "topics" / "test.jsonl",
-        [
-            {"sentence1": sentence(t, i), "sentence2": sentence(t, i).upper(), "lang": lang}
-            for lang, stop in (("deu", 3), ("fra", 5))
-            for t in TOPICS
-            for i in range(stop)
-        ],
-    )
+    write_datasets(folder)
     return folder
 
 
@@ -282,70 +201,6 @@ def test_texts_are_cut_to_max_tokens(data, model_folder, tmp_path):
     assert more.tasks["sts/topics"]["tiny"]["settings"]["max_tokens"] == 48
 
 
-def test_folders_of_one_type_or_one_dataset_are_tasks_too(data):
-    assert [t.metadata.name for t in find_tasks(str(data / "sts"))] == ["sts/topics"]
-    assert [t.metadata.name for t in find_tasks([str(data / "nli" / "topics")])] == ["nli/topics"]
-    assert [t.metadata.name for t in find_tasks(str(data), split="train")] == ["classification/topics"]
-
-
-def test_names_of_mteb_pass_through():
-    assert [t.metadata.name for t in find_tasks("SciFact, STS12")] == ["SciFact", "STS12"]
-    assert len(find_tasks("MTEB(eng, v2)")) > 30
-
-
-@pytest.mark.parametrize(
-    ("tasks", "message"),
-    [("SciFakt", "Did you mean 'SciFact'"), ("SciFact,SciFact", "named twice")],
-)
-def test_wrong_task_names_are_explained(tasks, message):
-    with pytest.raises(EmbedforgeError, match=message):
-        find_tasks(tasks)
-
-
-def test_wrong_folders_splits_and_labels_are_explained(data, tmp_path):
-    with pytest.raises(EmbedforgeError, match="has a split 'dev'"):
-        find_tasks(str(data), split="dev")
-    with pytest.raises(EmbedforgeError, match="no datasets"):
-        find_tasks(str(tmp_path))
-    write_jsonl(tmp_path / "classification" / "x" / "train.jsonl", [{"text": "a", "label": "1"}])
-    write_jsonl(tmp_path / "classification" / "x" / "test.jsonl", [{"text": "a", "label": "new"}])
-    with pytest.raises(EmbedforgeError, match="label 'new' of test is not in train"):
-        find_tasks(str(tmp_path))[0].load_data()
-    write_jsonl(
-        tmp_path / "reranking" / "y" / "test.jsonl", [{"query": "a", "positive": "b", "negative": []}]
-    )
-    with pytest.raises(EmbedforgeError, match=r"test\.jsonl, line 1: 'positive' must be a list"):
-        find_tasks(str(tmp_path / "reranking"))[0].load_data()
-
-
-def test_an_instruction_for_nothing_is_refused(data, model_folder, tmp_path):
-    with pytest.raises(EmbedforgeError, match="Did you mean 'sts/topics'"):
-        evaluate([str(model_folder)], str(data / "sts"), tmp_path, instructions={"sts/topic": "x"})
-
-
-def test_a_failing_task_keeps_the_finished_ones(data, model_folder, tmp_path):
-    for kind in ("sts", "reranking"):
-        shutil.copytree(data / kind, tmp_path / "data" / kind)
-    write_jsonl(tmp_path / "data" / "sts" / "topics" / "test.jsonl", [{"sentence1": "a", "score": 1}])
-    with pytest.raises(EmbedforgeError, match=r"line 1: there is no 'sentence2'"):
-        evaluate([str(model_folder)], str(tmp_path / "data"), tmp_path / "out")
-    assert (tmp_path / "out" / "tasks" / "tiny" / "reranking__topics.json").exists()
-    assert not (tmp_path / "out" / "results.json").exists()
-
-
-def test_instructions_come_from_caller_table_task_and_type_in_this_order():
-    assert (
-        instruction_of("SciFact", "Retrieval", {"SciFact": "mine", "Retrieval": "ours"}, "theirs") == "mine"
-    )
-    assert instruction_of("SciFact", "Retrieval", {"Retrieval": "ours"}, "theirs") == "ours"
-    assert instruction_of("Touche2020.v3", "Retrieval") == instruction_of("Touche2020", "Retrieval")
-    assert instruction_of("Unknown", "Retrieval", {}, "theirs") == "theirs"
-    assert instruction_of("Unknown", "STS") == "Retrieve semantically similar text"
-    assert instruction_of("Unknown", "Retrieval") is None
-    assert instructs_documents("QuoraRetrieval")
-    assert not instructs_documents("SciFact")
-
-
 @pytest.fixture(scope="module")
 def plain_folder(tiny_base, tmp_path_factory):
     """A sentence-transformers model that knows nothing of embedforge, with prompts of its own."""
@@ -377,22 +232,9 @@ def test_a_plain_model_keeps_its_own_prompts(data, plain_folder, tmp_path):
     assert found.tasks["retrieval/topics"]["plain"]["settings"]["max_tokens"] == 40
 
 
-def test_a_model_that_can_do_none_of_the_tasks_still_gives_a_report(data, tmp_path):
-    found = evaluate(["bm25"], str(data / "sts"), tmp_path)
-    assert found.score("bm25", "sts/topics") is None
-    assert "bm25 can do 0 of the 1 tasks" in (tmp_path / "report.html").read_text()
-
-
 def test_a_plain_model_takes_no_instruction(data, plain_folder, tmp_path):
     with pytest.raises(EmbedforgeError, match="no embedding contract"):
         evaluate([str(plain_folder)], str(data / "sts"), tmp_path, instructions={"sts/topics": "x"})
-
-
-def test_labels_are_the_shortest_that_differ():
-    assert model_labels(["a/b/model", "a/c/model", "x/e5", "bm25"]) == ("b/model", "c/model", "e5", "bm25")
-    assert model_labels(["model", "runs/model/"]) == ("model", "runs/model")
-    with pytest.raises(EmbedforgeError, match="each once"):
-        model_labels(["m", "m"])
 
 
 def test_the_fingerprint_of_a_model_changes_with_any_of_its_files(model_folder, tmp_path, monkeypatch):

@@ -10,11 +10,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 from sentence_transformers import SentenceTransformer
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedTokenizerFast, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    LlamaConfig,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen3Config,
+)
 
 from conftest import GOLDEN, spread_weights
+from embedforge.model import auto_tokenizer
 from embedforge.model.encoder import build, load, save
 from embedforge.text.contract import Contract
+from tokenizers_for_tests import KINDS
 
 TEXTS = [
     "which river is the longest?",
@@ -141,12 +152,11 @@ def test_last_token_pooling_needs_no_rule_about_the_instruction(tiny_base: Path,
     np.testing.assert_allclose(ours.encode_query(TEXTS), plain.encode_query(TEXTS), atol=1e-6)
 
 
-@pytest.mark.parametrize("family", [LlamaConfig, Qwen3Config, GPT2Config])
-def test_families_and_a_tokenizer_that_marks_spaces(tmp_path: Path, family: type) -> None:
-    """AutoTokenizer rebuilds the tokenizers of some families; the saved one must survive that."""
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(GOLDEN / "nvembed_tiny")
+def write_base(folder: Path, family: type, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Write a tiny random decoder of a family with a tokenizer that need not be the family's own."""
     size = {
         "hidden_size": 32,
+        "intermediate_size": 64,
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
         "num_key_value_heads": 4,
@@ -154,11 +164,47 @@ def test_families_and_a_tokenizer_that_marks_spaces(tmp_path: Path, family: type
     }
     decoder = AutoModelForCausalLM.from_config(family(vocab_size=len(tokenizer), **size))
     spread_weights(decoder)
-    decoder.save_pretrained(tmp_path / "base")
-    tokenizer.save_pretrained(tmp_path / "base")
-    save(build(base=str(tmp_path / "base"), contract=Contract(max_tokens=64)), tmp_path / "model")
+    decoder.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("family", [LlamaConfig, Qwen3Config, GPT2Config])
+def test_families_and_a_tokenizer_that_marks_spaces(tmp_path: Path, family: type) -> None:
+    """AutoTokenizer rebuilds the tokenizers of some families; the saved one must survive that."""
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(GOLDEN / "nvembed_tiny")
+    base = write_base(tmp_path / "base", family, tokenizer)
+    save(build(base=base, contract=Contract(max_tokens=64)), tmp_path / "model")
     plain = SentenceTransformer(str(tmp_path / "model"), device="cpu")
     ours = load(str(tmp_path / "model"), "cpu")
     assert type(plain[0]).__name__ == "Transformer"
     np.testing.assert_allclose(ours.encode_query(TEXTS), plain.encode_query(TEXTS), atol=2e-6)
     np.testing.assert_allclose(ours.encode_document(TEXTS), plain.encode_document(TEXTS), atol=2e-6)
+
+
+@pytest.mark.parametrize("kind", ["byte_level_regex", "prepended_space_mark"])
+def test_a_family_whose_tokenizer_is_built_anew(tmp_path: Path, kind: str) -> None:
+    """Whatever is saved, AutoTokenizer makes a Qwen2Tokenizer for a Qwen2 model, and other token ids."""
+    base = write_base(tmp_path / "base", Qwen2Config, KINDS[kind]())
+    save(build(base=base, contract=Contract(max_tokens=64)), tmp_path / "model")
+    saved = tmp_path / "model"
+    plain = SentenceTransformer(str(saved), device="cpu")
+    ours = load(str(saved), "cpu")
+    text = Contract.load(saved).query_prefix() + "judo"
+    assert AutoTokenizer.from_pretrained(saved)(text)["input_ids"] != ours.tokenizer(text)["input_ids"]
+    assert plain.tokenizer(text)["input_ids"] == ours.tokenizer(text)["input_ids"]
+    assert type(plain[0]).__name__ == "Transformer"
+    np.testing.assert_allclose(ours.encode_query(TEXTS), plain.encode_query(TEXTS), atol=2e-6)
+    np.testing.assert_allclose(ours.encode_document(TEXTS), plain.encode_document(TEXTS), atol=2e-6)
+    assert "AutoTokenizer" in (saved / "README.md").read_text()
+
+
+def test_a_tokenizer_that_nothing_brings_back_needs_embedforge(tmp_path: Path, monkeypatch, caplog) -> None:
+    monkeypatch.setattr(auto_tokenizer, "NEUTRAL_TYPE", "qwen2")
+    base = write_base(tmp_path / "base", Qwen2Config, KINDS["byte_level_regex"]())
+    model = build(base=base, contract=Contract(max_tokens=64))
+    save(model, tmp_path / "model")
+    assert "AutoTokenizer makes other token ids" in caplog.text
+    batch = model.renderer.batch(TEXTS, model.contract.query_prefix())
+    expected = model.eval()(**batch).detach().numpy()
+    np.testing.assert_allclose(load(str(tmp_path / "model"), "cpu").encode_query(TEXTS), expected, atol=2e-6)

@@ -45,10 +45,9 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
     """The shipped recipe, with few steps."""
-    values = load_recipe("tiny", [f"model.base={tiny_base}", "contract.max_tokens=64"]).model_dump(
-        mode="json"
-    )
-    values["training"] |= {"save_steps": 2, "log_steps": 1, "precision": "float32"}
+    resolved = load_recipe("tiny", [f"model.base={tiny_base}", "training.precision=float32"])
+    values = resolved.model_dump(mode="json")
+    values["training"] |= {"save_steps": 2, "log_steps": 1}
     for stage in values["stages"]:
         stage |= {"steps": 6, "batch_queries": 8, "warmup_steps": 1}
     path = tmp_path_factory.mktemp("recipe") / "few-steps.yaml"

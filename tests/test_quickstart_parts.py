@@ -11,6 +11,7 @@ from rich.console import Console
 from embedforge.quickstart.budget import (
     AFTERWARDS,
     FEWEST_STEPS,
+    RESERVE,
     TRAINING_COST,
     Speed,
     fit_steps,
@@ -38,7 +39,7 @@ def planned_seconds(recipe: Recipe) -> float:
 def test_the_steps_fill_the_time_that_encoding_leaves() -> None:
     recipe = load_recipe("tiny")
     for seconds in (480.0, 960.0, 1920.0):
-        left = seconds - AFTERWARDS * SPEED.seconds
+        left = seconds - AFTERWARDS * SPEED.seconds - RESERVE
         assert 0.9 * left < planned_seconds(fit_steps(recipe, SPEED, seconds)) <= left
 
 

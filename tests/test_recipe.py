@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -128,3 +129,110 @@ def test_the_schema_describes_the_fields() -> None:
     schema = recipe_schema()
     assert "InfoNCE" in json.dumps(schema)
     assert schema["properties"]["stages"]["minItems"] == 1
+
+
+# --- settings that would have no effect ------------------------------------------------------------
+
+STAGE = MINIMAL["stages"][0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"contract": {"dtype": "bfloat16"}}, r"contract\.dtype is 'bfloat16'.*gives 'float32'; leave"),
+        (
+            {"contract": {"dtype": "float32"}, "training": {"precision": "bfloat16"}},
+            r"contract\.dtype is 'float32'.*'bfloat16' gives 'bfloat16'",
+        ),
+        (
+            {"contract": {"goldens": [{"text": "a", "prefix": "", "input_ids": [1], "pooling_mask": [1]}]}},
+            r"contract\.goldens are made when the model is saved",
+        ),
+        ({"model": {"pooling": {"latents": 64}}}, r"model\.pooling: latents \(64\) has no effect.*'mean'"),
+        (
+            {"model": {"pooling": {"kind": "last", "head_dim": 8}}},
+            r"head_dim \(8\).*latent and self_attention",
+        ),
+        ({"model": {"pooling": {"kind": "self_attention", "feed_forward_multiple": 2}}}, "for latent: leave"),
+        (
+            {"contract": {"max_tokens": 64}, "stages": [STAGE | {"query_max_tokens": 65}]},
+            r"one.query.*\(65\)",
+        ),
+        ({"stages": [STAGE | {"document_max_tokens": 513}]}, r"document.*\(513\).*max_tokens \(512\)"),
+        (
+            {"training": {"eval_queries": 50}},
+            r"training: eval_queries \(50\) has no effect without eval_steps",
+        ),
+        ({"training": {"held_out": "dev.jsonl"}}, r"held_out \(dev\.jsonl\) has no effect without"),
+    ],
+)
+def test_a_setting_without_effect_is_refused(change: dict, message: str) -> None:
+    with pytest.raises(EmbedforgeError, match=message):
+        parse_recipe({**MINIMAL, **change}, "r.yaml")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"contract": {"dtype": "bfloat16"}, "training": {"precision": "bfloat16"}},
+        {"contract": {"dtype": "float32", "goldens": []}},
+        {"model": {"pooling": {"kind": "mean", "latents": 512, "heads": 8, "head_dim": None}}},
+        {"model": {"pooling": {"kind": "self_attention", "heads": 4, "head_dim": 16}}},
+        {"stages": [STAGE | {"query_max_tokens": 512}]},
+        {"training": {"eval_steps": 5, "eval_queries": 50, "held_out": "dev.jsonl"}},
+    ],
+)
+def test_a_setting_that_agrees_is_accepted_and_survives_json(change: dict) -> None:
+    recipe = parse_recipe({**MINIMAL, **change}, "r.yaml")
+    values = json.loads(recipe.model_dump_json())
+    assert parse_recipe(values, "round trip").model_dump(mode="json") == values
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "bfloat16_autocast"])
+def test_a_printed_recipe_can_be_read_back_with_another_precision(precision: str) -> None:
+    """Quickstart writes its plan down after it has changed the precision for the machine."""
+    recipe = load_recipe("tiny")
+    changed = recipe.model_copy(
+        update={"training": recipe.training.model_copy(update={"precision": precision})}
+    )
+    again = parse_recipe(changed.model_dump(mode="json"), "plan")
+    assert again.training.precision == precision
+    assert not {"dtype", "goldens"} & set(changed.model_dump(mode="json")["contract"])
+
+
+# --- overrides --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("override", ["name=[a", "name=a: b: c", "name=\t@", 'about="x', "name=*anchor"])
+def test_an_override_that_is_no_yaml_is_an_error(tmp_path: Path, override: str) -> None:
+    with pytest.raises(EmbedforgeError, match=r"--set .*the value is not valid YAML .*quotes"):
+        load_recipe(write(tmp_path, MINIMAL), [override])
+
+
+def test_an_override_finds_a_source_by_the_name_of_its_file() -> None:
+    key = "stages.retrieval.mix.sources.msmarco.cap"
+    first, second = load_recipe("nv-embed-v2", [f"{key}=10"]).stages
+    assert first.mix.sources[0].cap == 10
+    assert second.mix.sources[0].cap == 500_000  # one YAML anchor, two places
+    with pytest.raises(EmbedforgeError) as caught:
+        load_recipe("nv-embed-v2", [key.replace("msmarco", "msmacro") + "=10"])
+    assert "from 0 to 16, the names are: msmarco, paq" in str(caught.value)
+    assert "Did you mean 'msmarco'?" in str(caught.value)
+    assert "None" not in str(caught.value)
+
+
+def test_an_override_does_not_guess_between_sources_of_one_name(tmp_path: Path) -> None:
+    sources = [{"path": "a/train.jsonl"}, {"path": "b/train.jsonl"}]
+    path = write(tmp_path, {"name": "r", "stages": [STAGE | {"mix": {"sources": sources}}]})
+    with pytest.raises(EmbedforgeError, match="2 items are named 'train'; use a number"):
+        load_recipe(path, ["stages.one.mix.sources.train.cap=3"])
+    assert load_recipe(path, ["stages.one.mix.sources.1.cap=3"]).stages[0].mix.sources[1].cap == 3
+
+
+@pytest.mark.parametrize("name", ["nv-embed-v1", "nv-embed-v2"])
+def test_every_mark_of_a_shipped_recipe_is_explained_in_its_header(name: str) -> None:
+    text = shipped_recipes()[name].read_text(encoding="utf-8")
+    header = " ".join(line.removeprefix("# ") for line in text.split("name:")[0].splitlines())
+    explained = header.split("Marks: ")[1].split("Change what")[0]
+    for mark in set(re.findall(r"\[(paper|paper v1|memory|ours)[],]", text)):
+        assert f"[{mark}] " in explained, mark

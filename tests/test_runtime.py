@@ -17,6 +17,7 @@ CPU = torch.device("cpu")
 
 
 def test_the_device_without_a_name_is_cuda_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
     assert pick_device("cpu") == CPU
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert pick_device(None) == torch.device("cuda")
@@ -39,6 +40,22 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(EmbedforgeError, match="sees no CUDA device; use --device cpu"):
         pick_device("cuda:0")
+
+
+def test_under_torchrun_each_rank_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    for name in (None, "cuda", "cuda:1"):
+        assert pick_device(name) == torch.device("cuda:1")
+    assert pick_device("cpu") == CPU
+    with pytest.raises(EmbedforgeError, match=r"--device cuda:0: .* this one cuda:1; leave --device out"):
+        pick_device("cuda:0")
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(EmbedforgeError, match="rank 2 of this machine has no GPU: 2 are visible"):
+        pick_device(None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert pick_device(None) == CPU
 
 
 def test_autocast_is_on_inside_only_and_only_when_asked_for() -> None:

@@ -12,7 +12,7 @@ from rich.tree import Tree
 
 from embedforge.errors import EmbedforgeError
 from embedforge.recipe import Recipe, load_recipe, parse_recipe, shipped_recipes
-from embedforge.show import mixture_tree, show, show_probe
+from embedforge.show import mixture_tree, read_mixtures, show, show_probe
 from sources_for_tests import ROWS, write_sources
 
 
@@ -35,7 +35,7 @@ def recipe_with(*sources: dict[str, object], **stage: object) -> Recipe:
 def test_every_shipped_recipe_is_a_tree_with_the_rows_of_every_source(name: str, tmp_path: Path) -> None:
     recipe = load_recipe(name)
     write_sources(recipe, tmp_path)
-    text = printed(mixture_tree(recipe, tmp_path))
+    text = printed(mixture_tree(recipe, read_mixtures(recipe, tmp_path)))
     assert "not counted" not in text
     for stage in recipe.stages:
         assert f"{stage.name}  {stage.steps:,} steps x {stage.batch_queries} queries" in text
@@ -53,7 +53,7 @@ def test_weights_and_shares_are_counted(tmp_path: Path) -> None:
         batch_queries=8,
     )
     write_sources(recipe, tmp_path)
-    text = printed(mixture_tree(recipe, tmp_path))
+    text = printed(mixture_tree(recipe, read_mixtures(recipe, tmp_path)))
     assert "mine" in text
     assert "66 rows an epoch in 8 blended steps of 8 queries" in text
     assert "a: 66 rows, 50.0% of the epoch" in text
@@ -64,7 +64,7 @@ def test_weights_and_shares_are_counted(tmp_path: Path) -> None:
 
 def test_a_source_that_is_not_there_is_said_and_the_sources_are_listed(tmp_path: Path) -> None:
     recipe = recipe_with({"path": "gone.jsonl"}, {"path": "b.csv", "name": "second", "cap": 9})
-    text = printed(mixture_tree(recipe, tmp_path))
+    text = printed(mixture_tree(recipe, read_mixtures(recipe, tmp_path)))
     assert f"not counted: {tmp_path / 'gone.jsonl'}: there is no such file" in text
     assert "gone.jsonl (examples, cap none)" in text
     assert "second (examples, cap 9)" in text
@@ -73,7 +73,7 @@ def test_a_source_that_is_not_there_is_said_and_the_sources_are_listed(tmp_path:
 def test_square_brackets_are_text_and_not_markup(tmp_path: Path) -> None:
     recipe = recipe_with({"path": "[red]file.jsonl"}, {"path": "b.jsonl", "name": "[bold]two"})
     recipe = recipe.model_copy(update={"about": "[green]about[/green]"})
-    text = printed(mixture_tree(recipe, tmp_path))
+    text = printed(mixture_tree(recipe, read_mixtures(recipe, tmp_path)))
     for part in ("[red]file.jsonl: there is no such file", "[bold]two (examples", "[green]about[/green]"):
         assert part in text
 

@@ -58,7 +58,7 @@ class Pooling(Section):
 
     kind: Literal["last", "mean", "weighted_mean", "cls", "latent", "self_attention"] = "mean"
     latents: PositiveInt = 512
-    """Latent attention: rows of the trainable latent array (papers.md 1.2)."""
+    """Latent attention: rows of the trainable latent array (NV-Embed, section 3.2)."""
     heads: PositiveInt = 8
     """Latent and self attention: number of heads."""
     head_dim: PositiveInt | None = None
@@ -142,7 +142,7 @@ class Mix(Section):
 
 
 class Contrastive(Section):
-    """InfoNCE over own hard negatives and, where the source allows it, the batch (papers.md 1.5)."""
+    """InfoNCE over own hard negatives and, where the source allows it, the batch (arXiv 2405.17428)."""
 
     kind: Literal["contrastive"] = "contrastive"
     temperature: Annotated[float, Field(gt=0)] = 0.02
@@ -212,7 +212,7 @@ class Training(Section):
     report_to: tuple[str, ...] = ()
     """Loggers of transformers by name (tensorboard, wandb, trackio); a JSONL log is always written."""
     fsdp: str = ""
-    """FSDP options as transformers' Trainer takes them ("full_shard auto_wrap"); "" for DDP."""
+    """Shard model and optimizer over the ranks: full_shard or shard_grad_op; "" for DDP."""
 
     @property
     def weights_dtype(self) -> Literal["float32", "bfloat16"]:
@@ -278,7 +278,7 @@ class Recipe(Section):
                 if limit is not None and limit > self.contract.max_tokens:
                     raise ValueError(
                         f"stages.{stage.name}.{key} ({limit}) is above contract.max_tokens "
-                        f"({self.contract.max_tokens}), which no text exceeds: lower or remove it, or raise that"
+                        f"({self.contract.max_tokens}), which limits all texts: lower it or raise that"
                     )
         return self
 

@@ -221,7 +221,7 @@ def from_retrieval(data: Retrieval) -> Iterator[Example]:
 def from_scored_pairs(records: Iterable[Record], *, threshold: float) -> Iterator[Example]:
     """Give two Examples, a to b and b to a, for a pair that scores at least `threshold`.
 
-    NV-Embed takes STS pairs of 4 and above on the scale 0 to 5 (papers.md 1.6). Lower pairs give nothing.
+    NV-Embed takes STS pairs of 4 and above on the scale 0 to 5 (arXiv 2405.17428). Lower pairs give nothing.
 
     Raises:
         EmbedforgeError: no pair reaches the threshold.

@@ -1,4 +1,4 @@
-"""Classes and clusters to Examples, both ways that NV-Embed uses (papers.md 1.6)."""
+"""Classes and clusters to Examples, both ways that NV-Embed uses (arXiv 2405.17428)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 def from_classes(records: Iterable[Record], *, seed: str | int, negatives: int) -> Iterator[Example]:
     """Pair each text with a random other text of its class, and with random texts of other classes.
 
-    NV-Embed v2's form of classification and clustering (papers.md 1.6). A text that stands under two
+    NV-Embed v2's form of classification and clustering (arXiv 2405.17428). A text that stands under two
     labels is no document for anyone; a text without another one of its class gives no Example, and a
     warning says how many do. In-batch negatives are off: other rows hold texts of the same class.
 
@@ -62,7 +62,7 @@ def from_classes(records: Iterable[Record], *, seed: str | int, negatives: int) 
 def from_labels(records: Iterable[Record], *, seed: str | int, negatives: int) -> Iterator[Example]:
     """Pair each text with its label's text, and with those of random other labels.
 
-    NV-Embed v1's form, and v2's of two-class data (papers.md 1.6). Underscores of a label become spaces:
+    NV-Embed v1's form, and v2's of two-class data (arXiv 2405.17428). Underscores of a label become spaces:
     "card_arrival" is the document "card arrival". In-batch negatives are off.
 
     Raises:

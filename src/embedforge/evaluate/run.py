@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import logging
 import math
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -160,8 +158,7 @@ class _Runner:
         }
 
     def _run(self, task: Any) -> dict[str, Any]:
-        import mteb
-
+        from embedforge.evaluate.mteb_call import run_with_mteb
         from embedforge.evaluate.units import unit_scores
 
         texts = 0
@@ -173,21 +170,7 @@ class _Runner:
 
         runner, settings, instruction = self._scorer(task, advance)
         start = time.monotonic()
-        for part in getattr(task, "tasks", [task]):  # an aggregate has parts
-            load_data(part)
-        # mteb draws bars of its own for bitext, which no option turns off; they would tear ours.
-        with tempfile.TemporaryDirectory() as predictions, contextlib.redirect_stderr(io.StringIO()):
-            (result,) = mteb.evaluate(
-                runner,
-                task,
-                cache=None,
-                co2_tracker=False,
-                show_progress_bar=False,
-                encode_kwargs={"batch_size": 256, "show_progress_bar": False},
-                prediction_folder=Path(predictions),
-            ).task_results
-            file = Path(predictions) / getattr(task, "prediction_file_name", "")
-            predicted = read_json(file) if file.is_file() else {}
+        result, predicted = run_with_mteb(runner, task)
         by_split = {split: {row["hf_subset"]: row for row in rows} for split, rows in result.scores.items()}
         score = float(result.get_score())
         if not math.isfinite(score):
@@ -231,27 +214,6 @@ class _Runner:
             )
         self._encoder.progress = advance
         return self._encoder, self._encoder.settings(), self._encoder.instruction(task.metadata)
-
-
-def load_data(task: Any) -> None:
-    """Read a task's data; those of mteb come from the hub, and what can fail there is named.
-
-    Raises:
-        EmbedforgeError: bad data, or a dataset that cannot be had; says what is kept and what else to do.
-    """
-    try:
-        task.load_data()
-    except EmbedforgeError:
-        raise
-    except Exception as error:  # each layer below (HTTP client, hub, datasets, mteb) has errors of its own
-        reason = " ".join(str(error).split()) or type(error).__name__
-        name, path = task.metadata.name, task.metadata.dataset.get("path", "")
-        raise EmbedforgeError(
-            f"task {name}: its dataset {path} cannot be read: {reason:.300}. Finished tasks are kept: run the "
-            "same command again once the hub can be reached (or is in the cache), and only the others are "
-            f"computed. Or leave {name} out, or keep the data in a folder that --tasks names instead, as "
-            "TYPE/DATASET/... (docs/evaluation.md, Datasets in a folder)"
-        ) from error
 
 
 def model_labels(models: Sequence[str]) -> tuple[str, ...]:

@@ -31,32 +31,29 @@ def score_table(results: Mapping[str, Any]) -> Table:
         results: the content of `results.json`.
     """
     models = list(results["mean"])
-    several = len(models) > 1
     table = Table(
         box=box.SIMPLE_HEAD,
-        caption=f"▲ better, ▼ worse than {models[0]}; others may be chance" if several else None,
+        caption=Text(f"▲ better, ▼ worse than {models[0]}; others may be chance") if models[1:] else None,
         caption_justify="left",
     )
     table.add_column("task", overflow="fold")
     for model in models:
-        table.add_column(Text(model), justify="right", overflow="fold", min_width=len("0.000 ▲"))
+        table.add_column(Text(model), justify="right", overflow="fold", min_width=len("▲ 0.000"))
     for task, row in results["tasks"].items():
-        cells = [
-            _cell(row[model] and row[model]["score"], results["differences"].get(model, {}).get(task), several)
-            for model in models
-        ]
-        table.add_row(Text(task), *cells)
+        scores = [row[model] and row[model]["score"] for model in models]
+        tests = [results["differences"].get(model, {}).get(task) for model in models]
+        table.add_row(Text(task), *map(_cell, scores, tests))
     if len(results["tasks"]) > 1:
         table.add_section()
-        table.add_row(Text("mean"), *(_cell(mean, None, several) for mean in results["mean"].values()))
+        table.add_row(Text("mean"), *map(_cell, results["mean"].values()))
     return table
 
 
-def _cell(score: float | None, difference: Mapping[str, Any] | None, marked: bool) -> Text:
-    """A score and its mark; a dash where there is none. All are equally wide, so that points align."""
+def _cell(score: float | None, difference: Mapping[str, Any] | None = None) -> Text:
+    """A mark, where there is one, and the score; a dash where there is none."""
     if score is None:
-        return Text("–  " if marked else "–", "dim")
+        return Text("–", "dim")
     if difference is None or not difference["is_real"]:
-        return Text(f"{score:.3f}  " if marked else f"{score:.3f}")
+        return Text(f"{score:.3f}")
     better = difference["difference"] > 0
-    return Text(f"{score:.3f} ") + Text("▲" if better else "▼", "green" if better else "red")
+    return Text.assemble(("▲" if better else "▼", "green" if better else "red"), f" {score:.3f}")

@@ -1,4 +1,4 @@
-"""Which candidates may be negatives: the positive-aware rules of NV-Retriever (papers.md 5.3).
+"""Which candidates may be negatives: the positive-aware rules of NV-Retriever (arXiv 2407.15831).
 
 Many of a query's nearest documents answer it although nobody has labelled them: judged by a large
 language model, 39 % of the naive negatives of NQ. The labelled positive's own score tells how near is

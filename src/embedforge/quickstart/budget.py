@@ -10,10 +10,12 @@ from numpy.typing import NDArray
 
 from embedforge.recipe import Recipe, Stage
 
-TRAINING_COST = 3.6
+TRAINING_COST = 5.2
 """A trained token against an encoded one: forward and backward pass, optimizer, checkpoints."""
-AFTERWARDS = 1.8
+AFTERWARDS = 1.7
 """Encoding with the trained model, comparison and report, against encoding with the untrained one."""
+RESERVE = 15.0
+"""Seconds for imports, loading and saving."""
 FEWEST_STEPS = 10
 
 
@@ -39,7 +41,7 @@ def step_tokens(stage: Stage, speed: Speed) -> float:
 
 def fit_steps(recipe: Recipe, speed: Speed, seconds: float) -> Recipe:
     """Shorten all stages by one factor so that training and what follows take `seconds`."""
-    for_training = max(0.0, seconds - AFTERWARDS * speed.seconds)
+    for_training = max(0.0, seconds - AFTERWARDS * speed.seconds - RESERVE)
     tokens = sum(stage.steps * step_tokens(stage, speed) for stage in recipe.stages)
     factor = min(1.0, for_training / (tokens * TRAINING_COST * speed.seconds / speed.tokens))
     stages = tuple(

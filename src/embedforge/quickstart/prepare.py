@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import random
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from embedforge.lexical import Bm25
 from embedforge.mine.mine import mine_negatives
 from embedforge.quickstart.corpus import Corpus
 from embedforge.quickstart.examples import (
+    Pool,
     cluster_examples,
     retrieval_examples,
     retrieval_pool,
@@ -48,7 +51,8 @@ def mine(
     """Return the training part's retrieval Examples with negatives from BM25 and the base model.
 
     Only documents of the training part are candidates. The positive-aware rule is NV-Retriever's: a
-    candidate must score below 95 % of the positive.
+    candidate must score below 95 % of the positive. A query that loses all candidates to the rule (its
+    positive is scored low) gets documents drawn by chance, so that it has something to tell apart.
 
     Args:
         corpus: the corpus.
@@ -58,7 +62,7 @@ def mine(
         seed: for draws.
     """
     pool = retrieval_pool(corpus.train)
-    return mine_negatives(
+    mined = mine_negatives(
         retrieval_examples(corpus.train),
         pool.documents,
         query_vectors=query_vectors,
@@ -67,6 +71,16 @@ def mine(
         n_negatives=MINED_NEGATIVES,
         candidates=CANDIDATES,
         seed=seed,
+    )
+    draw = random.Random(seed)
+    return [example if example.negatives else _with_drawn_negatives(example, pool, draw) for example in mined]
+
+
+def _with_drawn_negatives(example: Example, pool: Pool, draw: random.Random) -> Example:
+    others = [identity for identity in pool.documents if identity not in example.positive_ids]
+    ids = tuple(draw.sample(others, MINED_NEGATIVES))
+    return dataclasses.replace(
+        example, negatives=tuple(pool.documents[identity] for identity in ids), negative_ids=ids
     )
 
 

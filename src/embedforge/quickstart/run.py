@@ -80,7 +80,7 @@ def quickstart(
     keep_freed_memory()
     console = Console(stderr=True)
     folder = (path or Path(sysconfig.get_paths()["stdlib"])).resolve()
-    recipe = load_recipe(recipe_name, [f"seed={seed}", f"model.base={base}"])
+    recipe = _load_recipe(recipe_name, [f"seed={seed}", f"model.base={base}"], device, console)
     asked = {
         "folder": str(folder),
         "base": base,
@@ -91,7 +91,7 @@ def quickstart(
     plan = _claim(out, asked)
 
     corpus = _read(folder, seed, console)
-    recipe = _with_precision(_with_sources(recipe, corpus), device, console)
+    recipe = _with_sources(recipe, corpus)
     pool = retrieval_pool(corpus.test, distractors=[*corpus.train, *corpus.dev])
     vectors, speed = base_vectors(out, recipe, corpus, pool, device)
     _write_data(out, corpus, pool, vectors, seed, console)
@@ -107,6 +107,15 @@ def quickstart(
     Console().print(terminal_table(comparison))
     Console().print(_next_steps(out, corpus), highlight=False, markup=False, soft_wrap=True)
     return comparison
+
+
+def _load_recipe(name: str, overrides: list[str], device: str | None, console: Console) -> Recipe:
+    """Read the recipe; in float32 where bfloat16 is only emulated, which is many times slower."""
+    recipe = load_recipe(name, overrides)
+    if recipe.training.precision == "float32" or fast_bfloat16(pick_device(device)):
+        return recipe
+    console.print("no fast bfloat16 on this machine: training in float32, fewer steps in the same time")
+    return load_recipe(name, [*overrides, "training.precision=float32"])
 
 
 def _claim(out: Path, asked: dict[str, Any]) -> dict[str, Any]:
@@ -179,15 +188,8 @@ def _with_sources(recipe: Recipe, corpus: Corpus) -> Recipe:
     return recipe.model_copy(update={"stages": tuple(stages), "contract": contract})
 
 
-def _with_precision(recipe: Recipe, device: str | None, console: Console) -> Recipe:
-    """Train in float32 where bfloat16 is only emulated, which is many times slower."""
-    if recipe.training.precision == "float32" or fast_bfloat16(pick_device(device)):
-        return recipe
-    console.print("no fast bfloat16 on this machine: training in float32, fewer steps in the same time")
-    return recipe.model_copy(update={"training": recipe.training.model_copy(update={"precision": "float32"})})
-
-
 def _train(recipe: Recipe, out: Path, corpus: Corpus, device: str | None, console: Console) -> None:
+    release_freed_memory()
     try:
         train(
             recipe,

@@ -40,7 +40,7 @@ class Contract(BaseModel):
 
     version: Literal[1] = 1
     query_template: str = "Instruct: {instruction}\nQuery: {text}"
-    """Applied to a query that has an instruction; without one the bare text is used (papers.md 1.4)."""
+    """Applied to a query that has an instruction; without one the bare text is used (arXiv 2405.17428)."""
     document_template: str = "{text}"
     default_instruction: str = "Given a query, retrieve passages that answer the query"
     """The instruction of `encode_query` when the caller gives none; "" for none."""

@@ -66,8 +66,8 @@ def read_held_out(
         return read_source(source, seed=recipe.seed, folder=source_folder)
     if settings.eval_steps is not None and not given:
         raise EmbedforgeError(
-            f"training.eval_steps is {settings.eval_steps}, and there are no held-out Examples to measure on: "
-            "name a file of them in training.held_out, or remove eval_steps"
+            f"training.eval_steps is {settings.eval_steps}, but there are no held-out Examples to measure "
+            "on: name a file of them in training.held_out, or remove eval_steps"
         )
     return given
 
@@ -122,8 +122,8 @@ def _check_that_a_loss_is_left(stage: Stage, name: str, examples: Sequence[Examp
         else "the stage draws no negatives (raise its 'negatives')"
     )
     raise EmbedforgeError(
-        f"{place}: the loss would always be 0, for a query has its positive as the only candidate: {missing}, "
-        f"and {_why_no_exchange(stage)}. Change one of them, or leave the source out of this stage"
+        f"{place}: the loss would always be 0, for a query has its positive as the only candidate: "
+        f"{missing}, and {_why_no_exchange(stage)}. Change one of them, or leave the source out of this stage"
     )
 
 

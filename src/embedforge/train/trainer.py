@@ -39,7 +39,7 @@ from embedforge.train.optimizer import build_optimizer, parameter_groups, warmup
 from embedforge.train.sharding import load_whole_optimizer_state, set_up_fsdp, whole_optimizer_state
 
 OPTIMIZER, SCHEDULER = "optimizer.pt", "scheduler.pt"
-STEPS_BETWEEN_RELEASES = 5
+STEPS_BETWEEN_RELEASES = 4
 
 
 class StepNumbers(Dataset[int]):
@@ -235,6 +235,7 @@ class StageTrainer(Trainer):
         """Retrieval on the small held-out pool; see `train.metrics`."""
         metrics = self.held_out(self.embedding_model) if self.held_out else {}
         self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     # --- checkpoints -----------------------------------------------------------------------------

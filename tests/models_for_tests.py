@@ -1,0 +1,28 @@
+"""A tiny embedding model of each pooling, and what it makes of texts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from embedforge.model.encoder import EmbeddingModel, build
+from embedforge.text.contract import Contract
+
+SHAPE = {"latents": 8, "heads": 2, "head_dim": 16, "feed_forward_multiple": 2}
+
+KINDS = ["last", "mean", "weighted_mean", "cls", "latent", "self_attention"]
+
+TEXTS = ["how deep is the river?", "", " odd\n🙂", "bread and music " * 40]
+
+
+def make(base: Path, kind: str = "mean", **settings) -> EmbeddingModel:
+    return build(
+        base=str(base), contract=Contract(max_tokens=64, **settings), pooling={"kind": kind, **SHAPE}
+    ).eval()
+
+
+@torch.no_grad()
+def embed(model: EmbeddingModel, texts: list[str], prefix: str = "", side: str | None = None) -> np.ndarray:
+    return model(**model.renderer.pad(model.renderer.render(texts, prefix), side=side)).numpy()
