@@ -51,4 +51,4 @@ def test_the_tree_names_every_file_and_no_other() -> None:
 
 
 def test_every_entry_has_its_clause() -> None:
-    assert [path for path, clause in tree().items() if len(clause) < 10] == []
+    assert [path for path, clause in tree().items() if not path.endswith("/") and len(clause) < 8] == []

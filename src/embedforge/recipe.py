@@ -157,7 +157,8 @@ class Contrastive(Section):
 class Stage(Section):
     """One pass of training: an objective, a mix and a schedule."""
 
-    name: str
+    name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
+    """Letters, digits, `_`, `-` and `.`: it names a folder of the run."""
     objective: Contrastive = Contrastive()
     mix: Mix
     steps: PositiveInt

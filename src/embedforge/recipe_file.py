@@ -25,6 +25,8 @@ def read_values(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise EmbedforgeError(f"{path}{_line(error)}: not valid YAML ({_problem(error)})") from None
+    except OSError as error:
+        raise EmbedforgeError(f"{path}: cannot be read as a recipe file ({error.strerror})") from None
     except UnicodeDecodeError as error:
         raise EmbedforgeError(f"{path}: not YAML, byte {error.start} is not valid UTF-8") from None
     if not isinstance(values, dict):

@@ -14,7 +14,7 @@ TRAINING_COST = 5.2
 """A trained token against an encoded one: forward and backward pass, optimizer, checkpoints."""
 AFTERWARDS = 1.7
 """Encoding with the trained model, comparison and report, against encoding with the untrained one."""
-RESERVE = 15.0
+RESERVE = 25.0
 """Seconds for imports, loading and saving."""
 FEWEST_STEPS = 10
 

@@ -227,10 +227,15 @@ def _compare(
             model,
             list(pool.queries.values()),
             model.contract.query_prefix(),
+            suffix=model.contract.query_suffix(),
             progress=lambda texts: bar.advance(task, texts),
         )
         documents = encode(
-            model, list(pool.documents.values()), progress=lambda texts: bar.advance(task, texts)
+            model,
+            list(pool.documents.values()),
+            model.contract.document_prefix(),
+            suffix=model.contract.document_suffix(),
+            progress=lambda texts: bar.advance(task, texts),
         )
     build_index(
         out / "index",

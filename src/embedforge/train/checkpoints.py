@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from embedforge.errors import EmbedforgeError
@@ -20,9 +21,13 @@ def save_trainable(model: torch.nn.Module, file: Path, *, write: bool) -> None:
     """Write the trainable parameters; all ranks must call this, those without `write` only hand over shards.
 
     Only what is trained: for a 7B decoder under LoRA that is 1 % of the weights.
+
+    Raises:
+        EmbedforgeError: a weight is not finite; such a state must never take a good one's place.
     """
     state = trainable_state(model, keep=write)
     if write:
+        _require_finite(state)
         file.parent.mkdir(parents=True, exist_ok=True)
         save_file(state, str(file))
         follow_umask(file)
@@ -42,9 +47,14 @@ def load_trainable(model: torch.nn.Module, file: Path) -> None:
     """Put the weights of a checkpoint or of a finished stage into the model, sharded or not.
 
     Raises:
-        EmbedforgeError: the checkpoint is of another model or adapter.
+        EmbedforgeError: the checkpoint is damaged, or of another model or adapter.
     """
-    state = load_file(str(file))
+    try:
+        state = load_file(str(file))
+    except (OSError, SafetensorError) as error:
+        raise EmbedforgeError(
+            f"{file}: cannot be read ({error}); remove its folder, and --resume goes on from before it"
+        ) from None
     expected = _trainable(model)
     if set(state) != expected:
         raise EmbedforgeError(
@@ -65,6 +75,16 @@ def last_complete_checkpoint(folder: Path) -> Path | None:
         else:
             shutil.rmtree(path, ignore_errors=True)
     return max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+def _require_finite(state: dict[str, torch.Tensor]) -> None:
+    broken = [name for name, value in state.items() if not bool(torch.isfinite(value).all())]
+    if broken:
+        raise EmbedforgeError(
+            f"training has made {len(broken)} of {len(state)} weight tensors not finite, the first is "
+            f"'{broken[0]}'; they are not saved, and earlier checkpoints stay. Lower the learning rate or "
+            "max_grad_norm, or use training.precision=float32, and train into another --out"
+        )
 
 
 def _trainable(model: torch.nn.Module) -> set[str]:

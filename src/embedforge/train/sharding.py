@@ -8,7 +8,7 @@ depend on the number of ranks.
 from __future__ import annotations
 
 import os
-from typing import Any, cast
+from typing import Any
 
 import torch
 from accelerate import Accelerator, FullyShardedDataParallelPlugin
@@ -104,7 +104,7 @@ def layer_classes(decoder: nn.Module) -> list[str]:
 
 def whole(tensor: Tensor) -> Tensor:
     """Join a sharded tensor, on its device; any other is returned as it is. All ranks must call this."""
-    return cast(Tensor, tensor.full_tensor()) if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def as_shard(tensor: Tensor, like: Tensor) -> Tensor:

@@ -194,7 +194,7 @@ class StageTrainer(Trainer):
             f"stage '{self.stage.name}', step {self.state.global_step}: the loss is not finite for "
             f"{len(bad)} of {len(per_query)} queries, the first of them:\n{rows}\n"
             f"Training stopped; the last good checkpoint is {kept or 'none yet'}. Lower the learning rate "
-            f"({self.stage.learning_rate:g}) or use training.precision=float32, then run again with --resume."
+            f"({self.stage.learning_rate:g}) or use training.precision=float32, and train into another --out."
         )
 
     # --- optimizer -------------------------------------------------------------------------------
@@ -235,7 +235,7 @@ class StageTrainer(Trainer):
         """Retrieval on the small held-out pool; see `train.metrics`."""
         metrics = self.held_out(self.embedding_model) if self.held_out else {}
         self.log(dict(metrics))
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     # --- checkpoints -----------------------------------------------------------------------------
@@ -280,11 +280,11 @@ class StageTrainer(Trainer):
             super()._save_checkpoint(model, trial)
             if self.args.should_save:
                 (folder / COMPLETE).touch()
-        except (OSError, SafetensorError) as error:
+        except (OSError, SafetensorError, RuntimeError) as error:  # safetensors' and torch's own full disk
             shutil.rmtree(folder, ignore_errors=True)
             kept = last_complete_checkpoint(folder.parent)
             raise EmbedforgeError(
-                f"{folder}: saving the checkpoint failed ({getattr(error, 'strerror', None) or error}). "
+                f"{folder}: saving the checkpoint failed, most often for want of disk space ({error}). "
                 f"The last complete checkpoint is {kept or 'none yet'}; free some space and run again "
                 "with --resume"
             ) from error
