@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -82,20 +83,8 @@ def base_vectors(
     documents = list(pool.documents.values())
     path = out / "data" / "base.npz"
     if path.exists():
-        with np.load(path) as stored:
-            speed = Speed(*stored["seconds"].tolist(), stored["query tokens"], stored["document tokens"])
-            parts = [
-                {name: stored[f"{kind} {name}"] for name in POOLINGS} for kind in ("queries", "documents")
-            ]
-        return BaseVectors(*parts), speed
-    contract = Contract(attention="causal", pooling="mean", max_tokens=recipe.contract.max_tokens)
-    model = build(
-        base=recipe.model.base,
-        contract=contract,
-        pooling={"kind": "mean"},
-        attention_implementation=recipe.model.attention_implementation,
-        trust_remote_code=recipe.model.trust_remote_code,
-    ).to(pick_device(device))
+        return _read(path)
+    model = _untrained(recipe).to(pick_device(device))
     poolers = [build_pooler(kind=kind, hidden_size=model.dim) for kind in POOLINGS.values()]
     started = time.monotonic()
     with progress_bar() as bar:
@@ -112,15 +101,43 @@ def base_vectors(
     seconds = time.monotonic() - started
     counts = _token_counts(Renderer(model.tokenizer, recipe.contract), queries, documents)
     speed = Speed(seconds, float(sum(map(np.sum, counts))), *counts)
+    _write(path, found, speed)
+    return found, speed
+
+
+def _untrained(recipe: Recipe) -> EmbeddingModel:
+    """Build the recipe's decoder as it is: causal, without instruction."""
+    return build(
+        base=recipe.model.base,
+        contract=Contract(attention="causal", pooling="mean", max_tokens=recipe.contract.max_tokens),
+        pooling={"kind": "mean"},
+        attention_implementation=recipe.model.attention_implementation,
+        trust_remote_code=recipe.model.trust_remote_code,
+    )
+
+
+def _write(path: Path, vectors: BaseVectors, speed: Speed) -> None:
+    arrays: dict[str, NDArray[Any]] = {
+        "seconds and tokens": np.array([speed.seconds, speed.tokens]),
+        "query tokens": speed.query_tokens,
+        "document tokens": speed.document_tokens,
+    }
+    arrays |= {f"queries {name}": values for name, values in vectors.queries.items()}
+    arrays |= {f"documents {name}": values for name, values in vectors.documents.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial.npz")
-    arrays = {f"queries {name}": values for name, values in found.queries.items()}
-    arrays |= {f"documents {name}": values for name, values in found.documents.items()}
-    arrays |= {"seconds": np.array([speed.seconds, speed.tokens])}
-    arrays |= {"query tokens": speed.query_tokens, "document tokens": speed.document_tokens}
     np.savez(partial, allow_pickle=False, **arrays)
     partial.replace(path)
-    return found, speed
+
+
+def _read(path: Path) -> tuple[BaseVectors, Speed]:
+    with np.load(path) as stored:
+        seconds, tokens = stored["seconds and tokens"].tolist()
+        speed = Speed(seconds, tokens, stored["query tokens"], stored["document tokens"])
+        queries, documents = (
+            {name: stored[f"{kind} {name}"] for name in POOLINGS} for kind in ("queries", "documents")
+        )
+    return BaseVectors(queries, documents), speed
 
 
 def _token_counts(
