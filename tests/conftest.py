@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # Tests never look for a hub; read when huggingface_hub is imported.
@@ -14,6 +16,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
 
+from datasets_for_tests import write_datasets
+from embedforge import cli
 from embedforge.model.encoder import EmbeddingModel, build, save
 from embedforge.model.nvembed import load_nvembed
 from embedforge.text.contract import Contract
@@ -21,6 +25,7 @@ from models_for_tests import make
 
 GOLDEN = Path(__file__).parent / "golden"
 OFFICIAL = GOLDEN / "nvembed_tiny"
+Run = Callable[..., tuple[int, str, str]]
 
 
 def spread_weights(model: nn.Module, seed: int = 0) -> None:
@@ -109,3 +114,34 @@ def official_folder(tmp_path: Path) -> Path:
         if not file.name.startswith("golden"):
             shutil.copy(file, copy)
     return copy
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Call the entry point in this process; exit code, stdout, stderr."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["embedforge", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        output = capsys.readouterr()
+        return int(stop.value.code or 0), output.out, output.err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of small datasets, one of every type that evaluation reads."""
+    folder = tmp_path_factory.mktemp("data")
+    write_datasets(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model_folder(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved model of at most 48 tokens a text."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    save(build(base=str(tiny_base), contract=Contract(max_tokens=48)), folder)
+    return folder

@@ -7,13 +7,13 @@ import os
 import subprocess
 import sys
 import types
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
+from conftest import Run
 from embedforge import __version__, cli
 from embedforge.errors import EmbedforgeError
 from embedforge.recipe import load_recipe, shipped_recipes
@@ -28,22 +28,6 @@ VERBS = {
     "convert": ("NV-Embed", "shard by shard"),
     "probe": ("layer by layer", "embedforge:base"),
 }
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Call the entry point in this process; exit code, stdout, stderr."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["embedforge", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        output = capsys.readouterr()
-        return int(stop.value.code or 0), output.out, output.err
-
-    return call
 
 
 def spawn(code_or_module: list[str], folder: Path) -> subprocess.CompletedProcess[str]:

@@ -11,32 +11,13 @@ import pytest
 
 pytest.importorskip("mteb")
 
-from datasets_for_tests import write_datasets
 from embedforge.encode import encode
 from embedforge.errors import EmbedforgeError
 from embedforge.evaluate import encoders, run
 from embedforge.evaluate.retrieval import per_query_metrics
 from embedforge.evaluate.run import evaluate, model_fingerprint
 from embedforge.lexical import Bm25
-from embedforge.model.encoder import save
 from embedforge.ranking import exact_search
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    write_datasets(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def model_folder(tiny_base, tmp_path_factory):
-    from embedforge.model.encoder import build
-    from embedforge.text.contract import Contract
-
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    save(build(base=str(tiny_base), contract=Contract(max_tokens=48)), folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

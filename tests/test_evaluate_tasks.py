@@ -9,29 +9,11 @@ import pytest
 pytest.importorskip("mteb")
 
 
-from datasets_for_tests import write_datasets, write_jsonl
+from datasets_for_tests import write_jsonl
 from embedforge.errors import EmbedforgeError
 from embedforge.evaluate.instructions import instruction_of, instructs_documents
 from embedforge.evaluate.run import evaluate, model_labels
 from embedforge.evaluate.tasks import find_tasks
-from embedforge.model.encoder import save
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    write_datasets(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def model_folder(tiny_base, tmp_path_factory):
-    from embedforge.model.encoder import build
-    from embedforge.text.contract import Contract
-
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    save(build(base=str(tiny_base), contract=Contract(max_tokens=48)), folder)
-    return folder
 
 
 def test_folders_of_one_type_or_one_dataset_are_tasks_too(data):
