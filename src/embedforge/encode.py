@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from embedforge.errors import EmbedforgeError
-from embedforge.objectives.gradcache import micro_batches, out_of_memory
+from embedforge.objectives.gradcache import empty_cache, halved_budget, micro_batches
 from embedforge.runtime import bfloat16_autocast, fast_bfloat16
 from embedforge.text.render import Rendered, Renderer
 
@@ -102,17 +101,11 @@ def _embed_window(
             continue
         except Exception as error:  # the class differs by device and by version of torch
             longest = max(lengths[row] for row in left if row not in found)
-            if not out_of_memory(error):
-                raise
-            if budget <= longest:
-                raise EmbedforgeError(
-                    f"out of memory with one text of {longest} tokens a batch: use a lower limit of tokens "
-                    "(--max-tokens), or another device"
-                ) from error
+            smaller = halved_budget(
+                error, budget, longest, "use a lower limit of tokens (--max-tokens), or another device"
+            )
         # Outside the except block: the exception's traceback would keep the failed batch alive.
-        smaller = max(budget // 2, longest)
         logger.warning("out of memory with %d tokens a batch; going on with %d", budget, smaller)
         budget = smaller
-        if torch.cuda.is_initialized():
-            torch.cuda.empty_cache()
+        empty_cache()
     return np.stack([found[row] for row in range(len(window))]), budget

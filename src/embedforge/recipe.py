@@ -22,8 +22,9 @@ from pydantic import (
 )
 
 from embedforge.errors import EmbedforgeError, did_you_mean
-from embedforge.recipe_file import explain, read_values
+from embedforge.recipe_file import read_values
 from embedforge.text.contract import Contract
+from embedforge.validation import explain
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]

@@ -177,24 +177,41 @@ def backward_with_retry(
         try:
             return step(budget), budget
         except Exception as error:  # the class differs by device and by version of torch
-            if not out_of_memory(error):
-                raise
-            if budget <= longest:
-                raise EmbedforgeError(
-                    f"out of memory with one text of {longest} tokens per micro-batch: lower the stage's "
-                    "query_max_tokens and document_max_tokens, its batch_queries or its negatives, or set "
-                    "training.gradient_checkpointing"
-                ) from error
+            smaller = halved_budget(
+                error,
+                budget,
+                longest,
+                "lower the stage's query_max_tokens and document_max_tokens, its batch_queries or its "
+                "negatives, or set training.gradient_checkpointing",
+            )
         # Outside the except block: the exception's traceback would keep the failed graph alive.
-        smaller = max(budget // 2, longest)
         logger.warning(
             "out of memory with %d tokens per micro-batch; repeating the step with %d", budget, smaller
         )
         budget = smaller
         zero_grad()
-        if torch.cuda.is_initialized():
-            torch.cuda.empty_cache()
+        empty_cache()
         _set_random_state(state)
+
+
+def halved_budget(error: Exception, budget: int, longest: int, way_out: str) -> int:
+    """Return the budget of tokens to try after `error`; `longest`, the longest text alone, is the least.
+
+    Raises:
+        EmbedforgeError: that had been tried; the message ends with `way_out`.
+        Exception: `error` itself, if it is not about memory.
+    """
+    if not out_of_memory(error):
+        raise error
+    if budget <= longest:
+        raise EmbedforgeError(f"out of memory with one text of {longest} tokens: {way_out}") from error
+    return max(budget // 2, longest)
+
+
+def empty_cache() -> None:
+    """Give memory that CUDA's allocator keeps back to it, where CUDA is in use."""
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def out_of_memory(error: BaseException) -> bool:

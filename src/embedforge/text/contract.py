@@ -7,12 +7,13 @@ merged, exported or served. Training, evaluation and serving read the same contr
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from embedforge.errors import EmbedforgeError, did_you_mean
+from embedforge.errors import EmbedforgeError
 from embedforge.files import read_json, write_json
+from embedforge.validation import explain
 
 FILE_NAME = "contract.json"
 
@@ -123,17 +124,7 @@ class Contract(BaseModel):
         try:
             return cls.model_validate(read_json(folder / FILE_NAME))
         except ValidationError as error:
-            problems = "\n".join(map(_explain, error.errors()))
-            raise EmbedforgeError(f"{folder / FILE_NAME}:\n{problems}") from None
-
-
-def _explain(item: Any) -> str:
-    """One validation error as "key: what is wrong", with the nearest known key."""
-    place = ".".join(map(str, item["loc"])) or "contract"
-    if item["type"] == "extra_forbidden":
-        known = Contract.model_fields if len(item["loc"]) == 1 else Golden.model_fields
-        return f"  {place}: unknown key.{did_you_mean(str(item['loc'][-1]), known)}"
-    return f"  {place}: {item['msg'].removeprefix('Value error, ')} (found {item['input']!r:.80})"
+            raise EmbedforgeError(f"{folder / FILE_NAME}:\n{explain(error, cls)}") from None
 
 
 def _prefix(template: str, instruction: str) -> str:

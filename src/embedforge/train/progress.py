@@ -130,10 +130,11 @@ class InterruptCallback(TrainerCallback):
 
     @override
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
-        asked = torch.tensor(int(self.signalled), device=args.device)
+        self.asked = self.signalled
         if args.world_size > 1:
+            asked = torch.tensor(int(self.signalled), device=args.device)
             torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX)
-        self.asked = bool(asked)
+            self.asked = bool(asked)
         if self.asked:
             control.should_save = control.should_training_stop = True
         return control
