@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import shlex
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,10 +16,10 @@ import typer.main
 import yaml
 from pydantic import BaseModel
 
-from embedforge import recipe
+from embedforge import recipe, recipe_objectives
 from embedforge.cli import app
 from embedforge.data.convert import read_source
-from embedforge.recipe import Source, parse_recipe, shipped_recipes
+from embedforge.recipe import Source, load_recipe, parse_recipe, shipped_recipes
 from embedforge.text.contract import Contract
 
 ROOT = Path(__file__).parent.parent
@@ -59,18 +61,22 @@ def blocks(*languages: str) -> list[Any]:
 
 
 @pytest.mark.parametrize("block", blocks("yaml"))
-def test_a_recipe_parses(block: Block) -> None:
+def test_a_recipe_parses(block: Block, tmp_path: Path) -> None:
     """A part, marked so in its first line, is completed by a minimal recipe."""
-    values = yaml.safe_load(block.text)
-    rest = MINIMAL if block.text.startswith(PARTIAL) else {}
-    parse_recipe({**rest, **values}, block.place)
+    if block.text.startswith(PARTIAL):
+        parse_recipe({**MINIMAL, **yaml.safe_load(block.text)}, block.place)
+        return
+    for path in shipped_recipes().values():
+        shutil.copy(path, tmp_path)  # what a recipe extends lies beside it
+    (tmp_path / "block.yaml").write_text(block.text, encoding="utf-8")
+    load_recipe(str(tmp_path / "block.yaml"))
 
 
 def sections(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
     yield model
     for field in model.model_fields.values():
-        for part in re.findall(r"recipe\.(\w+)", str(field.annotation)):
-            yield from sections(getattr(recipe, part))
+        for module, part in re.findall(r"embedforge\.(recipe\w*)\.(\w+)", str(field.annotation)):
+            yield from sections(getattr(importlib.import_module(f"embedforge.{module}"), part))
 
 
 SECTIONS = {
@@ -79,7 +85,9 @@ SECTIONS = {
     "model.pooling": recipe.Pooling,
     "model.adapter": recipe.Lora,
     "stages": recipe.Stage,
-    "objective": recipe.Contrastive,
+    "contrastive": recipe_objectives.Contrastive,
+    "mntp": recipe_objectives.Mntp,
+    "simcse": recipe_objectives.SimCSE,
     "mix": recipe.Mix,
     "source": recipe.Source,
     "training": recipe.Training,
@@ -108,7 +116,7 @@ def shown(default: Any) -> str:
 
 @pytest.mark.parametrize(
     ("page", "heading", "section"),
-    [*(("recipes.md", *item) for item in SECTIONS.items()), ("models.md", "The contract", Contract)],
+    [*(("recipe-fields.md", *item) for item in SECTIONS.items()), ("models.md", "The contract", Contract)],
 )
 def test_a_table_has_every_field_with_its_default(page: str, heading: str, section: type[BaseModel]) -> None:
     table = rows(page, heading)

@@ -158,7 +158,7 @@ def test_folder_in_place_of_a_file(tmp_path):
     fails(tmp_path, "kind: retrieval")
 
 
-@pytest.mark.parametrize("name", ["rows.txt", "rows.json", "rows", "rows.parquet.gz"])
+@pytest.mark.parametrize("name", ["rows.xml", "rows.json", "rows", "rows.parquet.gz"])
 def test_unknown_format(tmp_path, name):
     (tmp_path / name).write_text("[]")
     fails(tmp_path / name, ".jsonl, .csv, .tsv")

@@ -7,13 +7,10 @@ each result. `embedforge show RECIPE` prints it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
     ValidationError,
@@ -22,76 +19,11 @@ from pydantic import (
 )
 
 from embedforge.errors import EmbedforgeError, did_you_mean
-from embedforge.recipe_file import read_values
+from embedforge.recipe_file import SHIPPED, read_values
+from embedforge.recipe_model import Lora, Model, Pooling
+from embedforge.recipe_objectives import Contrastive, Mntp, Objective, PositiveInt, Section
 from embedforge.text.contract import Contract
 from embedforge.validation import explain
-
-PositiveInt = Annotated[int, Field(ge=1)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-
-
-class Section(BaseModel):
-    """A part of a recipe: unknown keys are refused, values do not change once read."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-
-class Lora(Section):
-    """Low-rank adapter of the decoder's linear layers; the pooling block is always trained in full."""
-
-    rank: PositiveInt = 16
-    alpha: Annotated[float, Field(gt=0)] = 32
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
-    """Names of the linear layers (q_proj, v_proj, ...), or every linear layer of the decoder."""
-
-
-_POOLINGS_THAT_USE = {
-    "latents": ("latent",),
-    "heads": ("latent", "self_attention"),
-    "head_dim": ("latent", "self_attention"),
-    "feed_forward_multiple": ("latent",),
-}
-
-
-class Pooling(Section):
-    """How token states become one vector."""
-
-    kind: Literal["last", "mean", "weighted_mean", "cls", "latent", "self_attention"] = "mean"
-    latents: PositiveInt = 512
-    """Latent attention: rows of the trainable latent array (NV-Embed, section 3.2)."""
-    heads: PositiveInt = 8
-    """Latent and self attention: number of heads."""
-    head_dim: PositiveInt | None = None
-    """Latent and self attention: width of one head; the decoder's hidden size when absent, as in NV-Embed."""
-    feed_forward_multiple: PositiveInt = 4
-    """Latent attention: width of the GEGLU after its gate, in hidden sizes."""
-
-    @model_validator(mode="after")
-    def _every_setting_has_an_effect(self) -> Pooling:
-        for key, kinds in _POOLINGS_THAT_USE.items():
-            value = getattr(self, key)
-            if self.kind not in kinds and value != type(self).model_fields[key].default:
-                raise ValueError(
-                    f"{key} ({value}) has no effect on kind '{self.kind}', it is for {' and '.join(kinds)}: "
-                    f"leave it out (of a recipe that has it: --set 'model.pooling={{kind: {self.kind}}}')"
-                )
-        return self
-
-
-class Model(Section):
-    """The decoder and what is done to it."""
-
-    base: str = "embedforge:base"
-    """A folder, a hub id, or `embedforge:base`, the small decoder in the package."""
-    sliding_window: Literal["off", "keep"] = "off"
-    """A window of w tokens becomes +-w when the causal mask is gone; NV-Embed and LLM2Vec ignore it."""
-    allow_causal_layers: bool = False
-    """Accept a decoder some of whose layers stay causal (convolution, linear attention)."""
-    attention_implementation: Literal["sdpa", "eager", "flash_attention_2", "auto"] = "auto"
-    trust_remote_code: bool = False
-    pooling: Pooling = Pooling()
-    adapter: Lora | None = None
 
 
 class Source(Section):
@@ -101,7 +33,7 @@ class Source(Section):
     """A JSONL(.gz), Parquet or CSV file, a BEIR folder, or a `datasets` hub id as `hub:owner/name`."""
     name: str = ""
     """For metrics and messages; the file's stem when empty."""
-    kind: Literal["examples", "retrieval", "labels", "clusters", "scored_pairs", "nli"] = "examples"
+    kind: Literal["examples", "retrieval", "labels", "clusters", "scored_pairs", "nli", "texts"] = "examples"
     """Which converter turns its records into Examples (docs/data.md)."""
     split: str = "train"
     """Split of a BEIR folder or a hub dataset."""
@@ -142,17 +74,12 @@ class Mix(Section):
     """Rows of one step come from all sources (NV-Embed) or from one (LLM2Vec)."""
 
 
-class Contrastive(Section):
-    """InfoNCE over own hard negatives and, where the source allows it, the batch (arXiv 2405.17428)."""
-
-    kind: Literal["contrastive"] = "contrastive"
-    temperature: Annotated[float, Field(gt=0)] = 0.02
-    in_batch: Literal["none", "positives", "all"] = "positives"
-    """Candidates from other rows: none, their positives, or their hard negatives as well."""
-    gather: bool = True
-    """Candidates also from the other ranks of a distributed run."""
-    mask_false_negatives: bool = True
-    """A document equal (by id or text) to one of the query's positives is no negative."""
+_WITHOUT_EFFECT = {
+    "contrastive": (),
+    "mntp": ("negatives", "query_max_tokens", "document_max_tokens", "pooling_learning_rate"),
+    "simcse": ("negatives", "query_max_tokens"),
+}
+"""Settings of a stage that its objective has no use for."""
 
 
 class Stage(Section):
@@ -160,11 +87,16 @@ class Stage(Section):
 
     name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
     """Letters, digits, `_`, `-` and `.`: it names a folder of the run."""
-    objective: Contrastive = Contrastive()
+    objective: Objective = Contrastive()
     mix: Mix
     steps: PositiveInt
+    earlier_adapter: Literal["continue", "merge", "stack"] = "continue"
+    """What becomes of the adapter of the stages before: trained on, merged into the decoder and followed by
+    a new one, or kept as it is below a new one."""
+    adapter: Lora | None = None
+    """Of the new adapter, where `earlier_adapter` makes one; the model's settings when absent."""
     batch_queries: PositiveInt = 128
-    """Queries a step, over all ranks."""
+    """Queries a step, over all ranks; texts for simcse, chunks for mntp."""
     negatives: Annotated[int, Field(ge=0)] = 7
     """Hard negatives a query; fewer where an Example has fewer."""
     query_max_tokens: PositiveInt | None = None
@@ -193,6 +125,33 @@ class Stage(Section):
                 f"tokens_held ({self.tokens_held}) is below tokens_per_micro_batch "
                 f"({self.tokens_per_micro_batch}), whose graph is always held: lower that first"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _every_setting_has_an_effect(self) -> Stage:
+        kind = self.objective.kind
+        for key in _WITHOUT_EFFECT[kind]:
+            value = getattr(self, key)
+            if value != type(self).model_fields[key].default:
+                raise ValueError(f"{key} ({value}) has no effect on objective '{kind}': leave it out")
+        if self.adapter is not None and self.earlier_adapter == "continue":
+            raise ValueError(
+                "adapter has no effect while earlier_adapter is 'continue', which trains the adapter that is "
+                "there: set earlier_adapter to merge or stack, or leave adapter out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _sources_fit_the_objective(self) -> Stage:
+        kind = self.objective.kind
+        for source in self.mix.sources:
+            found = f"source '{source.path}' has kind '{source.kind}'"
+            if kind == "contrastive" and source.kind == "texts":
+                raise ValueError(
+                    f"{found}, and texts alone have no positives: use objective mntp or simcse, or pairs"
+                )
+            if kind != "contrastive" and source.kind != "texts":
+                raise ValueError(f"objective '{kind}' learns from texts alone, and {found}: use kind texts")
         return self
 
 
@@ -256,6 +215,20 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _adapters_follow_one_another(self) -> Recipe:
+        for number, stage in enumerate(self.stages):
+            how = stage.earlier_adapter
+            if how == "continue":
+                continue
+            missing = "model.adapter is null" if self.model.adapter is None else "it is the first stage"
+            if self.model.adapter is None or number == 0:
+                raise ValueError(
+                    f"stages.{stage.name}.earlier_adapter is '{how}', but there is no adapter before it, for "
+                    f"{missing}: leave it out, or give the model an adapter"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _contract_follows_the_rest(self) -> Recipe:
         contract, dtype = self.contract, self.training.weights_dtype
         if contract.pooling != self.model.pooling.kind:
@@ -282,13 +255,18 @@ class Recipe(Section):
                         f"stages.{stage.name}.{key} ({limit}) is above contract.max_tokens "
                         f"({self.contract.max_tokens}), which limits all texts: lower it or raise that"
                     )
+            chunk = stage.objective.chunk_tokens if isinstance(stage.objective, Mntp) else None
+            if chunk is not None and chunk > self.contract.max_tokens:
+                raise ValueError(
+                    f"stages.{stage.name}.objective.chunk_tokens ({chunk}) is above contract.max_tokens "
+                    f"({self.contract.max_tokens}), which limits all texts: lower it or raise that"
+                )
         return self
 
 
 def shipped_recipes() -> dict[str, Path]:
     """Return the recipes in the package, by name."""
-    folder = Path(str(resources.files("embedforge") / "recipes"))
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    return {path.stem: path for path in sorted(SHIPPED.glob("*.yaml"))}
 
 
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -325,5 +303,26 @@ def parse_recipe(values: dict[str, Any], where: str) -> Recipe:
 
 
 def recipe_schema() -> dict[str, Any]:
-    """Return the JSON schema of a recipe, for editors."""
-    return Recipe.model_json_schema()
+    """Return the JSON schema of a recipe's file, for editors.
+
+    A file that `extends` another may leave out what that one says, and skip its stages.
+    """
+    schema = Recipe.model_json_schema()
+    stage, mix = schema["$defs"]["Stage"], schema["$defs"]["Mix"]
+    schema["properties"]["extends"] = {
+        "description": "The recipe file beside this one from which this one says the differences only.",
+        "type": "string",
+    }
+    stage["properties"]["skip"] = {
+        "const": True,
+        "description": "Leave out this stage of the recipe that is extended; with `name` alone.",
+    }
+    # Without a kind, which defaults to contrastive, some objectives' keys fit more than one of them.
+    objective = stage["properties"]["objective"]
+    objective["anyOf"] = objective.pop("oneOf")
+    inside = {"mix": {"required": mix.pop("required")}}
+    stages = {"items": {"required": stage.pop("required"), "properties": inside}}
+    schema["if"] = {"required": ["extends"]}
+    schema["else"] = {"required": schema.pop("required"), "properties": {"stages": stages}}
+    stage["required"] = ["name"]
+    return schema

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,108 @@ import yaml
 from embedforge.data.convert import default_name
 from embedforge.errors import EmbedforgeError, did_you_mean
 
+SHIPPED = Path(str(resources.files("embedforge") / "recipes"))
+"""The folder of the recipes in the package."""
+
+ENDINGS = (".yaml", ".yml", ".json")
+"""Of recipe files."""
+
 
 def read_values(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Read a YAML or JSON file to the mapping it holds, and apply "key.path=value" to it.
 
+    A file with `extends: OTHER` says only what differs from that one, a file beside it (with or without its
+    ending) or else a shipped recipe: mappings are joined key by key, stages by their names, and all else is
+    replaced. A stage that says no more than `{name: NAME, skip: true}` is left out. Relative paths of sources
+    start at the folder of the file that is run, whichever of the files names them.
+
     Raises:
-        EmbedforgeError: broken YAML, no mapping, an override that does not fit; names file or override.
+        EmbedforgeError: broken YAML, no mapping, an override that does not fit, files that extend each other
+            in a circle; names file or override.
     """
+    values = _extended(path, ())
+    for override in overrides:
+        _set(values, override)
+    return values
+
+
+def _extended(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    """Read a file and what it extends; `above` are the files that extend this one."""
+    values = _read(path)
+    if "extends" not in values:
+        return values
+    name = values.pop("extends")
+    if not isinstance(name, str):
+        raise EmbedforgeError(f"{path}: extends names one other recipe file, this is {name!r:.60}")
+    other = path.parent / (name if Path(name).suffix in ENDINGS else f"{name}.yaml")
+    circle = (*above, path.resolve())
+    if other.resolve() in circle:
+        around = " -> ".join(map(str, (*circle, other.resolve())))
+        raise EmbedforgeError(f"{path}: extends goes in a circle: {around}")
+    if not other.exists():
+        near = did_you_mean(other.name, (item.name for item in path.parent.glob("*.yaml")))
+        raise EmbedforgeError(f"{path}: it extends '{name}', and there is no file {other}.{near}")
+    below = _extended(other, circle)
+    _check_skips(path, below.get("stages"), values.get("stages"))
+    return _joined(below, values)
+
+
+def _find(path: Path, name: str) -> Path:
+    """The file that `path` extends: beside it, or among the shipped recipes."""
+    file = name if Path(name).suffix else f"{name}.yaml"
+    folders = (path.parent, SHIPPED)
+    for folder in folders:
+        if (folder / file).exists():
+            return folder / file
+    known = {item.stem for folder in folders for item in folder.glob("*.yaml")}
+    raise EmbedforgeError(
+        f"{path}: it extends '{name}', and there is no file {path.parent / file} nor a shipped recipe of "
+        f"that name.{did_you_mean(name, known)}"
+    )
+
+
+def _joined(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Put what `above` says over `below`."""
+    joined = dict(below)
+    for key, value in above.items():
+        old = below.get(key)
+        if isinstance(old, dict) and isinstance(value, dict):
+            joined[key] = _joined(old, value)
+        elif key == "stages" and isinstance(old, list) and isinstance(value, list):
+            joined[key] = _joined_stages(old, value)
+        else:
+            joined[key] = value
+    return joined
+
+
+def _joined_stages(below: list[Any], above: list[Any]) -> list[Any]:
+    """Join stages of one name, in the order of `below`; new ones follow."""
+    stages = list(below)
+    for stage in above:
+        names = [_name(earlier) for earlier in stages]
+        if not isinstance(stage, dict) or _name(stage) not in names:
+            stages.append(stage)
+            continue
+        place = names.index(_name(stage))
+        if stage == {"name": names[place], "skip": True}:
+            del stages[place]
+        else:
+            stages[place] = _joined(stages[place], stage)
+    return stages
+
+
+def _check_skips(path: Path, below: Any, above: Any) -> None:
+    """Refuse to leave out a stage that is not there."""
+    known = [_name(stage) for stage in below] if isinstance(below, list) else []
+    for stage in above if isinstance(above, list) else ():
+        if isinstance(stage, dict) and stage.get("skip") is True and _name(stage) not in known:
+            raise EmbedforgeError(
+                f"{path}: stage '{_name(stage)}' is to be skipped, and the recipe that this one extends has "
+                f"no such stage, only {', '.join(known) or 'none'}.{did_you_mean(_name(stage), known)}"
+            )
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
@@ -30,10 +126,8 @@ def read_values(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         raise EmbedforgeError(
             f"{path}: a recipe is a mapping of keys to values, this file holds {values!r:.60}"
         )
-    values = _unshared(values)
-    for override in overrides:
-        _set(values, override)
-    return values
+    shared_free: dict[str, Any] = _unshared(values)
+    return shared_free
 
 
 def _unshared(value: Any) -> Any:

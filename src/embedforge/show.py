@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console
 from rich.markup import escape
@@ -12,7 +12,8 @@ from rich.syntax import Syntax
 from rich.tree import Tree
 
 from embedforge.errors import EmbedforgeError
-from embedforge.recipe import Recipe, load_recipe, recipe_schema, shipped_recipes
+from embedforge.recipe import Recipe, Stage, load_recipe, recipe_schema, shipped_recipes
+from embedforge.recipe_objectives import Mntp, SimCSE
 
 if TYPE_CHECKING:
     from embedforge.data.mixture import Mixture
@@ -78,19 +79,44 @@ def mixture_tree(recipe: Recipe, mixtures: Mapping[str, Mixture | EmbedforgeErro
     root = Tree(f"[bold]{escape(recipe.name)}[/bold]: {escape(recipe.about)}")
     for stage in recipe.stages:
         branch = root.add(
-            f"[bold]{escape(stage.name)}[/bold]  {stage.steps:,} steps x {stage.batch_queries} queries, "
-            f"{stage.negatives} hard negatives, in-batch: {stage.objective.in_batch}, "
-            f"{stage.mix.batches} batches"
+            f"[bold]{escape(stage.name)}[/bold]  {stage.steps:,} steps x {stage.batch_queries} "
+            f"{_objective_line(recipe, stage)}, {stage.mix.batches} batches"
         )
         mixture = mixtures[stage.name]
         if not isinstance(mixture, EmbedforgeError):
-            branch.add(describe(mixture))
+            branch.add(describe(mixture, _UNITS[stage.objective.kind]))
             continue
         branch.add(f"[yellow]not counted:[/yellow] {escape(str(mixture))}")
         for source in stage.mix.sources:
             named = escape(source.name or source.path)
             branch.add(f"{named} ({source.kind}, cap {source.cap or 'none'})")
     return root
+
+
+_UNITS: dict[str, Literal["queries", "texts", "chunks"]] = {
+    "contrastive": "queries",
+    "simcse": "texts",
+    "mntp": "chunks",
+}
+"""What a step is made of, by the objective's kind."""
+
+
+def _objective_line(recipe: Recipe, stage: Stage) -> str:
+    """What a step holds, by the stage's objective."""
+    objective, unit = stage.objective, _UNITS[stage.objective.kind]
+    if isinstance(objective, Mntp):
+        tokens = objective.chunk_tokens or recipe.contract.max_tokens
+        hidden = "all of them hidden" if objective.style == "all_mask" else "80 % of them hidden"
+        return (
+            f"{unit} of {tokens} tokens, mntp: {objective.probability:.0%} to predict, {hidden} by "
+            f"'{objective.mask_token}'"
+        )
+    if isinstance(objective, SimCSE):
+        return (
+            f"{unit}, simcse: temperature {objective.temperature:g}, "
+            f"attention dropout {objective.attention_dropout:g}"
+        )
+    return f"{unit}, {stage.negatives} hard negatives, in-batch: {objective.in_batch}"
 
 
 def warnings(
@@ -104,8 +130,9 @@ def warnings(
 
     found = []
     read = {name: mixture for name, mixture in mixtures.items() if not isinstance(mixture, EmbedforgeError)}
-    written = [s.instruction for stage in recipe.stages if stage.name not in read for s in stage.mix.sources]
-    unseen = unseen_instruction(recipe.contract, [*training_instructions(read), *written])
+    unread = [source for stage in recipe.stages if stage.name not in read for source in stage.mix.sources]
+    written = [source.instruction for source in unread if source.kind != "texts"]
+    unseen = unseen_instruction(recipe.contract, [*training_instructions(recipe, read), *written])
     if unseen:
         found.append(unseen)
     if recipe.training.eval_steps is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -19,9 +19,13 @@ def explain(error: ValidationError, section: type[BaseModel]) -> str:
 
 
 def _explain(item: Any, section: type[BaseModel]) -> str:
-    place = ".".join(str(part) for part in item["loc"]) or section.__name__.lower()
+    known, path = _known_keys(section, item["loc"][:-1])
+    place = ".".join(map(str, (*path, *item["loc"][-1:]))) or section.__name__.lower()
+    if item["type"] == "union_tag_invalid":
+        kinds = [kind.strip("'") for kind in item["ctx"]["expected_tags"].split(", ")]
+        kind = item["ctx"]["tag"]
+        return f"  {place}.kind: '{kind}' is none of {', '.join(kinds)}.{did_you_mean(kind, kinds)}"
     if item["type"] == "extra_forbidden":
-        known = _known_keys(section, item["loc"][:-1])
         hint = did_you_mean(str(item["loc"][-1]), known)
         return f"  {place}: unknown key.{hint or ' Known here: ' + ', '.join(known) + '.'}"
     message = item["msg"].removeprefix("Value error, ")
@@ -35,15 +39,30 @@ def _follows_from_another(item: Any, items: Sequence[Any]) -> bool:
     return item["type"] == "too_short" and any(place[: len(item["loc"])] == item["loc"] for place in inside)
 
 
-def _known_keys(section: Any, path: Sequence[str | int]) -> list[str]:
-    """The keys allowed at a place of the recipe; follows optional and tuple types."""
+def _known_keys(section: Any, path: Sequence[str | int]) -> tuple[list[str], list[str | int]]:
+    """The keys allowed at a place, and the place as it is written: without the names of a union's members."""
+    sections, written = [section], []
     for part in path:
-        if isinstance(part, str) and part in section.model_fields:
-            section = _section_of(section.model_fields[part].annotation)
-    return list(section.model_fields) if section else []
+        if member := _member(sections, part):
+            sections = [member]
+            continue
+        written.append(part)
+        fields = sections[0].model_fields if sections else {}
+        if isinstance(part, str) and part in fields:
+            sections = list(_sections_of(fields[part].annotation))
+    return (list(sections[0].model_fields) if sections else []), written
 
 
-def _section_of(annotation: Any) -> Any:
+def _member(sections: Sequence[Any], name: str | int) -> Any:
+    """The section of a union that pydantic calls `name`, after its `kind`."""
+    named = (item for item in sections if "kind" in item.model_fields and len(sections) > 1)
+    return next((item for item in named if item.model_fields["kind"].default == name), None)
+
+
+def _sections_of(annotation: Any) -> Iterator[Any]:
     if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
-        return annotation if issubclass(annotation, BaseModel) else None
-    return next((found for found in map(_section_of, typing.get_args(annotation)) if found), None)
+        if issubclass(annotation, BaseModel):
+            yield annotation
+        return
+    for argument in typing.get_args(annotation):
+        yield from _sections_of(argument)

@@ -7,6 +7,7 @@
 | labels, clusters | text, label | a text and another of its class, or its label |
 | scored_pairs | sentence1, sentence2, score | two Examples for a pair at or above a threshold |
 | nli | premise, hypothesis, label | a premise, what follows from it, what contradicts it |
+| texts | text, and perhaps title | the text as query and as its own positive, for mntp and simcse |
 
 Of kinds other than "examples" the keys above are needed and further columns of a dataset are not read;
 "examples" has optional keys, and therefore refuses those that it does not know.
@@ -25,7 +26,7 @@ from typing import Literal, Protocol
 from embedforge.data.example import Example
 from embedforge.data.fields import example_of
 from embedforge.data.labels import from_classes, from_labels
-from embedforge.data.readers import HUB_PREFIX, Retrieval, read_beir, read_records
+from embedforge.data.readers import HUB_PREFIX, Retrieval, join_title, read_beir, read_records
 from embedforge.data.record import Record
 from embedforge.errors import EmbedforgeError, did_you_mean
 
@@ -165,7 +166,9 @@ def _convert(source: SourceSpec, path: str, seed: str, negatives: int) -> Iterat
         return from_nli(records)
     if source.kind == "examples":
         return from_examples(records)
-    kinds = ["examples", "retrieval", "labels", "clusters", "scored_pairs", "nli"]
+    if source.kind == "texts":
+        return from_texts(records)
+    kinds = ["examples", "retrieval", "labels", "clusters", "scored_pairs", "nli", "texts"]
     raise EmbedforgeError(
         f"{path}: kind '{source.kind}' is none of {', '.join(kinds)}.{did_you_mean(source.kind, kinds)}"
     )
@@ -186,6 +189,7 @@ def _refuse_unused_settings(source: SourceSpec) -> None:
             "kinds labels and clusters",
         ),
         ("threshold", source.kind != "scored_pairs" and source.threshold != 4.0, "kind scored_pairs"),
+        ("symmetric", source.kind == "texts" and source.symmetric, "kinds with queries and documents"),
     ):
         if is_set:
             raise EmbedforgeError(
@@ -197,6 +201,19 @@ def _refuse_unused_settings(source: SourceSpec) -> None:
 def from_examples(records: Iterable[Record]) -> Iterator[Example]:
     """Convert pairs, triples and lists; see `embedforge.data.fields.example_of` for the keys."""
     return map(example_of, records)
+
+
+def from_texts(records: Iterable[Record]) -> Iterator[Example]:
+    """Give one Example a text, which is its own positive: what SimCSE embeds twice and MNTP reads once.
+
+    Rows of white space alone, with which wikitext marks its paragraphs, are passed over.
+    """
+    for record in records:
+        given = record.require("text")
+        if isinstance(given, str) and not given.strip():
+            continue
+        text = join_title(record.optional_text("title"), record.text("text"))
+        yield Example(text, (text,))
 
 
 def from_retrieval(data: Retrieval) -> Iterator[Example]:

@@ -16,6 +16,7 @@ _OTHER_KINDS = {
     ("sentence1", "sentence2", "score"): "scored_pairs",
     ("premise", "hypothesis"): "nli",
     ("text", "label"): "labels",
+    ("text",): "texts",
 }
 """Keys of rows that are read as another kind of source."""
 _NUMBERED = re.compile(r"negative_\d+")

@@ -10,45 +10,15 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from functools import cached_property, lru_cache
+from dataclasses import fields
+from functools import cached_property
 from operator import attrgetter
-from typing import Literal, get_args
-
-import numpy as np
-import numpy.typing as npt
+from typing import get_args
 
 from embedforge.data.example import Example
+from embedforge.data.order import Batches, Plan, rows_per_epoch, visits
 from embedforge.data.step import Draw, Step, build_step, stable_hash
 from embedforge.errors import EmbedforgeError, did_you_mean
-
-Batches = Literal["blended", "homogeneous"]
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """All that decides which rows stand in which step."""
-
-    seed: int
-    names: tuple[str, ...]
-    sizes: tuple[int, ...]
-    """Examples of each source."""
-    counts: tuple[int, ...]
-    """Rows of each source in one epoch: size times weight, rounded, at least 1."""
-    batch_queries: int
-    batches: Batches
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Whole batches of an epoch."""
-        if self.batches == "homogeneous":
-            return sum(count // self.batch_queries for count in self.counts)
-        return sum(self.counts) // self.batch_queries
-
-    @property
-    def passes(self) -> tuple[int, ...]:
-        """How many passes through a source one epoch begins: the rows of a pass differ from one another."""
-        return tuple(math.ceil(count / size) for count, size in zip(self.counts, self.sizes, strict=True))
 
 
 class Mixture:
@@ -103,14 +73,13 @@ class Mixture:
             names=tuple(self.examples),
             sizes=sizes,
             counts=tuple(
-                max(1, math.floor(size * self.weights[name] + 0.5))
+                rows_per_epoch(size, self.weights[name])
                 for name, size in zip(self.examples, sizes, strict=True)
             ),
             batch_queries=batch_queries,
             batches=batches,
         )
-        _check_batch_fits(self.plan)
-        self._starts = _starts(self.plan)
+        self.plan.require_that_a_batch_fits()
 
     @property
     def steps_per_epoch(self) -> int:
@@ -130,20 +99,11 @@ class Mixture:
 
     def step(self, index: int) -> Step:
         """Return step `index`, counted from 0 without end; epochs follow one another."""
-        if index < 0:
-            raise IndexError(f"steps count from 0, asked for step {index}")
-        epoch, place = divmod(index, self.steps_per_epoch)
-        batch = self.plan.batch_queries
-        slots = _epoch_order(self.plan, epoch)[place * batch : (place + 1) * batch]
-        return build_step(index, [self._draw(int(slot), epoch) for slot in slots])
+        return build_step(index, [self._draw(*visit) for visit in visits(self.plan, index)])
 
-    def _draw(self, slot: int, epoch: int) -> Draw:
-        """Return the Example in a slot, with the texts that this visit to it uses."""
-        plan = self.plan
-        place = int(np.searchsorted(self._starts, slot, side="right")) - 1
-        name = plan.names[place]
-        repetition, row = divmod(slot - int(self._starts[place]), plan.sizes[place])
-        visit = epoch * plan.passes[place] + repetition
+    def _draw(self, source: int, row: int, visit: int) -> Draw:
+        """Return the Example in a row, with the texts that this visit to it uses."""
+        plan, name = self.plan, self.plan.names[source]
         example = self.examples[name][row]
         positive = (stable_hash(plan.seed, "positive", name, row) + visit) % len(example.positives)
         total = len(example.negatives)
@@ -159,45 +119,6 @@ def fingerprint(examples: Sequence[Example]) -> str:
     for example in examples:
         digest.update(json.dumps(every_field(example)).encode("ascii"))
     return digest.hexdigest()
-
-
-def _starts(plan: Plan) -> npt.NDArray[np.int64]:
-    """Return the first slot of each source. A slot is an Example in one of an epoch's passes."""
-    widths = [size * passes for size, passes in zip(plan.sizes, plan.passes, strict=True)]
-    return np.cumsum([0, *widths[:-1]])
-
-
-@lru_cache(maxsize=2)
-def _epoch_order(plan: Plan, epoch: int) -> npt.NDArray[np.int64]:
-    """Return an epoch's slots [steps * batch] in the order of their use: 8 bytes a row, for two epochs."""
-    batch = plan.batch_queries
-    by_source = [
-        start + _source_slots(plan, source, epoch) for source, start in enumerate(_starts(plan).tolist())
-    ]
-    if plan.batches == "homogeneous":
-        whole = [slots[: len(slots) // batch * batch].reshape(-1, batch) for slots in by_source]
-        steps = np.concatenate(whole)
-        order = steps[_permutation(len(steps), plan.seed, "steps", epoch)].reshape(-1)
-    else:
-        rows = np.concatenate(by_source)
-        order = rows[_permutation(len(rows), plan.seed, "rows", epoch)][: plan.steps_per_epoch * batch]
-    order.flags.writeable = False
-    return order
-
-
-def _source_slots(plan: Plan, source: int, epoch: int) -> npt.NDArray[np.int64]:
-    """Return a source's slots [count] in this epoch: pass after pass, each in an order of its own."""
-    name, size = plan.names[source], plan.sizes[source]
-    passes = [
-        number * size + _permutation(size, plan.seed, "source", name, epoch, number)
-        for number in range(plan.passes[source])
-    ]
-    return np.concatenate(passes)[: plan.counts[source]]
-
-
-def _permutation(size: int, *key: str | int) -> npt.NDArray[np.int64]:
-    """Return a random order of range(size). Numpy may change its own shuffles, but not its raw words."""
-    return np.argsort(np.random.PCG64(stable_hash(*key)).random_raw(size), kind="stable")
 
 
 def _check_settings(
@@ -240,18 +161,3 @@ def _check_examples(name: str, examples: Sequence[Example]) -> None:
                 raise EmbedforgeError(
                     f"source '{name}', Example {row}: {len(ids)} ids for {len(texts)} texts; give all or none"
                 )
-
-
-def _check_batch_fits(plan: Plan) -> None:
-    way_out = "lower batch_queries, raise the weight or add data"
-    if plan.batches == "homogeneous":
-        for name, count in zip(plan.names, plan.counts, strict=True):
-            if count < plan.batch_queries:
-                raise EmbedforgeError(
-                    f"source '{name}' gives {count} rows an epoch, a step of one source takes "
-                    f"{plan.batch_queries}: {way_out}, or use batches: blended"
-                )
-    elif sum(plan.counts) < plan.batch_queries:
-        raise EmbedforgeError(
-            f"the sources give {sum(plan.counts)} rows an epoch, a step takes {plan.batch_queries}: {way_out}"
-        )

@@ -1,4 +1,4 @@
-"""Files and hub datasets to Records, one at a time: JSONL, CSV, TSV (each also .gz), Parquet, BEIR folders.
+"""Files and hub datasets to Records, one at a time: JSONL, CSV, TSV, TXT, Parquet, BEIR folders.
 
 Reading stops at the first bad record. Text is UTF-8; blank lines of JSONL files are passed over.
 What the records must hold is told by the converters (`embedforge.data.convert`).
@@ -25,8 +25,8 @@ _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
 def read_records(path: str | Path, *, split: str = "train") -> Iterator[Record]:
     """Yield the records of a file, or of a hub dataset `hub:owner/name` or `hub:owner/name:config`.
 
-    The format is told by the ending: .jsonl, .csv, .tsv, each also with .gz, or .parquet. `split` is
-    for hub datasets.
+    The format is told by the ending: .jsonl, .csv, .tsv, .txt (a `text` a line), each also with .gz, or
+    .parquet. `split` is for hub datasets.
 
     Raises:
         EmbedforgeError: missing or empty file, unknown format, a broken line; names file, line, value.
@@ -50,6 +50,7 @@ def _reader_of(path: Path) -> Callable[[Path], Iterator[Record]]:
         ".jsonl": _read_jsonl,
         ".csv": _read_csv,
         ".tsv": _read_csv,
+        ".txt": _read_txt,
         ".parquet": _read_parquet,
     }
     suffix = Path(path.name.removesuffix(".gz")).suffix.lower()
@@ -57,7 +58,7 @@ def _reader_of(path: Path) -> Callable[[Path], Iterator[Record]]:
         hint = " A JSON array has to be rewritten with one object a line." if suffix == ".json" else ""
         raise EmbedforgeError(
             f"{path}: the format is told by the ending, and '{''.join(path.suffixes[-2:])}' is none of "
-            f".jsonl, .csv, .tsv (each also .gz), .parquet.{hint}"
+            f".jsonl, .csv, .tsv, .txt (each also .gz), .parquet.{hint}"
         )
     return readers[suffix]
 
@@ -119,6 +120,12 @@ def _read_jsonl(path: Path) -> Iterator[Record]:
                 f'{path}, line {number}: a record is a JSON object like {{"query": …}}, found {values!r:.60}'
             )
         yield Record(values, str(path), number)
+
+
+def _read_txt(path: Path) -> Iterator[Record]:
+    for number, line in _lines(path):
+        if line.strip():
+            yield Record({"text": line.strip()}, str(path), number)
 
 
 def _read_csv(path: Path) -> Iterator[Record]:

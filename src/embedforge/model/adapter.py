@@ -44,6 +44,39 @@ def add_lora(
     Raises:
         EmbedforgeError: a target names no linear layer of the decoder.
     """
+    _check_targets(decoder, targets)
+    with warnings.catch_warnings():
+        # peft asks for a property by the name that newer versions of transformers deprecate.
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+        return get_peft_model(decoder, _config(decoder, rank, alpha, dropout, targets))
+
+
+def stack_lora(
+    decoder: PeftModel,
+    *,
+    rank: int = 16,
+    alpha: float = 32,
+    dropout: float = 0.1,
+    targets: tuple[str, ...] | Literal["all-linear"] = "all-linear",
+) -> None:
+    """Freeze the adapters that a decoder wears, and put a new one beside them; their updates add up.
+
+    The arguments are those of `add_lora`. The new adapter's B is zero, so the outputs stay as they are, and
+    `merge_lora` later merges all of them.
+    """
+    plain = decoder.get_base_model()
+    _check_targets(plain, targets)
+    earlier = list(decoder.base_model.active_adapters)
+    name = f"adapter{len(decoder.peft_config) + 1}"
+    for parameter in decoder.parameters():
+        parameter.requires_grad_(False)
+    decoder.add_adapter(name, _config(plain, rank, alpha, dropout, targets))
+    decoder.base_model.set_adapter([*earlier, name])
+    for place, parameter in decoder.named_parameters():
+        parameter.requires_grad_(f".{name}." in place)
+
+
+def _check_targets(decoder: Any, targets: tuple[str, ...] | Literal["all-linear"]) -> None:
     available = linear_names(decoder)
     for target in () if targets == "all-linear" else targets:
         if not any(name == target or name.endswith(f".{target}") for name in available):
@@ -53,26 +86,27 @@ def add_lora(
                 f"{decoder.config.model_type} decoder."
                 f"{did_you_mean(target, short)} It has: {', '.join(short)}"
             )
-    config = LoraConfig(
+
+
+def _config(
+    decoder: nn.Module, rank: int, alpha: float, dropout: float, targets: tuple[str, ...] | str
+) -> LoraConfig:
+    return LoraConfig(
         r=rank,
         lora_alpha=alpha,
         lora_dropout=dropout,
         target_modules=targets if isinstance(targets, str) else list(targets),
-        fan_in_fan_out=any(
-            isinstance(module, Conv1D) for module in decoder.modules()
-        ),  # gpt2's weight layout
+        # gpt2's weight layout
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in decoder.modules()),
         bias="none",
         task_type="FEATURE_EXTRACTION",
     )
-    with warnings.catch_warnings():
-        # peft asks for a property by the name that newer versions of transformers deprecate.
-        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
-        return get_peft_model(decoder, config)
 
 
 def linear_names(decoder: nn.Module) -> list[str]:
-    """Return the full names of the linear layers that LoRA can extend."""
-    return [name for name, module in decoder.named_modules() if isinstance(module, nn.Linear | Conv1D)]
+    """Return the full names of the linear layers that LoRA can extend, whether it has already or not."""
+    linear = (name for name, module in decoder.named_modules() if isinstance(module, nn.Linear | Conv1D))
+    return [name.removesuffix(".base_layer") for name in linear if ".lora_" not in name]
 
 
 def is_no_op(model: PeftModel) -> bool:

@@ -95,7 +95,7 @@ def find_folder(base: str) -> Path:
 
 def read_decoder(folder: Path, *, trust_remote_code: bool = False, **model_options: Any) -> PreTrainedModel:
     """Load the decoder of a local folder; `model_options` go to transformers' `from_pretrained`."""
-    config = _read_config(folder, trust_remote_code)
+    config = read_config(folder, trust_remote_code)
     trust_remote_code = trust_remote_code and config.model_type not in CONFIG_MAPPING_NAMES
     try:
         list_tensors(folder)  # Refuses missing and cut off files by name.
@@ -196,7 +196,7 @@ def _folders(parent: Path) -> list[Path]:
     return [item for item in parent.iterdir() if item.is_dir()] if parent.is_dir() else []
 
 
-def _read_config(folder: Path, trust_remote_code: bool) -> PreTrainedConfig:
+def read_config(folder: Path, trust_remote_code: bool) -> PreTrainedConfig:
     """Read config.json and refuse what is no decoder or needs code that was not asked for."""
     file = folder / "config.json"
     if not file.exists():

@@ -28,6 +28,7 @@ from embedforge.model.foreign import load_foreign
 from embedforge.model.modules import Pool, TextEncoder
 from embedforge.model.pooling import STATELESS, build_pooler
 from embedforge.model.precision import ExactRotary
+from embedforge.model.trained_base import require_own_attention, take_over_pooler
 from embedforge.text.contract import FILE_NAME as CONTRACT
 from embedforge.text.contract import Contract
 from embedforge.text.goldens import check_goldens, make_goldens
@@ -110,6 +111,9 @@ def build(
 ) -> EmbeddingModel:
     """Make an embedding model of a decoder: attention switched and proven, a fresh pooler on top.
 
+    Of a base that is an embedding model already, the pooler is taken over where its kind and shape stay; else
+    a warning says that it is left behind.
+
     Args:
         base: `embedforge:base`, a folder or a hub id.
         contract: how text becomes a vector; its `pooling` is the kind of the pooler.
@@ -122,14 +126,16 @@ def build(
         seed: of the pooler's first weights.
 
     Raises:
-        EmbedforgeError: see `load_decoder`, `ensure_attention`, `Renderer`; or the decoder's context is
-            shorter than `contract.max_tokens`.
+        EmbedforgeError: see `load_decoder`, `ensure_attention`, `Renderer`; the decoder's context is shorter
+            than `contract.max_tokens`; or the base is an embedding model trained with other attention.
     """
     options = dict(pooling or {})
     kind = options.pop("kind", contract.pooling)
     if kind in STATELESS:
         options = {}
     contract = contract.model_copy(update={"pooling": kind, "goldens": ()})
+    folder = find_folder(base)
+    require_own_attention(folder, contract)
     decoder, tokenizer = load_decoder(
         base,
         dtype=dtype or contract.dtype,
@@ -152,6 +158,7 @@ def build(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         pooler = build_pooler(kind, decoder.config.get_text_config().hidden_size, **options)
+    take_over_pooler(folder, kind, pooler)
     return EmbeddingModel(decoder, pooler.to(decoder.dtype), tokenizer, contract, options)
 
 
@@ -199,6 +206,7 @@ def load(
         EmbedforgeError: no such model; files missing or damaged; a bare decoder; token ids, masks or vectors
             of the goldens differ (the message holds expected and found).
     """
+    from embedforge.model.lora_folder import refuse_adapter_folder
     from embedforge.model.nvembed import is_nvembed, load_nvembed
 
     folder = find_folder(str(path_or_id))
@@ -213,6 +221,7 @@ def load(
         return st
     if is_nvembed(folder):
         return to_sentence_transformer(load_nvembed(folder, dtype), device)
+    refuse_adapter_folder(folder)
     return load_foreign(str(path_or_id), folder, device, None if dtype is None else torch_dtype(dtype))
 
 

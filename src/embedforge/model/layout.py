@@ -112,9 +112,9 @@ def obstacle_to_stock(contract: Contract) -> str | None:
     """Say what in the contract sentence-transformers' own modules cannot honour; None when they can."""
     if contract.pooling not in STOCK_POOLING:
         return f"there is no pooling '{contract.pooling}'"
+    if obstacle := _obstacle_in_the_string(contract):
+        return obstacle
     templates = (contract.query_template, contract.document_template)
-    if not all(template.endswith("{text}") for template in templates):
-        return "nothing can follow the text, as it does in the contract's templates"
     if contract.add_eos and not (contract.pool_eos and contract.eos_survives_truncation):
         return "EOS is always pooled and survives truncation"
     if contract.pooling == "last":
@@ -130,6 +130,18 @@ def obstacle_to_stock(contract: Contract) -> str | None:
             return "the instruction's tokens are counted apart, and here a token may span its end"
         if contract.pooling == "weighted_mean":
             return "weights would count the tokens of the instruction too"
+    return None
+
+
+def _obstacle_in_the_string(contract: Contract) -> str | None:
+    """Say what sentence-transformers cannot do to a text before it is tokenised."""
+    if contract.chat_template != "{text}":
+        return "texts without a prompt would not get the chat template"
+    if contract.text_max_tokens is not None or contract.strip_text_end:
+        return "texts are not shortened by words or stripped before they are tokenised"
+    templates = (contract.query_template, contract.document_template)
+    if not all(template.endswith("{text}") for template in templates):
+        return "nothing can follow the text, as it does in the contract's templates"
     return None
 
 

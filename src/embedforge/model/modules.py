@@ -87,7 +87,8 @@ class TextEncoder(ExactRotary, InputModule):
 
         Args:
             inputs: the texts.
-            prompt: what stands before each text, template included, as `contract.query_prefix` makes it.
+            prompt: what stands before each text, template included, as `contract.query_prefix` makes it. The
+                beginning of the chat template may be left out; texts without a prompt are wrapped in it too.
             task: "query" from `encode_query`, "document" from `encode_document`; decides with `prompt`
                 what follows each text.
             max_length: tokens of a rendered text, when fewer than `max_seq_length`.
@@ -101,9 +102,9 @@ class TextEncoder(ExactRotary, InputModule):
             raise EmbedforgeError(
                 f"a text to embed is a string, not a {type(wrong[0]).__name__}: {wrong[0]!r:.80}"
             )
-        prefix = prompt or ""
+        prefix, suffix = self._frame(prompt or "", task)
         limit = min(self.max_seq_length, max_length or self.max_seq_length)
-        return self.renderer.batch(inputs, prefix, suffix=self._suffix(prefix, task), max_tokens=limit)
+        return self.renderer.batch(inputs, prefix, suffix=suffix, max_tokens=limit)
 
     def forward(self, features: dict[str, Any], **_: Any) -> dict[str, Any]:
         """Add `token_embeddings`, [texts, tokens, hidden], to the features of `preprocess`."""
@@ -172,18 +173,28 @@ class TextEncoder(ExactRotary, InputModule):
             make_bidirectional(decoder, sliding_window="keep")
         return cls(decoder, Renderer(read_tokenizer(folder, decoder), contract))
 
-    def _suffix(self, prefix: str, task: str | None) -> str:
-        """Return what follows a text, known by the task or else by the template that its prompt fits."""
+    def _frame(self, prompt: str, task: str | None) -> tuple[str, str]:
+        """Return what stands before and after a text: its prompt in the chat template, and what follows.
+
+        What follows is known by the task, or else by the template that the prompt fits.
+        """
+        start, end = self.contract.chat_frame()
+        inner = prompt.removeprefix(start)
+        return start + inner, self._behind(inner, task) + end
+
+    def _behind(self, prompt: str, task: str | None) -> str:
+        """Return what query or document template have after a text; `prompt` is without the chat template."""
         contract = self.contract
         before, after = contract.query_template.split("{text}")
+        document_before, document_after = contract.document_template.split("{text}")
         if task == "query":
-            return "" if "{instruction}" in before and not prefix else after
-        if prefix == contract.document_prefix():
-            return contract.document_suffix()
+            return "" if "{instruction}" in before and not prompt else after
+        if prompt == document_before:
+            return document_after
         like_query = re.escape(before).replace(re.escape("{instruction}"), ".+")
-        if re.fullmatch(like_query, prefix, re.DOTALL):
+        if re.fullmatch(like_query, prompt, re.DOTALL):
             return after
-        return contract.document_suffix() if task == "document" else ""
+        return document_after if task == "document" else ""
 
 
 class Pool(Module):

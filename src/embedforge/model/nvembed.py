@@ -74,6 +74,9 @@ FIXED = {
     "isolate_prefix": False,
     "attention": "bidirectional",
     "pooling": "latent",
+    "chat_template": "{text}",
+    "text_max_tokens": None,
+    "strip_text_end": False,
 }
 """What the official code does whatever its configuration says."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from embedforge.errors import EmbedforgeError
 from embedforge.files import read_json, write_json
@@ -43,14 +43,20 @@ class Contract(BaseModel):
     query_template: str = "Instruct: {instruction}\nQuery: {text}"
     """Applied to a query that has an instruction; without one the bare text is used (arXiv 2405.17428)."""
     document_template: str = "{text}"
+    chat_template: str = "{text}"
+    """Put round what the other templates give, with and without an instruction: "[INST] {text} [/INST]"."""
     default_instruction: str = "Given a query, retrieve passages that answer the query"
     """The instruction of `encode_query` when the caller gives none; "" for none."""
     max_tokens: Annotated[int, Field(ge=4)] = 512
     """Tokens of a rendered text, template, BOS and EOS included."""
+    text_max_tokens: Annotated[int, Field(ge=1)] | None = None
+    """Words are taken from the end of a text until it has at most so many tokens by itself (LLM2Vec)."""
+    strip_text_end: bool = False
+    """White space at a text's end is dropped, as LLM2Vec does where a chat template goes on."""
     add_bos: bool = True
     add_eos: bool = True
     eos_survives_truncation: bool = True
-    """False only for official NV-Embed checkpoints, whose code appends EOS as text and then cuts it."""
+    """False cuts what follows the text too, EOS first: official NV-Embed and LLM2Vec add it as text."""
     pool_instruction: bool = False
     """True lets the tokens of the template and the instruction into the pool."""
     pool_bos: Literal["always", "never", "without_instruction"] = "without_instruction"
@@ -69,7 +75,7 @@ class Contract(BaseModel):
     """The dtype of the saved weights."""
     goldens: tuple[Golden, ...] = ()
 
-    @field_validator("query_template", "document_template")
+    @field_validator("query_template", "document_template", "chat_template")
     @classmethod
     def _has_text(cls, template: str) -> str:
         if template.count("{text}") != 1:
@@ -88,19 +94,40 @@ class Contract(BaseModel):
             )
         return template
 
+    @field_validator("chat_template")
+    @classmethod
+    def _knows_no_instruction(cls, template: str) -> str:
+        if "{instruction}" in template:
+            raise ValueError(
+                "chat_template goes round the query and document templates, and query_template holds the "
+                f"instruction; leave '{{instruction}}' out of it: {template!r}"
+            )
+        return template
+
+    @model_validator(mode="after")
+    def _text_limit_has_an_effect(self) -> Contract:
+        if self.text_max_tokens is not None and self.text_max_tokens >= self.max_tokens:
+            raise ValueError(
+                f"text_max_tokens ({self.text_max_tokens}) has no effect, since max_tokens "
+                f"({self.max_tokens}) limits text and templates together: lower it, or leave it out"
+            )
+        return self
+
     def query_prefix(self, instruction: str | None = None) -> str:
         r"""Return what stands before a query's text; None asks for the default instruction.
 
+        White space around an instruction is dropped: it never means anything.
+
         >>> Contract().query_prefix("Find the answer")
         'Instruct: Find the answer\nQuery: '
+        >>> Contract(chat_template="[INST] {text} [/INST]").query_prefix("")
+        '[INST] '
         """
-        return _prefix(self.query_template, self.default_instruction if instruction is None else instruction)
+        return self._query_frame(instruction)[0]
 
     def document_prefix(self, instruction: str = "") -> str:
         """Return what stands before a document's text; documents of symmetric data carry the instruction."""
-        if instruction:
-            return _prefix(self.query_template, instruction)
-        return self.document_template.split("{text}")[0]
+        return self._document_frame(instruction)[0]
 
     def query_suffix(self, instruction: str | None = None) -> str:
         """Return what stands after a query's text (a chat template's end, say); mostly "".
@@ -108,11 +135,34 @@ class Contract(BaseModel):
         >>> Contract(query_template="<q>{instruction}: {text}</q>").query_suffix("Find the answer")
         '</q>'
         """
-        return _suffix(self.query_template, self.default_instruction if instruction is None else instruction)
+        return self._query_frame(instruction)[1]
 
     def document_suffix(self, instruction: str = "") -> str:
         """Return what stands after a document's text; mostly ""."""
-        return _suffix(self.query_template if instruction else self.document_template, instruction)
+        return self._document_frame(instruction)[1]
+
+    def chat_frame(self) -> tuple[str, str]:
+        """Return what the chat template has before and after everything else; mostly two empty strings."""
+        return _halves(self.chat_template)
+
+    def _query_frame(self, instruction: str | None) -> tuple[str, str]:
+        return self._frame(
+            self.query_template, self.default_instruction if instruction is None else instruction
+        )
+
+    def _document_frame(self, instruction: str) -> tuple[str, str]:
+        return self._frame(
+            self.query_template if instruction.strip() else self.document_template, instruction
+        )
+
+    def _frame(self, template: str, instruction: str) -> tuple[str, str]:
+        """Return what stands before and after a text; without an instruction only the chat template does."""
+        instruction = instruction.strip()
+        start, end = self.chat_frame()
+        if not instruction and "{instruction}" in template:
+            return start, end
+        before, after = _halves(template)
+        return start + before.replace("{instruction}", instruction), after + end
 
     def save(self, folder: Path) -> None:
         """Write `contract.json` into `folder`."""
@@ -127,13 +177,6 @@ class Contract(BaseModel):
             raise EmbedforgeError(f"{folder / FILE_NAME}:\n{explain(error, cls)}") from None
 
 
-def _prefix(template: str, instruction: str) -> str:
-    if not instruction and "{instruction}" in template:
-        return ""
-    return template.split("{text}")[0].replace("{instruction}", instruction)
-
-
-def _suffix(template: str, instruction: str) -> str:
-    if not instruction and "{instruction}" in template:
-        return ""
-    return template.split("{text}")[1]
+def _halves(template: str) -> tuple[str, str]:
+    before, after = template.split("{text}")
+    return before, after

@@ -43,7 +43,8 @@ def make_goldens(renderer: Renderer, embed: Embed | None = None) -> tuple[Golden
     """Render each golden text as a document and as a query with the default instruction, and embed it.
 
     Run `embed` in float32 on the weights as they are saved: its first 16 numbers of each text are stored.
-    Without `embed` the goldens hold ids and masks only. Texts are cut at the contract's max_tokens.
+    Without `embed` the goldens hold ids and masks only. Texts are cut at the contract's max_tokens, and
+    stored as `Renderer.prepare` leaves them, so that a plain library can be held to the same ids.
     """
     contract = renderer.contract
     frames = dict.fromkeys(
@@ -52,7 +53,7 @@ def make_goldens(renderer: Renderer, embed: Embed | None = None) -> tuple[Golden
             (contract.query_prefix(), contract.query_suffix()),
         )
     )
-    wanted = [(text, *frame) for text in GOLDEN_TEXTS for frame in frames]
+    wanted = [(text, *frame) for text in renderer.prepare(GOLDEN_TEXTS) for frame in frames]
     rendered = [_render(renderer, *each) for each in wanted]
     vectors = [()] * len(wanted) if embed is None else _vectors(renderer, rendered, embed)
     return tuple(

@@ -54,6 +54,8 @@ class Renderer:
         self._eos = [self.tokenizer.eos_token_id] if contract.add_eos else []
         pad = self.tokenizer.pad_token_id
         self.pad_id: int = 0 if pad is None else pad  # any id will do: masks come from lengths
+        first = self.tokenizer.tokenize("a", add_special_tokens=False)[:1]
+        self._marks_start = bool(first) and first[0].startswith(("▁", "Ġ"))
 
     def render(
         self,
@@ -68,12 +70,15 @@ class Renderer:
         `prefixes` is one string for all texts or one for each (`contract.query_prefix`, `.document_prefix`),
         and so is `suffix` (`contract.query_suffix`, `.document_suffix`).
         `max_tokens` can only lower the contract's. Too long a text loses tokens at its end; prefix, suffix,
-        BOS and EOS stay (EOS goes if `contract.eos_survives_truncation` is false, as in official NV-Embed).
+        BOS and EOS stay. If `contract.eos_survives_truncation` is false, the end that is cut is the whole
+        string's, EOS first and suffix next, as in official NV-Embed and LLM2Vec. Before all that, the text
+        by itself is shortened by words to `contract.text_max_tokens`, and stripped if the contract says so.
 
-        Pooled is a token that ends beyond the prefix, the suffix's too. Without isolation the prefix's
-        trailing spaces count as the text's, because tokenizers put them there ("Query: judo" has the token
-        "▁judo"). BOS, EOS and the instruction follow the contract. A row with nothing to pool (an empty text
-        without EOS, say) pools its last token; one without any token becomes a single pooled pad token.
+        Pooled is a token that ends beyond the prefix, the suffix's too. Without isolation that includes
+        "▁judo" of "Query: judo"; and where the tokenizer puts a space mark in front of every string, so that
+        a text has one by itself, the prefix's trailing spaces count as the text's. BOS, EOS and the
+        instruction follow the contract. A row with nothing to pool (an empty text without EOS, say) pools its
+        last token; one without any token becomes a single pooled pad token.
 
         Raises EmbedforgeError when prefix, suffix, BOS and EOS leave no room for text, when an isolated
         prefix does not end as the templates do, and for text that is not valid Unicode.
@@ -86,10 +91,26 @@ class Renderer:
             self._check_prefix(prefix)
         most = self.contract.max_tokens
         limit = most if max_tokens is None else min(most, max_tokens)
-        framed = list(zip(before, texts, after, strict=True))
+        framed = list(zip(before, self.prepare(texts), after, strict=True))
         ids, offsets = self._tokenize([p + t + s for p, t, s in framed])
         frames = [_Frame(p, t, s, limit) for p, t, s in framed]
         return [self._finish(*row) for row in zip(frames, ids, offsets, strict=True)]
+
+    def prepare(self, texts: Sequence[str]) -> Sequence[str]:
+        """Shorten and strip texts by themselves where the contract asks for it; twice is the same as once."""
+        contract = self.contract
+        if contract.text_max_tokens is not None:
+            _refuse_invalid(texts)
+            ids, _ = self._tokenize(list(texts))
+            limit = contract.text_max_tokens
+            texts = [
+                text if len(row) <= limit else self._shortened(text, limit)
+                for text, row in zip(texts, ids, strict=True)
+            ]
+        if contract.strip_text_end:
+            _refuse_invalid(texts)
+            texts = [text.rstrip() for text in texts]
+        return texts
 
     def pad(
         self, rendered: Sequence[Rendered], *, side: str | None = None, multiple_of: int = 1
@@ -129,6 +150,27 @@ class Renderer:
         """Render and pad on the contract's side."""
         return self.pad(self.render(texts, prefixes, suffix=suffix, max_tokens=max_tokens))
 
+    def _shortened(self, text: str, limit: int) -> str:
+        """Keep the share of a text's words that the limit is of its tokens, until it fits.
+
+        As LLM2Vec's code does, which counts no more than max_tokens at a time; but where that would leave not
+        a single word (one long one, Chinese), the text is cut inside the word instead of left empty.
+        """
+        while True:
+            ids, offsets = self._tokenize([text])
+            tokens = min(len(ids[0]), self.contract.max_tokens)
+            if tokens <= limit:
+                return text
+            words = text.split()
+            kept = int(len(words) * (limit / tokens))
+            if kept == 0:
+                break
+            text = " ".join(words[:kept])
+        end = max(1, offsets[0][limit][0])
+        while end > 1 and len(self._tokenize([text[:end]])[0][0]) > limit:
+            end -= 1  # Bytes of one character share its offsets.
+        return text[:end]
+
     def _check_prefix(self, prefix: str) -> None:
         if self._endings is None or not prefix or prefix.endswith(self._endings):
             return
@@ -158,23 +200,23 @@ class Renderer:
     def _finish(self, frame: _Frame, ids: list[int], offsets: list[tuple[int, int]]) -> Rendered:
         """Cut the text, add BOS and EOS, and make the pooling mask."""
         contract = self.contract
-        fits = len(self._bos) + len(ids) + len(self._eos) <= frame.max_tokens
-        eos = self._eos if fits or contract.eos_survives_truncation else []
         in_text = self._in_text(frame, offsets)
-        ends_in_suffix = len(frame.prefix) + len(frame.text)
         # Tokens come in the order of the text, so the prefix's are the first and the suffix's are the last.
         prefix_tokens = in_text.index(1) if 1 in in_text else len(ids)
-        suffix_tokens = sum(end > ends_in_suffix for _, end in offsets)
-        fixed = prefix_tokens + suffix_tokens + len(self._bos) + len(eos)
-        if fixed >= frame.max_tokens:
+        fits = len(self._bos) + len(ids) + len(self._eos) <= frame.max_tokens
+        if contract.eos_survives_truncation:
+            eos, suffix_tokens = self._eos, self._suffix_tokens(frame, offsets)
+        else:
+            eos, suffix_tokens = self._eos if fits else [], 0
+        fixed = len(self._bos) + suffix_tokens + len(eos)
+        if prefix_tokens + fixed >= frame.max_tokens:
             raise EmbedforgeError(
-                f"prefix, suffix, BOS and EOS take {fixed} tokens of max_tokens={frame.max_tokens} and leave "
-                f"no room for text: raise max_tokens, or shorten the instruction {frame.prefix!r}"
+                f"prefix, suffix, BOS and EOS take {prefix_tokens + fixed} tokens of "
+                f"max_tokens={frame.max_tokens} and leave no room for text: raise max_tokens, or shorten the "
+                f"instruction {frame.prefix!r}"
             )
-        cut = slice(
-            len(ids) - suffix_tokens - max(0, len(ids) + len(self._bos) + len(eos) - frame.max_tokens)
-        )
-        tail = slice(len(ids) - suffix_tokens, len(ids))
+        text_end = len(ids) - suffix_tokens
+        cut, tail = slice(min(text_end, frame.max_tokens - fixed)), slice(text_end, len(ids))
         pooled = [1] * len(ids) if contract.pool_instruction else in_text
         pool_bos = contract.pool_bos == "always" or (
             contract.pool_bos == "without_instruction" and not frame.prefix
@@ -192,11 +234,16 @@ class Renderer:
             mask[-1] = 1
         return Rendered(input_ids, mask)
 
+    def _suffix_tokens(self, frame: _Frame, offsets: list[tuple[int, int]]) -> int:
+        """Count the tokens that end in the suffix."""
+        return sum(end > len(frame.prefix) + len(frame.text) for _, end in offsets)
+
     def _in_text(self, frame: _Frame, offsets: list[tuple[int, int]]) -> list[int]:
         """Return 1 for each token that ends beyond the prefix, [tokens]."""
         if not frame.prefix:
             return [1] * len(offsets)
-        prefix = frame.prefix if self.contract.isolate_prefix else frame.prefix.rstrip(" ")
+        own_space = self._marks_start and not self.contract.isolate_prefix
+        prefix = frame.prefix.rstrip(" ") if own_space else frame.prefix
         return [int(end > len(prefix)) for _, end in offsets]
 
 
@@ -207,7 +254,7 @@ def _one_each(given: str | Sequence[str], texts: int, name: str) -> list[str]:
     return each
 
 
-def _refuse_invalid(strings: list[str]) -> None:
+def _refuse_invalid(strings: Sequence[str]) -> None:
     for i, string in enumerate(strings):
         if not isinstance(string, str):
             raise EmbedforgeError(f"text {i} is a {type(string).__name__}, not a string")

@@ -61,20 +61,29 @@ def prefix_endings(contract: Contract) -> tuple[str, ...]:
     ('\nQuery: ',)
     >>> prefix_endings(Contract(query_template="query: {text}", document_template="passage: {text}"))
     ('query: ', 'passage: ')
+    >>> prefix_endings(Contract(chat_template="[INST] {text} [/INST]"))
+    ('\nQuery: ', '[INST] ')
     """
     endings = []
-    for template in (contract.query_template, contract.document_template):
-        before = template.split("{text}")[0]
+    for before in _before_texts(contract):
         ending = before.rpartition("{instruction}")[2]
         if before and not re.search(r"\S", ending):
             raise EmbedforgeError(
-                f"the template {template!r} has no word or sign between {{instruction}} and {{text}}, so the "
-                f"end of the instruction cannot be found in a string: put one there (as '\\nQuery: '), "
+                f"the templates' {before!r} before {{text}} has no word or sign behind {{instruction}}, so "
+                f"the end of the instruction cannot be found in a string: put one there (as '\\nQuery: '), "
                 f"or {_WAY_OUT}"
             )
         if ending and ending not in endings:
             endings.append(ending)
     return tuple(endings)
+
+
+def _before_texts(contract: Contract) -> list[str]:
+    """Return everything that may stand before a text, with `{instruction}` in place of one."""
+    start, _ = contract.chat_frame()
+    templates = (contract.query_template, contract.document_template)
+    befores = [start + template.split("{text}")[0] for template in templates]
+    return [*befores, start] if "{instruction}" in contract.query_template else befores
 
 
 def _require_fast(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -144,17 +153,35 @@ def _isolate(state: dict[str, Any], contract: Contract) -> None:
         }
         steps.insert(0, space_mark)
     normalizer = Tokenizer.from_str(json.dumps(state | {"pre_tokenizer": None})).normalizer
-    seen = [_as_normalized(ending, normalizer) for ending in endings]
+    endings = tuple(_behind_tokens(ending, state["added_tokens"]) for ending in endings)
+    seen = [_as_normalized(ending, normalizer) for ending in endings if ending]
     seen = [_unambiguous(ending, seen) for ending in seen]
+    splits = _splits_behind(seen)
+    steps = [*splits, *(step for step in steps if step not in splits)]
+    state["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": steps} if steps else None
+
+
+def _splits_behind(endings: list[str]) -> list[dict[str, Any]]:
+    """Return the pre-tokenizer step that ends a token behind each ending; none where there is no ending."""
+    if not endings:
+        return []
     # Zero width: nothing but the place after an ending matters, and no occurrence hides the next one.
-    pattern = "|".join(re.sub(r"[\\.^$|?*+()\[\]{}]", r"\\\g<0>", ending) for ending in seen)
-    split = {
-        "type": "Split",
-        "pattern": {"Regex": f"(?<={pattern})"},
-        "behavior": "Isolated",
-        "invert": False,
-    }
-    state["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [split, *(s for s in steps if s != split)]}
+    pattern = "|".join(re.sub(r"[\\.^$|?*+()\[\]{}]", r"\\\g<0>", ending) for ending in endings)
+    regex = {"Regex": f"(?<={pattern})"}
+    return [{"type": "Split", "pattern": regex, "behavior": "Isolated", "invert": False}]
+
+
+def _behind_tokens(ending: str, added_tokens: list[dict[str, Any]]) -> str:
+    """Return what of `ending` follows the last added token (<|im_start|>, say) in it.
+
+    The pre-tokenizer never sees such a token, only the string behind it; nothing spans the token anyway.
+    """
+    ends = [
+        ending.rindex(token["content"]) + len(token["content"])
+        for token in added_tokens
+        if token["content"] in ending
+    ]
+    return ending[max(ends, default=0) :]
 
 
 def _steps(component: dict[str, Any] | None, key: str) -> list[dict[str, Any]]:
@@ -214,7 +241,8 @@ def _prove_isolation(tokenizer: PreTrainedTokenizerFast, contract: Contract) -> 
     def ids(text: str) -> list[int]:
         return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
-    prefixes = {contract.query_prefix("Given a question, find 3 answers"), contract.document_prefix()}
+    query = contract.query_prefix
+    prefixes = {query("Given a question, find 3 answers"), query(""), contract.document_prefix()}
     for prefix in sorted(prefixes):
         for text in _PROBES:
             joint, apart = ids(prefix + text), ids(prefix) + ids(text)

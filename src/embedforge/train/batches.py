@@ -47,6 +47,18 @@ def render_step(model: EmbeddingModel, step: Step, stage: Stage) -> list[Rendere
     return rendered
 
 
+def render_views(model: EmbeddingModel, step: Step, stage: Stage) -> list[Rendered]:
+    """Render the texts of a step of SimCSE, each as a document: all first views, then all second ones."""
+    contract, texts = model.contract, step.texts[: len(step.positive)]
+    views = model.renderer.render(
+        [text.text for text in texts],
+        [contract.document_prefix(text.instruction) for text in texts],
+        suffix=[contract.document_suffix(text.instruction) for text in texts],
+        max_tokens=stage.document_max_tokens,
+    )
+    return views + views
+
+
 def _frame(contract: Contract, text: Text) -> tuple[str, str]:
     """Return what stands before and after a text."""
     if text.role == "query":

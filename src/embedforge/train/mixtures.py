@@ -11,6 +11,7 @@ from embedforge.data.example import Example
 from embedforge.data.mixture import Mixture
 from embedforge.errors import EmbedforgeError
 from embedforge.recipe import Recipe, Source, Stage
+from embedforge.recipe_objectives import Contrastive, Mntp, SimCSE
 from embedforge.text.contract import Contract
 
 logger = logging.getLogger(__name__)
@@ -18,6 +19,8 @@ logger = logging.getLogger(__name__)
 
 def read_mixture(stage: Stage, seed: int, source_folder: Path | None = None) -> Mixture:
     """Read a stage's sources and lay out its order of examples.
+
+    The texts of an `mntp` stage have no order yet: what it orders are chunks, which take a tokenizer.
 
     Raises:
         EmbedforgeError: bad data, two sources of one name, or a source from which nothing can be learned.
@@ -30,14 +33,15 @@ def read_mixture(stage: Stage, seed: int, source_folder: Path | None = None) -> 
         raise EmbedforgeError(
             f"stage '{stage.name}': two sources have the same name; give them a 'name' each"
         )
-    for name, rows in examples.items():
-        _check_that_a_loss_is_left(stage, name, rows)
+    if not isinstance(stage.objective, Mntp):
+        for name, rows in examples.items():
+            _check_that_a_loss_is_left(stage, name, rows)
     weights = {source_name(source): source.weight for source in stage.mix.sources}
     return Mixture(
         examples,
         weights=weights,
         seed=seed,
-        batch_queries=stage.batch_queries,
+        batch_queries=1 if isinstance(stage.objective, Mntp) else stage.batch_queries,
         negatives=stage.negatives,
         batches=stage.mix.batches,
     )
@@ -80,7 +84,12 @@ def unseen_instruction(contract: Contract, instructions: Iterable[str]) -> str |
         instructions: those of the training queries, "" for none.
     """
     default, known = contract.default_instruction, list(dict.fromkeys(instructions))
-    if not default or default in known or contract.query_prefix(default) == contract.query_prefix(""):
+    if (
+        not default
+        or not known
+        or default in known
+        or contract.query_prefix(default) == contract.query_prefix("")
+    ):
         return None
     trained = ", ".join(f"'{text}'" if text else "none" for text in known[:3])
     more = f" and {len(known) - 3} more" if len(known) > 3 else ""
@@ -91,15 +100,20 @@ def unseen_instruction(contract: Contract, instructions: Iterable[str]) -> str |
     )
 
 
-def training_instructions(mixtures: Mapping[str, Mixture]) -> Iterable[str]:
-    """Return the instructions of all queries of all stages, each once."""
-    rows = (row for mixture in mixtures.values() for rows in mixture.examples.values() for row in rows)
+def training_instructions(recipe: Recipe, mixtures: Mapping[str, Mixture]) -> Iterable[str]:
+    """Return the instructions of all queries of the stages in `mixtures`, each once; texts are no queries."""
+    pairs = [
+        mixtures[stage.name]
+        for stage in recipe.stages
+        if isinstance(stage.objective, Contrastive) and stage.name in mixtures
+    ]
+    rows = (row for mixture in pairs for rows in mixture.examples.values() for row in rows)
     return dict.fromkeys(row.instruction for row in rows)
 
 
 def _check_that_a_loss_is_left(stage: Stage, name: str, examples: Sequence[Example]) -> None:
     """Refuse a source whose queries all have their positive as the only candidate: their loss is 0."""
-    exchanges = stage.objective.in_batch != "none" and stage.batch_queries > 1
+    exchanges = _exchanges(stage) and stage.batch_queries > 1
     alone = sum(
         not (example.negatives and stage.negatives) and not (exchanges and example.in_batch_negatives)
         for example in examples
@@ -116,19 +130,24 @@ def _check_that_a_loss_is_left(stage: Stage, name: str, examples: Sequence[Examp
             len(examples),
         )
         return
-    missing = (
-        "no row has negatives (mine some, docs/data.md says how)"
-        if stage.negatives
-        else "the stage draws no negatives (raise its 'negatives')"
-    )
+    if isinstance(stage.objective, SimCSE):
+        missing = "a text has no negatives of its own"
+    elif stage.negatives:
+        missing = "no row has negatives (mine some, docs/data.md says how)"
+    else:
+        missing = "the stage draws no negatives (raise its 'negatives')"
     raise EmbedforgeError(
         f"{place}: the loss would always be 0, for a query has its positive as the only candidate: "
         f"{missing}, and {_why_no_exchange(stage)}. Change one of them, or leave the source out of this stage"
     )
 
 
+def _exchanges(stage: Stage) -> bool:
+    return not isinstance(stage.objective, Contrastive) or stage.objective.in_batch != "none"
+
+
 def _why_no_exchange(stage: Stage) -> str:
-    if stage.objective.in_batch == "none":
+    if not _exchanges(stage):
         return "objective.in_batch is 'none' (positives or all would take those of other rows)"
     if stage.batch_queries == 1:
         return "batch_queries is 1 (more would give in-batch negatives)"

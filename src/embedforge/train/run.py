@@ -29,8 +29,8 @@ from embedforge.data.example import Example
 from embedforge.data.mixture import Mixture
 from embedforge.errors import EmbedforgeError, did_you_mean
 from embedforge.files import read_json, write_json
-from embedforge.model.adapter import add_lora, merge_lora
-from embedforge.model.encoder import EmbeddingModel, build, save
+from embedforge.model.adapter import merge_lora
+from embedforge.model.encoder import EmbeddingModel, save
 from embedforge.recipe import Recipe, Stage
 from embedforge.runtime import keep_freed_memory, pick_device
 from embedforge.train.checkpoints import last_complete_checkpoint, load_trainable, save_trainable
@@ -43,6 +43,7 @@ from embedforge.train.mixtures import (
 )
 from embedforge.train.progress import BarCallback, InterruptCallback, JsonLogCallback
 from embedforge.train.sharding import check_fsdp
+from embedforge.train.stages import begin_stage, check_batch, model_after, prepare_model, work_of
 from embedforge.train.trainer import StageTrainer
 
 DONE = "done.safetensors"
@@ -92,12 +93,13 @@ def train(
     if resume and finished.exists():
         return finished
     _point_out_idle_gpus(device)
-    warning = unseen_instruction(recipe.contract, training_instructions(mixtures))
+    warning = unseen_instruction(recipe.contract, training_instructions(recipe, mixtures))
     if warning and is_first_rank():
         logger.warning(warning)
     model = prepare_model(recipe, device)
-    for number, stage in enumerate(recipe.stages, start=1):
-        folder = out / "stages" / f"{number}-{stage.name}"
+    for number, stage in enumerate(recipe.stages):
+        begin_stage(model, recipe, stage)
+        folder = stage_folder(out, recipe, number)
         if (folder / DONE).exists():
             load_trainable(model, folder / DONE)
             continue
@@ -105,36 +107,14 @@ def train(
             model, recipe, stage, mixtures[stage.name], folder, out / "log.jsonl", device, held_out, quiet
         )
         if recipe.training.fsdp:  # The stage has left its model in shards.
-            model = prepare_model(recipe, device)
-            load_trainable(model, folder / DONE)
+            done = [stage_folder(out, recipe, place) / DONE for place in range(number + 1)]
+            model = model_after(recipe, done, device)
     return finish(model, recipe, finished)
 
 
-def prepare_model(recipe: Recipe, device: str | None = None) -> EmbeddingModel:
-    """Build the model a recipe describes, with its adapter, in its precision, on the device.
-
-    For FSDP it stays on the CPU: it moves to the GPU in shards, where it need not fit as a whole.
-    """
-    spec = recipe.model
-    model = build(
-        base=spec.base,
-        contract=recipe.contract,
-        pooling=spec.pooling.model_dump(),
-        sliding_window=spec.sliding_window,
-        allow_causal_layers=spec.allow_causal_layers,
-        attention_implementation=spec.attention_implementation,
-        trust_remote_code=spec.trust_remote_code,
-        dtype=torch.bfloat16 if recipe.training.precision == "bfloat16" else torch.float32,
-        seed=recipe.seed,
-    )
-    if recipe.training.gradient_checkpointing:
-        # transformers renamed the method after 5.2.
-        new, old = "activation_checkpointing_enable", "gradient_checkpointing_enable"
-        getattr(model.decoder, new if hasattr(model.decoder, new) else old)({"use_reentrant": False})
-    if spec.adapter is not None:
-        torch.manual_seed(recipe.seed)
-        model.decoder = add_lora(model.decoder, **spec.adapter.model_dump())
-    return model if recipe.training.fsdp else model.to(pick_device(device))
+def stage_folder(out: Path, recipe: Recipe, number: int) -> Path:
+    """Return the folder of a stage, counted from 0, in the folder of a run."""
+    return out / "stages" / f"{number + 1}-{recipe.stages[number].name}"
 
 
 def run_stage(
@@ -156,8 +136,7 @@ def run_stage(
         model,
         training_arguments(recipe, stage, folder, device),
         recipe=recipe,
-        stage=stage,
-        mixture=mixture,
+        work=work_of(model, recipe, stage, mixture),
         held_out=(lambda model: held_out_retrieval(model, pool)) if pool else None,
     )
     trainer.remove_callback(PrinterCallback)
@@ -269,12 +248,7 @@ def finish(model: EmbeddingModel, recipe: Recipe, folder: Path) -> Path:
     if not is_first_rank():
         return folder
     if recipe.model.adapter is not None:
-        batch = model.renderer.batch(
-            ["A text to check the merge with.", "Another one, somewhat longer than the first."]
-        )
-        model.decoder = merge_lora(
-            model.decoder, {name: tensor.to(model.device) for name, tensor in batch.items()}
-        )
+        model.decoder = merge_lora(model.decoder, check_batch(model))
     save(model, folder, recipe.model_dump(mode="json"))
     return folder
 

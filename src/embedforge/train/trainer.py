@@ -1,4 +1,4 @@
-"""`transformers.Trainer` with whole contrastive batches as steps, and checkpoints that can be trusted."""
+"""`transformers.Trainer` with whole steps of an objective, and checkpoints that can be trusted."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import shutil
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,10 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainingArguments
 from typing_extensions import override
 
-from embedforge.data.mixture import Mixture
-from embedforge.data.step import Step
 from embedforge.errors import EmbedforgeError
 from embedforge.model.encoder import EmbeddingModel
-from embedforge.objectives.contrastive import candidate_mask, info_nce
-from embedforge.objectives.gradcache import backward, backward_with_retry
-from embedforge.recipe import Recipe, Stage
-from embedforge.runtime import bfloat16_autocast, release_freed_memory
-from embedforge.text.render import Rendered
-from embedforge.train.batches import Share, render_step, share_of_step
+from embedforge.recipe import Recipe
+from embedforge.runtime import release_freed_memory
 from embedforge.train.checkpoints import (
     COMPLETE,
     WEIGHTS,
@@ -37,6 +32,7 @@ from embedforge.train.checkpoints import (
 )
 from embedforge.train.optimizer import build_optimizer, parameter_groups, warmup_schedule
 from embedforge.train.sharding import load_whole_optimizer_state, set_up_fsdp, whole_optimizer_state
+from embedforge.train.work import Place, StepFigures, Work
 
 OPTIMIZER, SCHEDULER = "optimizer.pt", "scheduler.pt"
 STEPS_BETWEEN_RELEASES = 4
@@ -68,16 +64,27 @@ class StageTrainer(Trainer):
         args: TrainingArguments,
         *,
         recipe: Recipe,
-        stage: Stage,
-        mixture: Mixture,
+        work: Work,
         held_out: Callable[[EmbeddingModel], dict[str, float]] | None = None,
     ) -> None:
         self.embedding_model = model
-        self.recipe, self.stage, self.mixture, self.held_out = recipe, stage, mixture, held_out
-        super().__init__(model=model, args=args)
-        self.seed = _mix(recipe.seed, [entry.name for entry in recipe.stages].index(stage.name))
-        self.tokens_per_micro_batch = stage.tokens_per_micro_batch
+        self.recipe, self.work, self.held_out = recipe, work, held_out
+        super().__init__(model=work.module, args=args)
         self.meter = Meter()
+        work.begin(
+            Place(
+                device=self.args.device,
+                rank=self.args.process_index,
+                world=self.args.world_size,
+                autocast=recipe.training.precision == "bfloat16_autocast",
+                accumulate=self.accelerator.backward,
+                no_sync=self._no_sync,
+            )
+        )
+
+    def _no_sync(self, model: torch.nn.Module) -> AbstractContextManager[Any]:
+        # Unsynchronised gradients of FSDP are whole ones: the memory that it is there to save.
+        return contextlib.nullcontext() if self.is_fsdp_enabled else self.accelerator.no_sync(model)
 
     @override
     def create_accelerator_and_postprocess(self) -> None:
@@ -90,7 +97,7 @@ class StageTrainer(Trainer):
 
     @override
     def get_train_dataloader(self) -> DataLoader[int]:
-        return DataLoader(StepNumbers(self.stage.steps), batch_size=None, collate_fn=lambda index: index)
+        return DataLoader(StepNumbers(self.work.stage.steps), batch_size=None, collate_fn=lambda index: index)
 
     @override
     def get_batch_samples(
@@ -108,100 +115,34 @@ class StageTrainer(Trainer):
     def training_step(
         self, model: torch.nn.Module, inputs: int, num_items_in_batch: Any = None
     ) -> torch.Tensor:
-        """Embed a step's texts, contrast them, and leave the gradient in the parameters."""
+        """Leave the gradient of a step in the parameters, and return its loss."""
         model.train()
         number = self.state.global_step
         if number % STEPS_BETWEEN_RELEASES == 0:
             release_freed_memory()
-        step = self.mixture.step(number)
-        rendered = render_step(self.embedding_model, step, self.stage)
-        _seed_everything(_mix(self.seed, number, self.args.process_index))
-        per_query = torch.zeros(len(step.positive))
-        loss_of = self._loss(step, per_query)
-        (loss, share), self.tokens_per_micro_batch = backward_with_retry(
-            lambda budget: self._backward(model, rendered, budget, loss_of),
-            self.tokens_per_micro_batch,
-            longest=max(len(text.input_ids) for text in rendered),
-            zero_grad=model.zero_grad,
-        )
-        if not math.isfinite(float(loss)):
-            raise self._not_finite(step, per_query)
-        self.meter.add(step, per_query, share.tokens, share.padded_tokens)
-        return loss.to(self.args.device)
+        figures = self.work.step(model, number)
+        if not math.isfinite(float(figures.loss)):
+            raise self._not_finite(figures)
+        self.meter.add(figures)
+        return figures.loss.to(self.args.device)
 
-    def _loss(self, step: Step, per_query: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-        """Return the step's loss as a function of all its embeddings; notes each query's in `per_query`."""
-        device, queries = self.args.device, len(step.positive)
-        candidates = step_candidates(step, self.stage, self.args.world_size).to(device)
-        positive = torch.as_tensor(step.positive, device=device)
-
-        def loss(embeddings: torch.Tensor) -> torch.Tensor:
-            losses = info_nce(
-                embeddings[:queries],
-                embeddings[queries:],
-                positive,
-                candidates,
-                self.stage.objective.temperature,
-            )
-            per_query.copy_(losses.detach())
-            return losses.mean()
-
-        return loss
-
-    def _backward(
-        self,
-        model: torch.nn.Module,
-        rendered: list[Rendered],
-        budget: int,
-        loss: Callable[[torch.Tensor], torch.Tensor],
-    ) -> tuple[torch.Tensor, Share]:
-        """One attempt at a step, with micro-batches of at most `budget` tokens."""
-        device = self.args.device
-        share = share_of_step(
-            self.embedding_model.renderer, rendered, budget, self.args.process_index, self.args.world_size
-        )
-
-        def embed(batch: dict[str, torch.Tensor]) -> torch.Tensor:
-            on_device = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
-            with bfloat16_autocast(device, self.recipe.training.precision == "bfloat16_autocast"):
-                return model(**on_device)
-
-        value, _ = backward(
-            embed,
-            share.batches,
-            share.rows,
-            loss,
-            accumulate=self.accelerator.backward,
-            # Unsynchronised gradients of FSDP are whole ones: the memory that it is there to save.
-            no_sync=contextlib.nullcontext
-            if self.is_fsdp_enabled
-            else lambda: self.accelerator.no_sync(model),
-            filler=share.filler,
-            one_pass=share.padded_tokens <= self._tokens_held(budget),
-        )
-        return value, share
-
-    def _tokens_held(self, budget: int) -> int:
-        """Tokens whose graphs memory may hold; fewer once a lack of memory has halved the budget."""
-        stage = self.stage
-        return (stage.tokens_held or stage.tokens_per_micro_batch) * budget // stage.tokens_per_micro_batch
-
-    def _not_finite(self, step: Step, per_query: torch.Tensor) -> EmbedforgeError:
-        bad = (~torch.isfinite(per_query)).nonzero().flatten().tolist() or list(range(len(per_query)))
-        rows = "\n".join(f"  [{step.sources[row]}] {step.texts[row].text[:100]!r}" for row in bad[:5])
+    def _not_finite(self, figures: StepFigures) -> EmbedforgeError:
+        stage, losses = self.work.stage, figures.losses
+        bad = [row for row, loss in enumerate(losses) if not math.isfinite(loss)] or list(range(len(losses)))
+        rows = "\n".join(f"  [{figures.sources[row]}] {figures.text(row)[:100]!r}" for row in bad[:5])
         kept = last_complete_checkpoint(Path(self.args.output_dir))
         return EmbedforgeError(
-            f"stage '{self.stage.name}', step {self.state.global_step}: the loss is not finite for "
-            f"{len(bad)} of {len(per_query)} queries, the first of them:\n{rows}\n"
+            f"stage '{stage.name}', step {self.state.global_step}: the loss is not finite for "
+            f"{len(bad)} of {len(losses)} rows, the first of them:\n{rows}\n"
             f"Training stopped; the last good checkpoint is {kept or 'none yet'}. Lower the learning rate "
-            f"({self.stage.learning_rate:g}) or use training.precision=float32, and train into another --out."
+            f"({stage.learning_rate:g}) or use training.precision=float32, and train into another --out."
         )
 
     # --- optimizer -------------------------------------------------------------------------------
 
     @override
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
-        stage = self.stage
+        stage = self.work.stage
         groups = parameter_groups(
             model if model is not None else self.model,
             learning_rate=stage.learning_rate,
@@ -214,7 +155,7 @@ class StageTrainer(Trainer):
 
     @override
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        stage = self.stage
+        stage = self.work.stage
         self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer,
             lambda step: warmup_schedule(stage.schedule, stage.warmup_steps, num_training_steps)(step),
@@ -302,12 +243,12 @@ class Meter:
         self.tokens = self.padded = 0
         self.start = time.perf_counter()
 
-    def add(self, step: Step, per_query: torch.Tensor, tokens: int, padded: int) -> None:
+    def add(self, figures: StepFigures) -> None:
         """Take in one step."""
-        for source, loss in zip(step.sources, per_query.tolist(), strict=True):
+        for source, loss in zip(figures.sources, figures.losses, strict=True):
             self.by_source[source].append(loss)
-        self.tokens += tokens
-        self.padded += padded
+        self.tokens += figures.tokens
+        self.padded += figures.padded_tokens
 
     def drain(self) -> dict[str, float]:
         """Return loss by source, padding share and real tokens a second of this rank, and start again."""
@@ -318,33 +259,3 @@ class Meter:
         figures["tokens_per_second"] = self.tokens / max(time.perf_counter() - self.start, 1e-9)
         self.reset()
         return figures
-
-
-def step_candidates(step: Step, stage: Stage, world: int) -> torch.Tensor:
-    """Return the candidate mask [queries, documents] of a step under the stage's objective."""
-    objective = stage.objective
-    shard = None if objective.gather or world == 1 else np.arange(len(step.positive)) % world
-    masked = objective.mask_false_negatives
-    return candidate_mask(
-        step.owner,
-        step.is_positive,
-        step.in_batch_allowed,
-        objective.in_batch,
-        query_keys=step.query_keys if masked else None,
-        document_keys=step.document_keys if masked else None,
-        positive_keys=step.positive_keys if masked else None,
-        shard=shard,
-    )
-
-
-def _mix(*numbers: int) -> int:
-    """One 63-bit seed out of several numbers."""
-    return int(
-        np.random.SeedSequence([abs(number) for number in numbers]).generate_state(1, np.uint64)[0] >> 1
-    )
-
-
-def _seed_everything(seed: int) -> None:
-    torch.manual_seed(seed)
-    if torch.cuda.is_available():
-        torch.cuda.manual_seed_all(seed)

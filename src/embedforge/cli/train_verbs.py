@@ -1,47 +1,15 @@
-"""The command line. Each verb imports its module when it is called, so `--help` answers at once."""
+"""From a recipe, or a folder of text, to a model."""
 
 from __future__ import annotations
 
 import os
 import shlex
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from embedforge import __version__
-from embedforge.errors import EmbedforgeError
-
-app = typer.Typer(
-    name="embedforge",
-    help="Turn a decoder-only language model into a text-embedding model, and prove that it got better.",
-    epilog="Start with: embedforge quickstart",
-    no_args_is_help=True,
-    rich_markup_mode="markdown",
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
-Device = Annotated[
-    str | None, typer.Option(help="cpu, cuda, cuda:1 ...; CUDA where there is one by default.")
-]
-Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn.")]
-
-
-def _version(asked: bool) -> None:
-    if asked:
-        typer.echo(f"embedforge {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _root(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
-    ] = False,
-) -> None:
-    pass
+from embedforge.cli.app import Device, Seed, app
 
 
 @app.command()
@@ -152,75 +120,6 @@ def show(
 
 
 @app.command()
-def evaluate(
-    models: Annotated[
-        list[str], typer.Argument(help="Model folders or hub ids, and 'bm25'; several stand side by side.")
-    ],
-    tasks: Annotated[
-        str,
-        typer.Option(help="A folder of datasets (docs/evaluation.md), or mteb task names, comma separated."),
-    ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Where results.json and report.html go.")] = Path(
-        "evaluation"
-    ),
-    instruction: Annotated[
-        list[str] | None, typer.Option(metavar="TASK=TEXT", help="Instruction of a task; may be repeated.")
-    ] = None,
-    split: Annotated[str, typer.Option(help="Split of the datasets in a folder.")] = "test",
-    max_tokens: Annotated[
-        int | None, typer.Option(min=4, help="Cut texts shorter than the model's contract does.")
-    ] = None,
-    dtype: Annotated[
-        str | None, typer.Option(help="float32, bfloat16 or float16; the saved one by default.")
-    ] = None,
-    device: Device = None,
-) -> None:
-    """Measure models on retrieval, reranking, classification, clustering, STS, NLI and bitext with mteb.
-
-    Run again to go on where it stopped: finished tasks are kept.
-    """
-    from embedforge.evaluate.run import evaluate as run
-    from embedforge.evaluate.terminal import print_scores
-
-    run(
-        models,
-        tasks,
-        out,
-        instructions=_pairs(instruction or []),
-        split=split,
-        max_tokens=max_tokens,
-        dtype=dtype,
-        device=device,
-    )
-    print_scores(out)
-
-
-@app.command()
-def search(
-    folder: Annotated[Path, typer.Argument(help="The folder of a quickstart run, or of an index.")],
-    query: Annotated[str, typer.Argument(help="What to look for, in words.")],
-    k: Annotated[int, typer.Option("-k", min=1, help="Number of hits.")] = 5,
-    device: Device = None,
-) -> None:
-    """Search the text that a quickstart run has indexed."""
-    from embedforge.search.run import search as run
-
-    run(folder, query, k=k, device=device)
-
-
-@app.command()
-def convert(
-    source: Annotated[Path, typer.Argument(help="A checkpoint in the official NV-Embed layout (v1 or v2).")],
-    out: Annotated[Path, typer.Argument(help="The model folder to write.")],
-) -> None:
-    """Convert an official NV-Embed checkpoint into an embedforge folder, shard by shard, in little memory."""
-    from embedforge.model.nvembed import convert_nvembed
-
-    convert_nvembed(source, out)
-    typer.echo(f"The model is in {out}")
-
-
-@app.command()
 def probe(
     base: Annotated[
         str, typer.Argument(help="A decoder: embedforge:base, a folder or a hub id.")
@@ -254,34 +153,3 @@ def _source_folder(recipe: str | None, data: Path | None) -> Path | None:
     if data is not None:
         return data
     return Path(recipe).parent if recipe is not None and Path(recipe).exists() else Path.cwd()
-
-
-def _pairs(items: list[str]) -> dict[str, str]:
-    pairs = {}
-    for item in items:
-        key, separator, value = item.partition("=")
-        if not separator:
-            raise EmbedforgeError(f"--instruction takes TASK=TEXT, got '{item}'")
-        pairs[key] = value
-    return pairs
-
-
-def main() -> None:
-    """Entry point: an error that is the user's to fix is one message and exit code 1.
-
-    So is one of the system (no permission, a full disk, a file in a folder's place). A command line that
-    cannot be read exits with 2, a run stopped by Ctrl-C with 130.
-    """
-    try:
-        app()
-    except EmbedforgeError as error:
-        typer.echo(f"embedforge: {error}", err=True)
-        sys.exit(1)
-    except OSError as error:
-        place = f"{error.filename}: " if error.filename is not None else ""
-        typer.echo(f"embedforge: {place}{error.strerror or error}", err=True)
-        sys.exit(1)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,47 @@
+"""The application that all verbs belong to, and the options that several of them share."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from embedforge import __version__
+
+app = typer.Typer(
+    name="embedforge",
+    help="Turn a decoder-only language model into a text-embedding model, and prove that it got better.",
+    epilog="Start with: embedforge quickstart",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Device = Annotated[
+    str | None, typer.Option(help="cpu, cuda, cuda:1 ...; CUDA where there is one by default.")
+]
+Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change a key: --set stages.retrieval.steps=100; may be repeated.",
+    ),
+]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"embedforge {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass

@@ -1,0 +1,169 @@
+"""The steps of a contrastive stage, and of SimCSE, which is one whose documents are the queries again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from typing_extensions import override
+
+from embedforge.data.mixture import Mixture
+from embedforge.data.step import Step
+from embedforge.errors import EmbedforgeError
+from embedforge.model.adapter import is_no_op
+from embedforge.model.dropout import (
+    attention_dropout,
+    dropout_sources,
+    passes_differ,
+    require_attention_dropout,
+)
+from embedforge.model.encoder import EmbeddingModel
+from embedforge.objectives.contrastive import candidate_mask, info_nce
+from embedforge.objectives.gradcache import backward
+from embedforge.recipe import Stage
+from embedforge.recipe_objectives import Contrastive, SimCSE
+from embedforge.text.render import Rendered
+from embedforge.train.batches import Share, render_step, render_views, share_of_step
+from embedforge.train.work import Place, StepFigures, Work
+
+
+class ContrastiveWork(Work):
+    """Embeds a step's queries and documents and contrasts them (GradCache where memory asks for it)."""
+
+    def __init__(self, model: EmbeddingModel, stage: Stage, mixture: Mixture, seed: int) -> None:
+        super().__init__(model, stage, seed)
+        self.model, self.mixture = model, mixture
+
+    @override
+    def step(self, model: nn.Module, number: int) -> StepFigures:
+        step = self.mixture.step(number)
+        rendered = self.render(step)
+        self.seed_dropout(number)
+        per_query = torch.zeros(len(step.positive))
+        loss_of = self._loss(step, per_query)
+        loss, share = self.within_memory(
+            lambda budget: self._backward(model, rendered, budget, loss_of),
+            longest=max(len(text.input_ids) for text in rendered),
+            zero_grad=model.zero_grad,
+        )
+        return StepFigures(
+            loss=loss,
+            losses=per_query.tolist(),
+            sources=step.sources,
+            text=lambda row: step.texts[row].text,
+            tokens=share.tokens,
+            padded_tokens=share.padded_tokens,
+        )
+
+    def render(self, step: Step) -> list[Rendered]:
+        """Render the step's texts, queries first."""
+        return render_step(self.model, step, self.stage)
+
+    def _loss(self, step: Step, per_query: Tensor) -> Callable[[Tensor], Tensor]:
+        """Return the step's loss as a function of all its embeddings; notes each query's in `per_query`."""
+        device, queries = self.place.device, len(step.positive)
+        candidates = step_candidates(step, self.stage, self.place.world).to(device)
+        positive = torch.as_tensor(step.positive, device=device)
+        temperature = _objective(self.stage).temperature
+
+        def loss(embeddings: Tensor) -> Tensor:
+            losses = info_nce(embeddings[:queries], embeddings[queries:], positive, candidates, temperature)
+            per_query.copy_(losses.detach())
+            return losses.mean()
+
+        return loss
+
+    def _backward(
+        self, model: nn.Module, rendered: list[Rendered], budget: int, loss: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Share]:
+        """One attempt at a step, with micro-batches of at most `budget` tokens."""
+        place = self.place
+        share = share_of_step(self.model.renderer, rendered, budget, place.rank, place.world)
+
+        def embed(batch: dict[str, Tensor]) -> Tensor:
+            with place.precision():
+                return model(**place.to_device(batch))
+
+        value, _ = backward(
+            embed,
+            share.batches,
+            share.rows,
+            loss,
+            accumulate=place.accumulate,
+            no_sync=lambda: place.no_sync(model),
+            filler=share.filler,
+            one_pass=share.padded_tokens <= self._tokens_held(budget),
+        )
+        return value, share
+
+    def _tokens_held(self, budget: int) -> int:
+        """Tokens whose graphs memory may hold; fewer once a lack of memory has halved the budget."""
+        stage = self.stage
+        return (stage.tokens_held or stage.tokens_per_micro_batch) * budget // stage.tokens_per_micro_batch
+
+
+class SimcseWork(ContrastiveWork):
+    """Embeds every text twice; the two views differ by dropout alone (arXiv 2104.08821)."""
+
+    @override
+    def begin(self, place: Place) -> None:
+        """Refuse a model without dropout: two equal views have nothing to say about what is alike."""
+        super().begin(place)
+        if self._attention_dropout:
+            require_attention_dropout(self.model.decoder)
+        batch = self.model.renderer.batch([self.mixture.step(0).texts[0].text])
+        batch = {name: tensor.to(self.model.device) for name, tensor in batch.items()}  # not yet in shards
+        self.model.train()
+        with attention_dropout(self.model.decoder, self._attention_dropout):
+            differ = passes_differ(lambda batch: self.model(**batch), batch)
+        if not differ and not _waits_for_its_adapter(self.model.decoder):
+            raise EmbedforgeError(
+                f"stage '{self.stage.name}': simcse compares two passes that differ in dropout alone, "
+                "and there is none: set objective.attention_dropout (0.3 in LLM2Vec), or give the model "
+                "an adapter with dropout"
+            )
+
+    @override
+    def step(self, model: nn.Module, number: int) -> StepFigures:
+        with attention_dropout(self.model.decoder, self._attention_dropout):
+            return super().step(model, number)
+
+    @override
+    def render(self, step: Step) -> list[Rendered]:
+        return render_views(self.model, step, self.stage)
+
+    @property
+    def _attention_dropout(self) -> float:
+        assert isinstance(self.stage.objective, SimCSE)
+        return self.stage.objective.attention_dropout
+
+
+def _waits_for_its_adapter(decoder: nn.Module) -> bool:
+    """Say whether dropout is only hidden by a new adapter, which adds nothing until its first step."""
+    new = isinstance(decoder, PeftModel) and is_no_op(decoder)
+    return new and any(source.startswith("LoRA") for source in dropout_sources(decoder))
+
+
+def step_candidates(step: Step, stage: Stage, world: int) -> Tensor:
+    """Return the candidate mask [queries, documents] of a step under the stage's objective."""
+    objective = _objective(stage)
+    shard = None if objective.gather or world == 1 else np.arange(len(step.positive)) % world
+    masked = objective.mask_false_negatives
+    return candidate_mask(
+        step.owner,
+        step.is_positive,
+        step.in_batch_allowed,
+        objective.in_batch if isinstance(objective, Contrastive) else "positives",
+        query_keys=step.query_keys if masked else None,
+        document_keys=step.document_keys if masked else None,
+        positive_keys=step.positive_keys if masked else None,
+        shard=shard,
+    )
+
+
+def _objective(stage: Stage) -> Contrastive | SimCSE:
+    assert isinstance(stage.objective, Contrastive | SimCSE)
+    return stage.objective

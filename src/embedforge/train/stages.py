@@ -1,0 +1,127 @@
+"""A recipe's model, handed from stage to stage, and what each stage does with it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from embedforge.data.mixture import Mixture
+from embedforge.errors import EmbedforgeError
+from embedforge.model.adapter import add_lora, merge_lora, stack_lora
+from embedforge.model.encoder import EmbeddingModel, build
+from embedforge.model.language_head import load_head
+from embedforge.model.mask_token import add_mask_token
+from embedforge.recipe import Recipe, Stage
+from embedforge.recipe_objectives import Contrastive, Mntp
+from embedforge.runtime import pick_device
+from embedforge.train.checkpoints import load_trainable
+from embedforge.train.contrastive import ContrastiveWork, SimcseWork
+from embedforge.train.mntp import MntpWork
+from embedforge.train.work import Work, mix_seeds
+
+FIRST_WEIGHTS = 1 << 41
+"""Beside a stage's seed, what sets the first weights of its adapter apart from its steps."""
+
+
+def prepare_model(recipe: Recipe, device: str | None = None) -> EmbeddingModel:
+    """Build the model a recipe describes, with its adapter, in its precision, on the device.
+
+    For FSDP it stays on the CPU: it moves to the GPU in shards, where it need not fit as a whole.
+    """
+    spec = recipe.model
+    model = build(
+        base=spec.base,
+        contract=recipe.contract,
+        pooling=spec.pooling.model_dump(),
+        sliding_window=spec.sliding_window,
+        allow_causal_layers=spec.allow_causal_layers,
+        attention_implementation=spec.attention_implementation,
+        trust_remote_code=spec.trust_remote_code,
+        dtype=torch.bfloat16 if recipe.training.precision == "bfloat16" else torch.float32,
+        seed=recipe.seed,
+    )
+    if recipe.training.gradient_checkpointing:
+        # transformers renamed the method after 5.2.
+        new, old = "activation_checkpointing_enable", "gradient_checkpointing_enable"
+        getattr(model.decoder, new if hasattr(model.decoder, new) else old)({"use_reentrant": False})
+    for stage in recipe.stages:
+        objective = stage.objective
+        if isinstance(objective, Mntp) and objective.add_mask_token:
+            add_mask_token(model.decoder, model.tokenizer, objective.mask_token)
+    if spec.adapter is not None:
+        torch.manual_seed(recipe.seed)
+        model.decoder = add_lora(model.decoder, **spec.adapter.model_dump())
+    return model if recipe.training.fsdp else model.to(pick_device(device))
+
+
+def begin_stage(model: EmbeddingModel, recipe: Recipe, stage: Stage) -> None:
+    """Hand the model on to a stage: what its `earlier_adapter` says, proven to change no vector.
+
+    Raises:
+        EmbedforgeError: merging, or the new adapter, changed the token states of a few texts.
+    """
+    if recipe.model.adapter is None or stage.earlier_adapter == "continue":
+        return
+    settings = (stage.adapter or recipe.model.adapter).model_dump()
+    torch.manual_seed(mix_seeds(_stage_seed(recipe, stage), FIRST_WEIGHTS))
+    if stage.earlier_adapter == "merge":
+        model.decoder = add_lora(merge_lora(model.decoder, check_batch(model)), **settings)
+    else:
+        before = _states(model)
+        stack_lora(model.decoder, **settings)
+        model.to(model.device)
+        if not torch.equal(_states(model), before):
+            raise EmbedforgeError(
+                f"stage '{stage.name}': a new adapter adds nothing before it is trained, yet it changed the "
+                "decoder's outputs; use earlier_adapter: merge instead"
+            )
+    model.to(model.device)
+
+
+def model_after(recipe: Recipe, done: Sequence[Path], device: str | None = None) -> EmbeddingModel:
+    """Build the model as the first stages of a run left it, its last adapter not merged.
+
+    Args:
+        recipe: of the run.
+        done: what each of the stages kept, from the first: the weights that it trained.
+        device: as for `prepare_model`.
+    """
+    model = prepare_model(recipe, device)
+    for stage, weights in zip(recipe.stages, done, strict=False):
+        begin_stage(model, recipe, stage)
+        load_trainable(model, weights)
+    return model
+
+
+def work_of(model: EmbeddingModel, recipe: Recipe, stage: Stage, mixture: Mixture) -> Work:
+    """Return what a stage does in a step, by its objective."""
+    seed = _stage_seed(recipe, stage)
+    if isinstance(stage.objective, Contrastive):
+        return ContrastiveWork(model, stage, mixture, seed)
+    if isinstance(stage.objective, Mntp):
+        head = load_head(recipe.model.base, model.decoder)
+        return MntpWork(model, head, stage, mixture, seed)
+    return SimcseWork(model, stage, mixture, seed)
+
+
+def check_batch(model: EmbeddingModel) -> dict[str, Tensor]:
+    """Return a few texts, on the model's device, by which a merge is checked."""
+    batch = model.renderer.batch(
+        ["A text to check the merge with.", "Another one, somewhat longer than the first."]
+    )
+    return {name: tensor.to(model.device) for name, tensor in batch.items()}
+
+
+@torch.no_grad()
+def _states(model: EmbeddingModel) -> Tensor:
+    """Token states of the check texts, in eval mode."""
+    model.eval()
+    batch = check_batch(model)
+    return model.token_states(batch["input_ids"], batch["attention_mask"])
+
+
+def _stage_seed(recipe: Recipe, stage: Stage) -> int:
+    return mix_seeds(recipe.seed, recipe.stages.index(stage))
