@@ -1,0 +1,315 @@
+"""`embedforge synthesize`: ask, then harvest. Read this first."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from embedforge.documents import Chunk, read_folder
+from embedforge.errors import EmbedforgeError
+from embedforge.synthesize.ask import Asker, Patience, Stop
+from embedforge.synthesize.budget import Budget
+from embedforge.synthesize.client import Endpoint, key_from_environment, normal_url
+from embedforge.synthesize.corpus import CorpusPlan
+from embedforge.synthesize.groups import choose_groups, choose_languages
+from embedforge.synthesize.harvest import Harvest, lookup_in
+from embedforge.synthesize.journal import Journal
+from embedforge.synthesize.languages import Detector
+from embedforge.synthesize.plan import Item, Lookup, NoTask, PaperPlan, Plan, Request, Sampling, Wanted
+from embedforge.synthesize.report import report_of, write_report
+from embedforge.synthesize.write import EXAMPLES, GROUPS, MIX, write_examples
+
+JOURNAL = "journal.jsonl"
+NO_LIMITS = Budget()
+PATIENCE = Patience()
+_ANY_TASKS = json.dumps({"tasks": [f"(task {place} of the first step's answer)" for place in range(1, 21)]})
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What to make, and from whom.
+
+    Args:
+        endpoint: address of an OpenAI-compatible endpoint.
+        model: the name that it knows the model by.
+        examples: how many to ask for; fewer are kept.
+        groups: of E5-Mistral; () for all that make sense.
+        languages: English names, or ("all",); () is English, or each passage's own with a corpus.
+        seed: of everything that is drawn.
+        temperature: of sampling, 1 in the paper.
+        top_p: of sampling, 1 in the paper.
+        max_answer_tokens: limit of one answer; what is cut off is dropped.
+        concurrency: requests under way at a time.
+        timeout: seconds that one request may take.
+        key_variable: environment variable with the key; None for OPENAI_API_KEY where it is set.
+    """
+
+    endpoint: str
+    model: str
+    examples: int = 1000
+    groups: tuple[str, ...] = ()
+    languages: tuple[str, ...] = ()
+    seed: int = 0
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_answer_tokens: int = 4096
+    concurrency: int = 8
+    timeout: float = 300.0
+    key_variable: str | None = None
+
+    @property
+    def sampling(self) -> Sampling:
+        """Model and sampling settings, which make requests the same or not."""
+        return Sampling(self.model, self.temperature, self.top_p, self.max_answer_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a run came to."""
+
+    report: dict[str, Any]
+    """The content of report.json."""
+    stopped: str
+    """Why it ended before all was asked; "" if it did not."""
+    is_interrupt: bool = False
+    """It was stopped by Ctrl-C or a termination signal."""
+
+
+def synthesize(
+    out: Path,
+    settings: Settings,
+    *,
+    passages: Sequence[Chunk] | None = None,
+    budget: Budget = NO_LIMITS,
+    patience: Patience = PATIENCE,
+    console: Console | None = None,
+) -> Result:
+    """Have training data written, and keep what is good of it.
+
+    Everything that was answered stands in `out`/journal.jsonl: a run that was killed, stopped or out of
+    budget goes on where it was when it is started again, and so does one that is asked for more examples.
+
+    Args:
+        out: folder of the journal, the Examples (examples.jsonl, groups/, mix.yaml) and the report.
+        settings: what to make.
+        passages: of the user's documents, to write queries for; None for the paper's groups.
+        budget: when to stop.
+        patience: how to repeat requests that fail.
+        console: where progress is shown; the standard error output by default.
+
+    Raises:
+        EmbedforgeError: settings that make no sense, an endpoint that is of no use (after what it did answer
+            was written), a journal that another process has.
+    """
+    plan = plan_of(settings, passages)
+    url = normal_url(settings.endpoint)
+    key = key_from_environment(settings.key_variable)
+    detector = Detector()  # before anything is paid for: a package may be missing
+    if out.exists() and not out.is_dir():
+        raise EmbedforgeError(f"{out}: this is a file, a folder is to be written here; name another one")
+    with Journal(out / JOURNAL) as journal:
+        stop = asyncio.run(_ask_all(plan, url, key, settings, journal, budget, patience, console))
+        harvest = Harvest(plan, journal, settings.sampling, detector)
+        tally = write_examples(out, harvest.outcomes())
+        report = report_of(
+            _shown(settings, url, budget, passages),
+            tally,
+            journal,
+            budget,
+            unused=len(journal) - len(harvest.used),
+            stopped=stop.reason,
+        )
+        write_report(out, report)
+    if stop.is_error:
+        kept = f"{tally.kept.total():,} examples" if tally.kept else "nothing"
+        raise EmbedforgeError(
+            f"{stop.reason}\nKept so far: {kept}. The same command goes on from {out / JOURNAL}."
+        )
+    return Result(report, stop.reason, stop.is_interrupt)
+
+
+def read_passages(folder: Path, *, seed: int) -> list[Chunk]:
+    """Return the passages of a folder's documents that are not held out for testing (`read_folder`).
+
+    Raises:
+        EmbedforgeError: no such folder, or nothing in it that can be read.
+    """
+    return read_folder(folder, seed=seed, chunks_needed=1).train
+
+
+def plan_of(settings: Settings, passages: Sequence[Chunk] | None) -> Plan:
+    """Return what is to be asked, after a check of the settings."""
+    for name in ("examples", "max_answer_tokens", "concurrency", "timeout"):
+        if not getattr(settings, name) > 0:
+            raise EmbedforgeError(
+                f"--{name.replace('_', '-')} must be above 0, found {getattr(settings, name)}"
+            )
+    if not 0 <= settings.temperature <= 2 or not 0 < settings.top_p <= 1:
+        raise EmbedforgeError(
+            f"--temperature goes from 0 to 2 and --top-p from above 0 to 1, found {settings.temperature} "
+            f"and {settings.top_p}"
+        )
+    chosen = choose_languages(settings.languages)
+    groups = choose_groups(settings.groups, languages=len(chosen), corpus=passages is not None)
+    if passages is not None:
+        return CorpusPlan(passages, groups[0], chosen, settings.examples, settings.seed)
+    return PaperPlan(groups, chosen or choose_languages(("English",)), settings.examples, settings.seed)
+
+
+def preview(plan: Plan) -> dict[str, list[str]]:
+    """Return the first prompts of each group, of both steps where it has two; nothing is asked."""
+    prompts: dict[str, dict[str, str]] = {}
+
+    def any_answer(request: Request) -> str:
+        prompts.setdefault(request.group, {}).setdefault(request.step, request.prompt)
+        return _ANY_TASKS
+
+    for index in range(len(plan)):
+        step = plan.step(index, any_answer)
+        if isinstance(step, Item):
+            prompts.setdefault(step.group.name, {}).setdefault("generate", step.request.prompt)
+        if all("generate" in prompts.get(group.name, {}) for group in plan.groups()):
+            break
+    return {name: list(steps.values()) for name, steps in prompts.items()}
+
+
+async def _ask_all(
+    plan: Plan,
+    url: str,
+    key: str,
+    settings: Settings,
+    journal: Journal,
+    budget: Budget,
+    patience: Patience,
+    console: Console | None,
+) -> Stop:
+    """Ask for every example of the plan, `concurrency` at a time, until all is asked or it has to stop."""
+    stop = Stop()
+    sampling = settings.sampling
+    lookup = lookup_in(journal, sampling)
+    indices = iter(range(len(plan)))  # shared: each worker takes the next
+
+    async def work(asker: Asker) -> None:
+        for index in indices:
+            await _finish(plan, index, asker, lookup)
+            bar.update(task, advance=1, note=_note(journal, budget))
+            if stop.reason:
+                return
+
+    async with Endpoint(url, key, settings.timeout) as endpoint:
+        asker = Asker(endpoint, journal, sampling, budget, patience, stop)
+        with _bar(console) as bar, _stopped_by_signals(stop):
+            task = bar.add_task("Asking", total=len(plan), note="")
+            await asyncio.gather(*(work(asker) for _ in range(min(settings.concurrency, len(plan)))))
+    return stop
+
+
+async def _finish(plan: Plan, index: int, asker: Asker, lookup: Lookup) -> None:
+    """Have everything asked that one example needs."""
+    while not isinstance(step := plan.step(index, lookup), NoTask):
+        if not await asker.ask(step.request) or not isinstance(step, Wanted):
+            return
+
+
+@contextlib.contextmanager
+def _stopped_by_signals(stop: Stop) -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM lets requests under way finish; a second one ends the process."""
+    loop = asyncio.get_running_loop()
+    installed: list[signal.Signals] = []
+
+    def handle() -> None:
+        stop.set("stopped by a signal", is_interrupt=True)
+        remove()
+
+    def remove() -> None:
+        while installed:
+            loop.remove_signal_handler(installed.pop())
+
+    with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):  # Windows; not the main thread
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, handle)
+            installed.append(number)
+    try:
+        yield
+    finally:
+        remove()
+
+
+def _bar(console: Console | None) -> Progress:
+    return Progress(
+        TextColumn("[bold]{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=console or Console(stderr=True),
+    )
+
+
+def _note(journal: Journal, budget: Budget) -> str:
+    spent = journal.spent
+    cost = budget.cost(spent)
+    tokens = f"{spent.requests:,} requests, {spent.tokens_in + spent.tokens_out:,} tokens"
+    return tokens if cost is None else f"{tokens}, cost {cost:.2f}"
+
+
+def _shown(settings: Settings, url: str, budget: Budget, passages: Sequence[Chunk] | None) -> dict[str, Any]:
+    """The settings as the report tells them; never the key."""
+    values: dict[str, Any] = {
+        "model": settings.model,
+        "endpoint": url,
+        "examples": settings.examples,
+        "groups": ", ".join(settings.groups) or ("corpus" if passages is not None else "all that make sense"),
+        "languages": ", ".join(settings.languages)
+        or ("each passage's own" if passages is not None else "English"),
+        "seed": settings.seed,
+        "temperature": settings.temperature,
+        "top_p": settings.top_p,
+        "max_answer_tokens": settings.max_answer_tokens,
+    }
+    if passages is not None:
+        values["passages"] = len(passages)
+    limits = ("max_requests", "max_tokens", "max_cost", "price_in", "price_out")
+    return values | {name: getattr(budget, name) for name in limits if getattr(budget, name) is not None}
+
+
+def print_preview(plan: Plan, console: Console) -> None:
+    """Print the first prompts of each group, and how many examples are planned; nothing is asked."""
+    for name, texts in preview(plan).items():
+        for text in texts:
+            console.rule(name)
+            console.print(text, markup=False, highlight=False)
+    console.rule()
+    console.print(f"{len(plan):,} examples are planned; nothing was asked.")
+
+
+def print_result(out: Path, result: Result, console: Console) -> None:
+    """Print what came of a run, where it is, and how to go on."""
+    say = partial(console.print, highlight=False, soft_wrap=True)
+    report = result.report
+    totals, spent = report["totals"], report["spent"]
+    judged = totals["kept"] + totals["dropped"]
+    say(f"{totals['kept']:,} examples kept of {judged:,} answered; {totals['planned']:,} planned.")
+    for reason, count in report["dropped"].items():
+        say(f"  {count:>6,}  {reason}")
+    tokens = f"{spent['tokens in']:,} tokens in, {spent['tokens out']:,} out"
+    cost = "" if spent["cost"] is None else f", cost {spent['cost']:.4f}"
+    say(f"{spent['requests']:,} requests in all, {tokens}{cost}.")
+    if totals["kept"]:
+        say(f"Examples: {out / EXAMPLES}, by group in {out / GROUPS}; for a recipe: {out / MIX}")
+    say(f"Report: {out / 'report.html'}")
+    if result.stopped:
+        how = "" if result.is_interrupt else " with a higher limit"
+        say(f"Stopped: {result.stopped}; the same command{how} goes on, and asks nothing twice.")
+    elif totals["not asked yet"]:
+        say(f"{totals['not asked yet']:,} requests failed; the same command asks them again.")

@@ -1,0 +1,81 @@
+"""The files of a run: Examples as JSONL, all together and by group, and the sources for a recipe's mix."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO
+
+import yaml
+
+from embedforge.data.fields import record_of
+from embedforge.files import replace_folder, write_text
+from embedforge.synthesize.groups import Group, groups
+from embedforge.synthesize.harvest import Outcome, Tally
+
+EXAMPLES = "examples.jsonl"
+GROUPS = "groups"
+MIX = "mix.yaml"
+_MARKER = "README.txt"
+_NOTE = "Examples by group, written anew by every `embedforge synthesize` run with this folder as --out.\n"
+
+
+def write_examples(out: Path, outcomes: Iterable[Outcome]) -> Tally:
+    """Write what was kept, one Example a line, and count everything.
+
+    Files appear when all is written; until then those of an earlier run stay. Where nothing is kept there is
+    no examples.jsonl and no mix.yaml, nor one of an earlier run.
+    """
+    tally = Tally()
+    with replace_folder(out / GROUPS, _MARKER) as folder, contextlib.ExitStack() as stack:
+        (folder / _MARKER).write_text(_NOTE, encoding="utf-8")
+        all_together = stack.enter_context(_replacing(out / EXAMPLES))
+        files: dict[str, IO[str]] = {}
+        for outcome in outcomes:
+            tally.add(outcome)
+            if outcome.reason or outcome.example is None:
+                continue
+            name = outcome.group.name
+            if name not in files:
+                files[name] = stack.enter_context((folder / f"{name}.jsonl").open("w", encoding="utf-8"))
+            line = json.dumps(record_of(outcome.example), ensure_ascii=False) + "\n"
+            files[name].write(line)
+            all_together.write(line)
+    if tally.kept:
+        write_text(out / MIX, mix_of([groups()[name] for name in groups() if tally.kept[name]]))
+    else:
+        (out / EXAMPLES).unlink()
+        (out / MIX).unlink(missing_ok=True)
+    return tally
+
+
+def mix_of(kept: Iterable[Group]) -> str:
+    """Return the YAML of a stage's `mix` with a source for each group."""
+    sources = [
+        {
+            "path": f"{GROUPS}/{group.name}.jsonl",
+            "name": f"synthetic-{group.name}",
+            "in_batch_negatives": group.in_batch_negatives,
+            "symmetric": group.symmetric,
+        }
+        for group in kept
+    ]
+    head = (
+        "# Sources for a stage's mix. Paths start at this folder: `embedforge train RECIPE --data FOLDER`.\n"
+    )
+    return head + yaml.safe_dump({"sources": sources}, sort_keys=False)
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[IO[str]]:
+    """Yield a file that takes `path`'s place when all is written, and vanishes on an error."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            yield file
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
