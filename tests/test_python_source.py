@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedforge.quickstart.python_source import python_units, summary
+from embedforge.documents.python_source import summary
+from embedforge.quickstart.source_units import python_units
 from embedforge.quickstart.unit import Unit
 
 SOURCE = '''

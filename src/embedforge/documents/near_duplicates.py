@@ -19,12 +19,24 @@ Hashes = NDArray[np.uint64]
 SHINGLE_TOKENS = 3
 BANDS = 16
 ROWS = 4
+TEXTS_AT_ONCE = 4096
+"""Bounds the memory; the result does not depend on it."""
 _TOKEN = re.compile(r"\w+")
 
 
 def normalized(text: str) -> str:
     """Return the words of a text, lower case, one space between: equal for texts that differ in layout."""
     return " ".join(_TOKEN.findall(text.lower()))
+
+
+def repeats(texts: Sequence[str], references: Sequence[str], threshold: float = 0.8) -> list[bool]:
+    """Say for each text whether a reference text has the same words, or nearly the same shingles.
+
+    Arguments as of `near_duplicates`; texts without a word repeat each other here.
+    """
+    exact = set(map(normalized, references))
+    near = near_duplicates(texts, references, threshold)
+    return [similar or normalized(text) in exact for text, similar in zip(texts, near, strict=True)]
 
 
 def near_duplicates(texts: Sequence[str], references: Sequence[str], threshold: float = 0.8) -> list[bool]:
@@ -39,19 +51,18 @@ def near_duplicates(texts: Sequence[str], references: Sequence[str], threshold: 
         One flag a text. Texts without a word repeat nothing.
     """
     vocabulary: defaultdict[str, int] = defaultdict(itertools.count(1).__next__)
-    judged = [_shingles(text, vocabulary) for text in texts]
     known = [_shingles(text, vocabulary) for text in references]
     buckets: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
     for number, keys in enumerate(_bands(known)):
         for band in enumerate(keys.tolist()):
             buckets[band].append(number)
-    return [
-        any(
-            _jaccard(shingles, known[number]) >= threshold
-            for number in {number for band in enumerate(keys.tolist()) for number in buckets.get(band, ())}
-        )
-        for shingles, keys in zip(judged, _bands(judged), strict=True)
-    ]
+    flags: list[bool] = []
+    for first in range(0, len(texts), TEXTS_AT_ONCE):
+        judged = [_shingles(text, vocabulary) for text in texts[first : first + TEXTS_AT_ONCE]]
+        for shingles, keys in zip(judged, _bands(judged), strict=True):
+            near = {number for band in enumerate(keys.tolist()) for number in buckets.get(band, ())}
+            flags.append(any(_jaccard(shingles, known[number]) >= threshold for number in near))
+    return flags
 
 
 def _shingles(text: str, vocabulary: defaultdict[str, int]) -> Hashes:

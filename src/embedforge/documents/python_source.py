@@ -1,4 +1,4 @@
-"""Python source to units: the docstring asks, the code without its docstrings answers."""
+"""Python source taken apart: what the docstring says, and the code without its docstrings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
-from embedforge.quickstart.unit import DOCUMENT_CHARACTERS, QUERY_CHARACTERS, Unit, shorten
+from embedforge.documents.document import Described
+from embedforge.documents.words import QUERY_CHARACTERS, shorten
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 Definition = Function | ast.ClassDef
@@ -39,26 +40,24 @@ _END_OF_SUMMARY = re.compile(
 )
 
 
-def python_units(source: bytes, file: str, package: str) -> tuple[list[Unit], Counter[str]]:
-    """Return a unit for every documented function, class and method, and counts of what was passed over.
+def python_definitions(source: bytes) -> tuple[list[Described], Counter[str]]:
+    """Return every documented function, class and method, and counts of what was passed over.
 
     Functions inside functions are part of their function. A class is represented by its outline: its own
-    statements and the signatures of its methods, which are units themselves.
+    statements and the signatures of its methods, which are definitions themselves.
 
     Args:
         source: the file's bytes; an encoding declaration is honoured.
-        file: the file's name in `Unit.file`.
-        package: the label in `Unit.package`.
 
     Raises:
         SyntaxError, ValueError, RecursionError: not a Python file that this Python can parse.
     """
-    text = _decode(source)
+    text = decode_python(source)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # invalid escapes in other people's strings
         tree = ast.parse(text)
     cutter = _Cutter(text)
-    units: list[Unit] = []
+    found: list[Described] = []
     counts: Counter[str] = Counter()
     for node, kind in _definitions(tree.body, "function"):
         docstring = ast.get_docstring(node, clean=False)
@@ -73,9 +72,8 @@ def python_units(source: bytes, file: str, package: str) -> tuple[list[Unit], Co
         elif all(_is_stub(statement) for statement in node.body[1:]):
             counts["definitions_without_code"] += 1
         else:
-            document = shorten(cutter.code(node), DOCUMENT_CHARACTERS, "\n")
-            units.append(Unit(f"{file}:{node.lineno}", query, document, file, package, kind))
-    return units, counts
+            found.append(Described(query, cutter.code(node), node.lineno, kind))
+    return found, counts
 
 
 def summary(docstring: str, name: str) -> str:
@@ -99,12 +97,19 @@ def summary(docstring: str, name: str) -> str:
 
 def _strip_signature(text: str, name: str) -> str:
     """Drop "name(args) -> result" before a summary, as docstrings of C extensions have it."""
+    if f"{name}(" not in text:
+        return text
     call = rf"(?:[\w.]+\.)?{re.escape(name)}\([^()]*(?:\([^()]*\)[^()]*)*\)"
     signature = rf"{call}(?:\s*->[^\n.:]*?)?[ ]*(?:--?[ ]|:|\.[ ]|\n|$)\s*"
     return re.sub(rf"\A(?:{signature})+", "", text)
 
 
-def _decode(source: bytes) -> str:
+def decode_python(source: bytes) -> str:
+    r"""Decode Python source as its coding line says, UTF-8 without one; line ends become "\n".
+
+    Raises:
+        SyntaxError, ValueError: an unknown encoding, or bytes that are not in it.
+    """
     encoding, _ = tokenize.detect_encoding(io.BytesIO(source).readline)
     return source.decode(encoding).replace("\r\n", "\n").replace("\r", "\n")
 

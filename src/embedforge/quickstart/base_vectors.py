@@ -17,6 +17,7 @@ from torch.nn import functional
 from embedforge.encode import encode
 from embedforge.model.encoder import EmbeddingModel, build
 from embedforge.model.pooling import build_pooler
+from embedforge.model.trained_base import own_attention
 from embedforge.quickstart.budget import Speed
 from embedforge.quickstart.compare import BASE_LAST, BASE_MEAN
 from embedforge.quickstart.corpus import Corpus
@@ -106,10 +107,14 @@ def base_vectors(
 
 
 def _untrained(recipe: Recipe) -> EmbeddingModel:
-    """Build the recipe's decoder as it is: causal, without instruction."""
+    """Build the recipe's decoder as it is: its own attention, causal for most, and without instruction."""
     return build(
         base=recipe.model.base,
-        contract=Contract(attention="causal", pooling="mean", max_tokens=recipe.contract.max_tokens),
+        contract=Contract(
+            attention=own_attention(recipe.model.base),
+            pooling="mean",
+            max_tokens=recipe.contract.max_tokens,
+        ),
         pooling={"kind": "mean"},
         attention_implementation=recipe.model.attention_implementation,
         trust_remote_code=recipe.model.trust_remote_code,

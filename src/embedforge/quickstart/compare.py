@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from embedforge.evaluate.found import Ranked, pair_scores
 from embedforge.evaluate.retrieval import per_query_metrics, v_measure
 from embedforge.evaluate.statistics import (
     Interval,
     PairedTest,
+    as_dict,
     bootstrap_interval,
     half_sample_difference,
     half_sample_interval,
@@ -25,16 +27,7 @@ from embedforge.ranking import exact_search
 
 BM25, BASE_LAST, BASE_MEAN, TRAINED = "BM25", "base, last", "base, mean", "trained"
 METRICS = ("ndcg@10", "recall@10", "mrr@10")
-HITS_SHOWN = 3
 DEPTH = 10
-
-
-@dataclass(frozen=True)
-class Ranked:
-    """What one system found: document numbers and scores, [queries, depth], best first."""
-
-    indices: NDArray[np.int64]
-    scores: NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -62,22 +55,17 @@ class Comparison:
             "documents": self.documents,
             "packages": self.packages,
             "retrieval": {
-                system: {metric: vars_of(interval) for metric, interval in row.items()}
+                system: {metric: as_dict(interval) for metric, interval in row.items()}
                 for system, row in self.retrieval.items()
             },
-            "ndcg@10, trained minus": {system: vars_of(test) for system, test in self.gains.items()},
+            "ndcg@10, trained minus": {system: as_dict(test) for system, test in self.gains.items()},
             "clustering, v-measure": {
-                system: vars_of(interval) for system, interval in self.clustering.items()
+                system: as_dict(interval) for system, interval in self.clustering.items()
             },
-            "clustering, trained minus base, mean": vars_of(self.clustering_gain)
+            "clustering, trained minus base, mean": as_dict(self.clustering_gain)
             if self.clustering_gain
             else None,
         }
-
-
-def vars_of(value: Interval | PairedTest) -> dict[str, Any]:
-    """Return a slotted record as a dictionary of plain values."""
-    return {name: getattr(value, name) for name in value.__slots__}
 
 
 def compare(
@@ -127,7 +115,7 @@ def compare(
         documents=len(pool.documents),
         packages=packages,
         pairs={
-            system: _pair_scores(query_vectors[system], vectors, relevant, seed)
+            system: pair_scores(query_vectors[system], vectors, relevant, seed=seed)
             for system, vectors in document_vectors.items()
         },
     )
@@ -153,18 +141,3 @@ def _cluster(
     values = {system: v_measure(found[rows], labels, seed=seed) for system, found in vectors.items()}
     gain = half_sample_difference(values[BASE_MEAN], values[TRAINED])
     return {system: half_sample_interval(scores) for system, scores in values.items()}, gain, packages
-
-
-def _pair_scores(
-    queries: NDArray[np.float32], documents: NDArray[np.float32], relevant: list[dict[int, float]], seed: int
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Scores of each query with one of its own documents and with five drawn from all others."""
-    draw = np.random.default_rng(seed)
-    own = np.array([next(iter(judged)) for judged in relevant])
-    positives = (queries * documents[own]).sum(axis=1)
-    others = draw.integers(0, len(documents), size=(len(queries), 5))
-    is_other = np.array(
-        [[column not in judged for column in row] for row, judged in zip(others, relevant, strict=True)]
-    )
-    negatives = np.einsum("qd,qnd->qn", queries, documents[others])[is_other]
-    return positives, negatives

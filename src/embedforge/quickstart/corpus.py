@@ -6,7 +6,6 @@ section. Nothing else is assumed about the folder.
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Collection
@@ -14,20 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
+from embedforge.documents.draw import draw
+from embedforge.documents.find_files import DEFAULT_EXCLUDES, PassedOver, find_files, read_bytes
 from embedforge.errors import EmbedforgeError
-from embedforge.quickstart.markdown_text import text_units
-from embedforge.quickstart.python_source import python_units
-from embedforge.quickstart.split import draw, drop_repeats, label, split
+from embedforge.quickstart.source_units import python_units, text_units
+from embedforge.quickstart.split import drop_repeats, label, split
 from embedforge.quickstart.unit import Unit
 
 Progress = Callable[[int, int], None]
 """Called with the number of files read and of all files to read."""
-
-DEFAULT_EXCLUDES = frozenset(
-    {"test", "tests", "idle_test", "site-packages", "node_modules", "venv", "__pycache__", "build", "dist"}
-)
-"""Folders passed over wherever they stand below the corpus's folder, besides hidden ones: tests repeat the
-names of what they test, the rest is other people's or generated."""
 
 MAX_FILES = 2000
 MAX_UNITS = 20_000
@@ -104,24 +98,19 @@ def read_corpus(
 
 def _find_files(folder: Path, excludes: frozenset[str]) -> tuple[dict[str, list[str]], Counter[str]]:
     """List the files of each language by their paths from `folder`, sorted."""
-    if not folder.is_dir():
-        raise EmbedforgeError(f"{folder}: there is no such folder")
     found: dict[str, list[str]] = {language: [] for language in _SUFFIXES}
-    counts: Counter[str] = Counter(folders_excluded=0, files_boilerplate=0)
-    for parent, folders, names in os.walk(folder):
-        wanted = [name for name in folders if name not in excludes and not name.startswith(".")]
-        counts["folders_excluded"] += len(folders) - len(wanted)
-        folders[:] = sorted(wanted)
-        for name in names:
-            path = Path(parent, name)
-            for language, suffixes in _SUFFIXES.items():
-                if path.suffix.lower() not in suffixes:
-                    continue
-                if language == "text" and _BOILERPLATE_FILE.match(path.stem):
-                    counts["files_boilerplate"] += 1
-                else:
-                    found[language].append(path.relative_to(folder).as_posix())
-    return {language: sorted(files) for language, files in found.items()}, counts
+    files, excluded = find_files(folder, excludes)
+    counts: Counter[str] = Counter(folders_excluded=excluded, files_boilerplate=0)
+    for file in files:
+        path = PurePosixPath(file)
+        for language, suffixes in _SUFFIXES.items():
+            if path.suffix.lower() not in suffixes:
+                continue
+            if language == "text" and _BOILERPLATE_FILE.match(path.stem):
+                counts["files_boilerplate"] += 1
+            else:
+                found[language].append(file)
+    return found, counts
 
 
 def _choose(
@@ -146,17 +135,14 @@ def _read_files(
     counts.update(files_not_parsed=0, files_not_readable=0, files_too_large=0)
     for number, file in enumerate(files, start=1):
         try:
-            source = (folder / file).read_bytes()
-            if len(source) > MAX_BYTES:
-                counts["files_too_large"] += 1
-            else:
-                found, passed_over = read(source, file, _package(file, depth))
-                units += found
-                counts.update(passed_over)
+            source = read_bytes(folder / file, MAX_BYTES)
+            found, passed_over = read(source, file, _package(file, depth))
+            units += found
+            counts.update(passed_over)
+        except PassedOver as reason:
+            counts[str(reason)] += 1
         except (SyntaxError, ValueError, RecursionError, MemoryError):
             counts["files_not_parsed"] += 1
-        except OSError:
-            counts["files_not_readable"] += 1
         if progress is not None:
             progress(number, len(files))
     return units

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from embedforge.data.example import Example
-from embedforge.quickstart.near_duplicates import normalized
+from embedforge.documents.near_duplicates import normalized
 from embedforge.quickstart.unit import Unit
 
 CODE_INSTRUCTION = "Given a description of a Python function or class, retrieve its source code"

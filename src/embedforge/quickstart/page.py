@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,23 @@ from rich import box
 from rich.table import Table as RichTable
 
 from embedforge.evaluate import charts
-from embedforge.evaluate.report import Chart, Headline, Hit, QueryExample, Report, Table, Verdict, verdict
+from embedforge.evaluate.found import query_examples
+from embedforge.evaluate.report import (
+    Chart,
+    Headline,
+    QueryExample,
+    Report,
+    Table,
+    Verdict,
+    against_bm25,
+    verdict,
+)
 from embedforge.evaluate.statistics import Interval
+from embedforge.evaluate.training_log import losses_by_stage
 from embedforge.quickstart.compare import (
     BASE_LAST,
     BASE_MEAN,
     BM25,
-    HITS_SHOWN,
     METRICS,
     TRAINED,
     Comparison,
@@ -30,7 +39,6 @@ from embedforge.quickstart.unit import Unit
 
 SYSTEMS = (BM25, BASE_LAST, BASE_MEAN, TRAINED)
 LABELS = {"ndcg@10": "nDCG@10", "recall@10": "recall@10", "mrr@10": "MRR@10"}
-EXAMPLES = 10
 MAP_POINTS = 600
 
 
@@ -82,20 +90,14 @@ def _verdicts(comparison: Comparison) -> list[Verdict | str]:
         )
         for system in (BASE_MEAN, BASE_LAST)
     ]
-    against = comparison.gains[BM25]
-    interval = f"{against.difference:+.3f}, 95 % interval {against.low:+.3f} to {against.high:+.3f}"
-    if not against.is_real:
-        lines.append(Verdict(f"Trained and BM25 cannot be told apart on nDCG@10 ({interval})."))
-    elif against.difference > 0:
-        lines.append(Verdict(f"Trained is ahead of BM25 on nDCG@10 ({interval}).", "good"))
-    else:
-        lines.append(
-            Verdict(
-                f"BM25 is ahead of the trained model on nDCG@10 ({interval}): the queries share many words "
-                "with their documents. Combine both, or train longer or from a larger base.",
-                "bad",
-            )
+    lines.append(
+        against_bm25(
+            comparison.gains[BM25],
+            "the trained model",
+            "the queries share many words with their documents. Combine both, or train longer or from a "
+            "larger base.",
         )
+    )
     if comparison.clustering_gain is not None:
         lines.append(verdict("Clustering by package (V-measure)", comparison.clustering_gain, unit="halves"))
     return lines
@@ -162,7 +164,7 @@ def _charts(
             ),
         ),
     ]
-    for stage, curves in loss_by_stage(log).items():
+    for stage, curves in losses_by_stage(log).items():
         found.append(
             Chart(f"Training loss, stage {stage}", charts.loss_curves(curves, title=f"Stage {stage}"))
         )
@@ -187,44 +189,15 @@ def _charts(
     return found
 
 
-def loss_by_stage(log: Path) -> dict[str, dict[str, tuple[list[float], list[float]]]]:
-    """Read the run's log: stage -> source -> (steps, losses)."""
-    stages: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
-    for line in log.read_text(encoding="utf-8").splitlines():
-        entry = json.loads(line)
-        for key, value in entry.items():
-            if key.startswith("loss/"):
-                steps, losses = stages.setdefault(entry["stage"], {}).setdefault(key[5:], ([], []))
-                steps.append(entry["step"])
-                losses.append(value)
-    return stages
-
-
 def _examples(comparison: Comparison, pool: Pool, seed: int) -> list[QueryExample]:
-    """Ten queries drawn by chance, neither the best nor the worst."""
-    queries, documents = list(pool.queries.items()), list(pool.documents.items())
-    drawn = np.random.default_rng(seed).permutation(len(queries))[:EXAMPLES]
-    shown = []
-    for row in sorted(drawn.tolist()):
-        identity, text = queries[row]
-        rankings = []
-        for system in (BASE_MEAN, TRAINED, BM25):
-            ranked = comparison.rankings[system]
-            rankings.append(
-                [
-                    Hit(
-                        documents[column][1],
-                        documents[column][0] in pool.relevant[identity],
-                        float(score),
-                        documents[column][0],
-                    )
-                    for column, score in zip(
-                        ranked.indices[row, :HITS_SHOWN], ranked.scores[row, :HITS_SHOWN], strict=True
-                    )
-                ]
-            )
-        shown.append(QueryExample(text, rankings))
-    return shown
+    numbers = {identity: number for number, identity in enumerate(pool.documents)}
+    return query_examples(
+        list(pool.queries.values()),
+        list(pool.documents.items()),
+        [{numbers[identity] for identity in pool.relevant[query]} for query in pool.queries],
+        [comparison.rankings[system] for system in (BASE_MEAN, TRAINED, BM25)],
+        seed=seed,
+    )
 
 
 def terminal_table(comparison: Comparison) -> RichTable:

@@ -12,22 +12,19 @@ Each phase leaves its result in OUT and is skipped when that is there, so an int
 
 from __future__ import annotations
 
-import importlib.metadata
-import platform
 import sysconfig
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from rich.console import Console
 
 from embedforge.encode import encode
 from embedforge.errors import EmbedforgeError
 from embedforge.evaluate.report import write_report
-from embedforge.files import read_json, write_json
+from embedforge.files import write_json
 from embedforge.model.encoder import embedding_model, load
 from embedforge.quickstart.base_vectors import BaseVectors, base_vectors
 from embedforge.quickstart.budget import fit_steps
@@ -43,10 +40,18 @@ from embedforge.quickstart.prepare import (
     write_training_files,
 )
 from embedforge.recipe import Recipe, Source, load_recipe, parse_recipe
-from embedforge.runtime import fast_bfloat16, keep_freed_memory, pick_device, release_freed_memory
+from embedforge.recipe_objectives import Contrastive
+from embedforge.run_folder import claim
+from embedforge.runtime import (
+    circumstances,
+    keep_freed_memory,
+    native_precision,
+    pick_device,
+    release_freed_memory,
+)
 from embedforge.search.index import Document, build_index
 from embedforge.train.progress import progress_bar
-from embedforge.train.run import Interrupted, train
+from embedforge.train.resumable import train_or_stop
 
 Floats = NDArray[np.float32]
 
@@ -88,7 +93,7 @@ def quickstart(
         "seed": seed,
         "max_minutes": max_minutes,
     }
-    plan = _claim(out, asked)
+    plan = claim(out, asked, "quickstart.json", "quickstart")
 
     corpus = _read(folder, seed, console)
     recipe = _with_sources(recipe, corpus)
@@ -101,7 +106,14 @@ def quickstart(
         plan = {**plan, "recipe": fitted.model_dump(mode="json")}
         write_json(out / "quickstart.json", plan)
     recipe = parse_recipe(plan["recipe"], str(out / "quickstart.json"))
-    _train(recipe, out, corpus, device, console)
+    train_or_stop(
+        recipe,
+        out / "run",
+        source_folder=out / "data",
+        console=console,
+        device=device,
+        held_out=retrieval_examples(corpus.dev),
+    )
     release_freed_memory()
     comparison = _compare(out, folder, corpus, pool, vectors, plan, device, console, started)
     Console().print(terminal_table(comparison))
@@ -112,30 +124,11 @@ def quickstart(
 def _load_recipe(name: str, overrides: list[str], device: str | None, console: Console) -> Recipe:
     """Read the recipe; in float32 where bfloat16 is only emulated, which is many times slower."""
     recipe = load_recipe(name, overrides)
-    if recipe.training.precision == "float32" or fast_bfloat16(pick_device(device)):
+    precision = native_precision(recipe.training.precision, pick_device(device))
+    if precision == recipe.training.precision:
         return recipe
     console.print("no fast bfloat16 on this machine: training in float32, fewer steps in the same time")
-    return load_recipe(name, [*overrides, "training.precision=float32"])
-
-
-def _claim(out: Path, asked: dict[str, Any]) -> dict[str, Any]:
-    """Note what was asked in a new folder, or check that an earlier run there was asked the same."""
-    path = out / "quickstart.json"
-    if not path.exists():
-        if out.exists() and any(out.iterdir()):
-            raise EmbedforgeError(
-                f"{out}: this folder is not empty and no quickstart run; choose another --out"
-            )
-        write_json(path, {"asked": asked})
-        return {"asked": asked}
-    plan: dict[str, Any] = read_json(path)
-    for key, value in asked.items():
-        if plan["asked"].get(key) != value:
-            raise EmbedforgeError(
-                f"{out}: the run there had {key} = {plan['asked'].get(key)!r}, this one has {value!r}; "
-                "choose another --out, or remove the folder"
-            )
-    return plan
+    return load_recipe(name, [*overrides, f"training.precision={precision}"])
 
 
 def _read(folder: Path, seed: int, console: Console) -> Corpus:
@@ -182,26 +175,15 @@ def _with_sources(recipe: Recipe, corpus: Corpus) -> Recipe:
     same_package = Source(path=CLUSTER_FILE, symmetric=True, in_batch_negatives=False)
     stages = []
     for stage in recipe.stages:
+        if not isinstance(stage.objective, Contrastive):
+            raise EmbedforgeError(
+                f"recipe '{recipe.name}', stage '{stage.name}': quickstart trains contrastive stages; "
+                f"for objective '{stage.objective.kind}' on a folder of texts use embedforge adapt"
+            )
         sources = (retrieval,) if stage.objective.in_batch != "none" else (retrieval, same_package)
         stages.append(stage.model_copy(update={"mix": stage.mix.model_copy(update={"sources": sources})}))
     contract = recipe.contract.model_copy(update={"default_instruction": retrieval_instruction(corpus.train)})
     return recipe.model_copy(update={"stages": tuple(stages), "contract": contract})
-
-
-def _train(recipe: Recipe, out: Path, corpus: Corpus, device: str | None, console: Console) -> None:
-    release_freed_memory()
-    try:
-        train(
-            recipe,
-            out / "run",
-            resume=True,
-            device=device,
-            source_folder=out / "data",
-            held_out=retrieval_examples(corpus.dev),
-        )
-    except Interrupted as stop:
-        console.print(f"\n{stop}. The state is saved: run the same command again to go on.")
-        raise KeyboardInterrupt from None
 
 
 def _compare(
@@ -257,10 +239,7 @@ def _compare(
             "steps": {stage["name"]: stage["steps"] for stage in plan["recipe"]["stages"]},
             "corpus": corpus.counts,
             "minutes": round(minutes, 2),
-            "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {pick_device(device)}",
-            "versions": {
-                name: importlib.metadata.version(name) for name in ("embedforge", "torch", "transformers")
-            },
+            **circumstances(pick_device(device)),
         }
         write_json(out / "report.json", {**comparison.as_json(), "details": details})
         report = build_report(

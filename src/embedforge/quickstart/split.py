@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
+from embedforge.documents.draw import keyed_hash
+from embedforge.documents.near_duplicates import normalized, repeats
 from embedforge.errors import EmbedforgeError
-from embedforge.quickstart.near_duplicates import near_duplicates, normalized
 from embedforge.quickstart.unit import Unit
 
 TEST_FRACTION = 0.15
@@ -22,15 +22,10 @@ REPEATS_OF_BOILERPLATE = 4
 """A query that so many units share ("Initialize self.") asks for none of them in particular."""
 
 
-def keyed_hash(seed: int, key: str) -> bytes:
-    """Return a hash that orders keys by chance, the same on every machine for one seed."""
-    return hashlib.blake2b(f"{seed}:{key}".encode(), digest_size=8).digest()
-
-
 def drop_repeats(units: Sequence[Unit]) -> tuple[list[Unit], Counter[str]]:
     """Drop units whose query is boilerplate or that repeat another unit's query and document."""
     queries = [normalized(unit.query) for unit in units]
-    repeats = Counter(queries)
+    asked = Counter(queries)
     seen: set[tuple[str, str]] = set()
     kept: list[Unit] = []
     counts = Counter(exact_duplicates=0, queries_repeated=0)
@@ -38,7 +33,7 @@ def drop_repeats(units: Sequence[Unit]) -> tuple[list[Unit], Counter[str]]:
         both = (query, normalized(unit.document))
         if both in seen:
             counts["exact_duplicates"] += 1
-        elif repeats[query] >= REPEATS_OF_BOILERPLATE:
+        elif asked[query] >= REPEATS_OF_BOILERPLATE:
             counts["queries_repeated"] += 1
         else:
             kept.append(unit)
@@ -106,20 +101,10 @@ def _fill(
 
 def without_leaks(units: Sequence[Unit], held_out: Sequence[Unit]) -> list[Unit]:
     """Drop units whose query or document equals or nearly repeats a held-out one."""
-    leaks = [False] * len(units)
-    for texts, references in (
-        ([unit.query for unit in units], [unit.query for unit in held_out]),
-        ([unit.document for unit in units], [unit.document for unit in held_out]),
-    ):
-        exact = set(map(normalized, references))
-        near = near_duplicates(texts, references)
-        leaks = [
-            leak or similar or normalized(text) in exact
-            for leak, similar, text in zip(leaks, near, texts, strict=True)
-        ]
-    return [unit for unit, leak in zip(units, leaks, strict=True) if not leak]
-
-
-def draw(keys: Iterable[str], limit: int, seed: int) -> set[str]:
-    """Draw at most `limit` of the keys by the seed, whatever order they come in."""
-    return set(sorted(keys, key=lambda key: keyed_hash(seed, key))[:limit])
+    queries = repeats([unit.query for unit in units], [unit.query for unit in held_out])
+    documents = repeats([unit.document for unit in units], [unit.document for unit in held_out])
+    return [
+        unit
+        for unit, query, document in zip(units, queries, documents, strict=True)
+        if not (query or document)
+    ]

@@ -1,0 +1,247 @@
+"""Make LLM2Vec's table at small scale, in docs/results.md: what each of its steps gives the bundled decoder.
+
+    python scripts/llm2vec_table.py --documents FILE.jsonl.gz ... --tasks FOLDER --out runs/llm2vec
+
+The decoder as it came (causal, weighted mean), its mask removed (mean), after MNTP, after MNTP and SimCSE,
+and after SimCSE alone; the trained ones with several seeds. Every line of the document files holds a `text`.
+The tasks are a folder of datasets (docs/evaluation.md); STS, classification, clustering, retrieval and
+reranking are scored. Run again to go on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from make_results import machine, replace_section
+from scipy.special import stdtrit
+
+from embedforge.documents.sentences import sentences
+from embedforge.evaluate.run import Results, evaluate, versions
+from embedforge.evaluate.units import Units, compare, interval
+from embedforge.model.encoder import save
+from embedforge.recipe import Recipe, load_recipe
+from embedforge.train.run import DONE, stage_folder, train
+from embedforge.train.stages import model_after, prepare_model
+
+KINDS = ("sts", "classification", "clustering", "retrieval", "reranking")
+MAX_TOKENS = 128
+"""Of a text in the evaluation, for every variant."""
+CAUSAL, BIDIRECTIONAL, MNTP, BOTH, SIMCSE = (
+    "causal, weighted mean",
+    "bidirectional, untrained",
+    "+ MNTP",
+    "+ MNTP + SimCSE",
+    "+ SimCSE alone",
+)
+STEPS = ((CAUSAL, BIDIRECTIONAL), (BIDIRECTIONAL, MNTP), (MNTP, BOTH), (SIMCSE, BOTH), (CAUSAL, BOTH))
+"""Which variant is compared with which."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A row of the table: one model, or one for each seed."""
+
+    name: str
+    models: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A mean over the tasks of a type, and half the width of its 95 % interval."""
+
+    mean: float
+    half: float
+
+    @property
+    def is_real(self) -> bool:
+        """Zero is outside of the interval."""
+        return abs(self.mean) > self.half
+
+
+def main() -> None:
+    """Run what is missing in --out, then rewrite the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--documents", type=Path, nargs="+", required=True, help="JSONL files of texts")
+    parser.add_argument("--tasks", type=Path, required=True, help="folder of datasets")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
+    parser.add_argument("--characters", type=int, default=30_000_000, help="of the documents to train on")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--skip", nargs="*", default=["xquad_cross"], help="datasets to leave out")
+    parser.add_argument("--set", dest="changes", action="append", default=[], help="change the recipe")
+    parser.add_argument("--results", type=Path, default=Path("docs/results.md"))
+    parser.add_argument("--no-evaluation", action="store_true", help="train only")
+    args = parser.parse_args()
+
+    write_texts(args.documents, args.out / "data", args.characters)
+    found = variants(args.out, args.seeds, args.changes)
+    if args.no_evaluation:
+        return
+    models = [model for variant in found for model in variant.models]
+    results = evaluate(models, str(chosen_tasks(args)), args.out / "evaluation", max_tokens=MAX_TOKENS)
+    names = dict(zip(models, results.models, strict=True))
+    found = [Variant(item.name, tuple(names[model] for model in item.models)) for item in found]
+    recipe = load_recipe("llm2vec-tiny", args.changes)
+    replace_section(args.results, "llm2vec", page(results, found, recipe))
+
+
+def write_texts(files: Sequence[Path], folder: Path, characters: int) -> None:
+    """Write the documents, up to so many characters, and their sentences, as the recipe's sources."""
+    if (folder / "sentences.jsonl").exists():
+        return
+    documents, left = [], characters
+    for text in read_texts(files):
+        documents.append(text)
+        left -= len(text)
+        if left < 0:
+            break
+    short = [sentence for text in documents for sentence in sentences(text)]
+    random.Random(0).shuffle(short)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, rows in (("texts", documents), ("sentences", short)):
+        lines = "".join(json.dumps({"text": row}) + "\n" for row in rows)
+        partial = folder / f"{name}.partial"
+        partial.write_text(lines, encoding="utf-8")
+        partial.replace(folder / f"{name}.jsonl")
+
+
+def read_texts(files: Sequence[Path]) -> Iterator[str]:
+    """Yield the `text` of every line."""
+    for path in files:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as lines:
+            for line in lines:
+                yield json.loads(line)["text"]
+
+
+def variants(out: Path, seeds: Sequence[int], changes: Sequence[str]) -> list[Variant]:
+    """Build or train every row's models; those that are there stay."""
+    causal = ["contract.attention=causal", "model.pooling.kind=weighted_mean"]
+    rows = [
+        Variant(CAUSAL, (untrained(out / "causal", [*changes, *causal]),)),
+        Variant(BIDIRECTIONAL, (untrained(out / "bidirectional", changes),)),
+    ]
+    both = [trained(out / f"seed-{seed}", seed, changes) for seed in seeds]
+    rows.append(Variant(MNTP, tuple(mntp for mntp, _ in both)))
+    rows.append(Variant(BOTH, tuple(full for _, full in both)))
+    alone = [trained(out / f"simcse-{seed}", seed, changes, without_mntp=True) for seed in seeds]
+    return [*rows, Variant(SIMCSE, tuple(full for _, full in alone))]
+
+
+def untrained(folder: Path, changes: Sequence[str]) -> str:
+    """Save the recipe's model as it is before its first step."""
+    if not folder.exists():
+        save(prepare_model(load_recipe("llm2vec-tiny", changes)).eval(), folder)
+    return str(folder)
+
+
+def trained(out: Path, seed: int, changes: Sequence[str], *, without_mntp: bool = False) -> tuple[str, str]:
+    """Run the recipe; return the models after its first stage and after its last."""
+    recipe = load_recipe("llm2vec-tiny", [f"seed={seed}", *changes])
+    if without_mntp:
+        recipe = recipe.model_copy(update={"stages": recipe.stages[1:]})
+    model = train(recipe, out, resume=True, source_folder=out.parent / "data")
+    first = out / "after-first"
+    if not first.exists():
+        save(model_after(recipe, [stage_folder(out, recipe, 0) / DONE]).eval(), first)
+    return str(first), str(model)
+
+
+def chosen_tasks(args: argparse.Namespace) -> Path:
+    """Link the datasets to be scored into a folder of their own."""
+    folder = args.out / "tasks"
+    for kind in KINDS:
+        for dataset in sorted((args.tasks / kind).iterdir()):
+            link = folder / kind / dataset.name
+            if dataset.name not in args.skip and not link.exists():
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to(dataset.resolve())
+    return folder
+
+
+def page(results: Results, rows: Sequence[Variant], recipe: Recipe) -> str:
+    """Return table, differences and what was run, as Markdown."""
+    types = {kind: sorted(name for name in results.tasks if name.startswith(f"{kind}/")) for kind in KINDS}
+    seeds = max(len(row.models) for row in rows)
+    steps = ", ".join(f"{stage.steps} steps of {stage.name}" for stage in recipe.stages)
+    head = ["variant", *(f"{kind} ({len(names)})" for kind, names in types.items()), "mean of types"]
+    lines = [
+        f"{sum(map(len, types.values()))} test sets, texts cut to {MAX_TOKENS} tokens; {steps}; {seeds} "
+        f"seeds. {machine(versions())}",
+        "",
+        f"| {' | '.join(head)} |",
+        "|---" * len(head) + "|",
+    ]
+    for row in rows:
+        cells = [scores(results, row, names) for names in types.values()]
+        lines.append(f"| {row.name} | {' | '.join(f'{c.mean:.3f} ± {c.half:.3f}' for c in cells)} | ")
+        lines[-1] += f"{np.mean([cell.mean for cell in cells]):.3f} |"
+    lines += ["", f"| step | {' | '.join(types)} |", "|---" * (len(types) + 1) + "|"]
+    by_name = {row.name: row for row in rows}
+    for before, after in STEPS:
+        cells = [difference(results, by_name[before], by_name[after], names) for names in types.values()]
+        lines.append(f"| {before} → {after} | {' | '.join(map(signed, cells))} |")
+    return "\n".join(lines)
+
+
+def scores(results: Results, row: Variant, tasks: Sequence[str]) -> Figure:
+    """Return the mean score of a row on some tasks."""
+    means = [np.mean([_result(results, task, model)["score"] for task in tasks]) for model in row.models]
+    halves = []
+    for task in tasks:
+        found = [interval(_units(results, task, model)) for model in row.models]
+        halves.append(np.mean([(item.high - item.low) / 2 for item in found]))
+    return Figure(float(np.mean(means)), joined(halves, means))
+
+
+def difference(results: Results, before: Variant, after: Variant, tasks: Sequence[str]) -> Figure:
+    """Return the mean difference of two rows on some tasks, paired by test item and seed."""
+    pairs = [(before.models[place % len(before.models)], model) for place, model in enumerate(after.models)]
+    tests = {
+        task: [compare(_units(results, task, one), _units(results, task, other)) for one, other in pairs]
+        for task in tasks
+    }
+    means = [np.mean([found[place].difference for found in tests.values()]) for place in range(len(pairs))]
+    halves = [np.mean([(test.high - test.low) / 2 for test in found]) for found in tests.values()]
+    return Figure(float(np.mean(means)), joined(halves, means))
+
+
+def joined(halves: Sequence[float], means: Sequence[float]) -> float:
+    """Join the uncertainty from test items (one half width a task) and from seeds (one mean each).
+
+    Both are 95 % half widths, of the bootstrap and of Student's t; independent ones add in squares.
+    """
+    items = float(np.sqrt(np.sum(np.square(halves)))) / len(halves)
+    if len(means) < 2:
+        return items
+    runs = float(stdtrit(len(means) - 1, 0.975) * np.std(means, ddof=1) / np.sqrt(len(means)))
+    return float(np.hypot(items, runs))
+
+
+def signed(figure: Figure) -> str:
+    """Return a difference, in brackets where it may be chance."""
+    text = f"{figure.mean:+.3f} ± {figure.half:.3f}"
+    return text if figure.is_real else f"({text})"
+
+
+def _result(results: Results, task: str, model: str) -> dict[str, Any]:
+    found = results.tasks[task][model]
+    assert found is not None
+    return found
+
+
+def _units(results: Results, task: str, model: str) -> Units:
+    units = Units.from_json(_result(results, task, model)["units"])
+    if units is None:
+        raise SystemExit(f"{task}: no units to test; was it scored by another version of mteb?")
+    return units
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,273 @@
+"""From a folder of files to training text, held-out text and held-out questions: the way in."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path, PurePosixPath
+
+from embedforge.documents.chunks import chunks
+from embedforge.documents.document import Chunk, Folder, Pair
+from embedforge.documents.draw import draw, keyed_hash
+from embedforge.documents.find_files import DEFAULT_EXCLUDES, PassedOver, find_files
+from embedforge.documents.hold_out import Cut, distinct, held_out_from, without_copies
+from embedforge.documents.near_duplicates import repeats
+from embedforge.documents.pairs import structure_pairs, usable
+from embedforge.documents.readers import (
+    HTML,
+    PDF,
+    PLAIN,
+    is_boilerplate,
+    missing_package,
+    read_document,
+    suffix_of,
+)
+from embedforge.documents.words import count_words
+from embedforge.errors import EmbedforgeError, missing_extra
+
+Progress = Callable[[int, int], None]
+"""Called with the number of files read and of all files to read."""
+
+CHUNK_CHARACTERS = 1500
+HOLD_OUT = 0.1
+CHUNKS_NEEDED = 50
+MAX_FILES = 20_000
+MAX_BYTES = 10_000_000
+MAX_CHARACTERS = 200_000_000
+MAX_PAIRS = 1000
+MAX_DISTRACTORS = 9000
+FEWEST_CHARACTERS = 200
+MOST_HELD_OUT = 0.5
+PAIRS_TO_TRUST = 50
+NAMED = 5
+"""So many files are named in a notice."""
+
+
+def read_folder(
+    folder: Path,
+    *,
+    seed: int = 0,
+    chunk_characters: int = CHUNK_CHARACTERS,
+    hold_out: float = HOLD_OUT,
+    excludes: Collection[str] = DEFAULT_EXCLUDES,
+    chunks_needed: int = CHUNKS_NEEDED,
+    max_files: int = MAX_FILES,
+    max_bytes: int = MAX_BYTES,
+    max_characters: int = MAX_CHARACTERS,
+    max_pairs: int = MAX_PAIRS,
+    max_distractors: int = MAX_DISTRACTORS,
+    progress: Progress | None = None,
+) -> Folder:
+    """Read the text, Markdown, HTML, PDF and source files of `folder`, cut them, and hold some out.
+
+    A file that cannot be read is passed over and counted. With 25 files or more, about `hold_out` of them are
+    held out whole, at least 5; with fewer, the last part of each. A file is drawn by its path and the seed
+    alone, so that more files beside it move it only where there are few. Training text that repeats held-out
+    text is dropped.
+
+    Args:
+        folder: searched with its subfolders; links to folders are not followed.
+        seed: decides what is held out and what is drawn where there is more than the limits; the same folder
+            and seed give the same result.
+        chunk_characters: size that chunks are cut to, about; from 200.
+        hold_out: share of the text to hold out, in [0, 0.5]; 0 holds nothing out, and there are no pairs.
+        excludes: names of folders to pass over, besides hidden ones.
+        chunks_needed: fewest training chunks that are not an error.
+        max_files: most files to read.
+        max_bytes: larger files are passed over; PDFs, which hold images, may be ten times as large.
+        max_characters: most text to keep; files are read in an order drawn by the seed until it is reached.
+        max_pairs: most held-out pairs to keep.
+        max_distractors: most distractors to keep.
+        progress: called after every file.
+
+    Raises:
+        EmbedforgeError: no such folder, nothing in it that can be read, or too little text.
+    """
+    if chunk_characters < FEWEST_CHARACTERS or not 0 <= hold_out <= MOST_HELD_OUT:
+        raise EmbedforgeError(
+            f"chunk_characters must be at least {FEWEST_CHARACTERS} and hold_out in [0, {MOST_HELD_OUT}]; "
+            f"found {chunk_characters} and {hold_out}"
+        )
+    files, counts, notices = _readable_files(folder, excludes)
+    drawn = sorted(draw(files, max_files, seed), key=lambda file: keyed_hash(seed, file))
+    counts["files_over_limit"] = len(files) - len(drawn)
+    cuts = _read(folder, drawn, seed, chunk_characters, max_bytes, max_characters, counts, notices, progress)
+    starts, parts = held_out_from(cuts, hold_out, seed) if hold_out else ({}, Counter())
+    counts.update(parts)
+    outside, inside = _parts(cuts, starts)
+    held_out, held_out_sentences, repeated = without_copies(inside, ())
+    train, sentences, dropped = without_copies(outside, held_out)
+    counts.update(dropped, held_out_chunks_repeated=repeated["chunks_repeated"])
+    if len(train) < chunks_needed:
+        raise _too_little(folder, len(train), chunks_needed, chunk_characters, counts)
+    pairs, distractors = _pairs(cuts, starts, max_pairs, max_distractors, seed, counts)
+    sentences = distinct([*sentences, *_descriptions(cuts, starts)])
+    if counts["files_held_out_in_part"]:
+        notices.append(_held_out_in_part(counts))
+    if hold_out and len(pairs) < PAIRS_TO_TRUST:
+        notices.append(
+            f"Only {len(pairs)} held-out questions could be made of headings, docstrings and sentences; "
+            f"with fewer than {PAIRS_TO_TRUST} a measured gain says little."
+        )
+    counts.update(
+        train_chunks=len(train),
+        train_sentences=len(sentences),
+        held_out_chunks=len(held_out),
+        pairs=len(pairs),
+        distractors=len(distractors),
+    )
+    return Folder(train, sentences, held_out, held_out_sentences, pairs, distractors, dict(counts), notices)
+
+
+def _readable_files(folder: Path, excludes: Collection[str]) -> tuple[list[str], Counter[str], list[str]]:
+    """List the files to read; counts and notices say what else was found."""
+    found, excluded = find_files(folder, excludes)
+    counts: Counter[str] = Counter(files_found=len(found), folders_excluded=excluded)
+    counts.update(files_of_other_kind=0, files_boilerplate=0, files_without_reader=0)
+    files: list[str] = []
+    missing: Counter[str] = Counter()
+    for file in found:
+        suffix = suffix_of(file)
+        package = missing_package(suffix)
+        if not suffix:
+            counts["files_of_other_kind"] += 1
+        elif is_boilerplate(file):
+            counts["files_boilerplate"] += 1
+        elif package is not None:
+            counts["files_without_reader"] += 1
+            missing[package] += 1
+        else:
+            files.append(file)
+            counts[f"files_{_group(suffix)}"] += 1
+    errors = [
+        missing_extra(name, "documents", f"Reading {n} files of {folder}") for name, n in missing.items()
+    ]
+    if not files:
+        raise errors[0] if errors else _nothing_readable(folder, found)
+    return files, counts, [f"{error} They are passed over." for error in errors]
+
+
+def _group(suffix: str) -> str:
+    return "text" if suffix in PLAIN else "html" if suffix in HTML else "pdf" if suffix in PDF else "code"
+
+
+def _nothing_readable(folder: Path, found: Sequence[str]) -> EmbedforgeError:
+    suffixes = Counter(PurePosixPath(file).suffix.lower() or "no suffix" for file in found)
+    listed = ", ".join(f"{suffix} {count}" for suffix, count in suffixes.most_common(12))
+    return EmbedforgeError(
+        f"{folder}: nothing to read. Found: {listed or 'no file'}. What is read: .txt, .md, .rst, .html, "
+        ".pdf and source code (.py, .js, .java, .go, .rs, .c and others); hidden folders, tests, licences "
+        "and change logs are passed over."
+    )
+
+
+def _read(
+    folder: Path,
+    files: Sequence[str],
+    seed: int,
+    chunk_characters: int,
+    max_bytes: int,
+    max_characters: int,
+    counts: Counter[str],
+    notices: list[str],
+    progress: Progress | None,
+) -> list[Cut]:
+    """Read and cut files in this order until there is enough text; return them by path."""
+    cuts: list[Cut] = []
+    scanned: list[str] = []
+    left = max_characters
+    counts.update(characters=0, characters_dropped=0, chunks_without_words=0)
+    for number, file in enumerate(files, start=1):
+        if left <= 0:
+            counts["files_over_limit"] += len(files) - number + 1
+            break
+        try:
+            document = read_document(folder, file, max_bytes, counts)
+        except PassedOver as reason:
+            counts[str(reason)] += 1
+            scanned += [file] if str(reason) == "files_scanned" else []
+        else:
+            pieces = chunks(document, chunk_characters)
+            kept = [chunk for chunk in pieces if count_words(chunk.text)]
+            counts["chunks_without_words"] += len(pieces) - len(kept)
+            cuts.append(
+                Cut(document.file, kept, list(structure_pairs(document, kept, chunk_characters, seed)))
+            )
+            left -= len(document.text)
+        if progress is not None:
+            progress(number, len(files))
+    counts["characters"] = max_characters - left
+    if scanned:
+        named = ", ".join(sorted(scanned)[:NAMED]) + (", ..." if len(scanned) > NAMED else "")
+        notices.append(f"{len(scanned)} PDF files hold pictures but no text, and are passed over: {named}")
+    return sorted(cuts, key=lambda cut: cut.file)
+
+
+def _parts(cuts: Sequence[Cut], starts: dict[str, int]) -> tuple[list[Chunk], list[Chunk]]:
+    """Return the chunks outside and inside of what is held out."""
+    parts: tuple[list[Chunk], list[Chunk]] = ([], [])
+    for cut in cuts:
+        for chunk in cut.chunks:
+            parts[_is_held_out(chunk, starts)].append(chunk)
+    return parts
+
+
+def _held_out_in_part(counts: Counter[str]) -> str:
+    return (
+        f"Held out: {counts['files_held_out']} whole files, and the last part of "
+        f"{counts['files_held_out_in_part']} more: in a folder of few files, or with one that is much of it, "
+        "whole files would be too much."
+    )
+
+
+def _is_held_out(item: Chunk | Pair, starts: dict[str, int]) -> bool:
+    return item.file in starts and item.start >= starts[item.file]
+
+
+def _pairs(
+    cuts: Sequence[Cut],
+    starts: dict[str, int],
+    max_pairs: int,
+    max_distractors: int,
+    seed: int,
+    counts: Counter[str],
+) -> tuple[list[Pair], list[str]]:
+    """Return held-out pairs and distractors."""
+    if not starts:
+        return [], []
+    found = [pair for cut in cuts for pair in cut.pairs]
+    found.sort(key=lambda pair: not _is_held_out(pair, starts))  # of equal passages the held-out one is kept
+    kept, dropped = usable(found)
+    counts.update(pairs_found=len(found), **dropped)
+    asked = [pair for pair in kept if _is_held_out(pair, starts)]
+    chosen = draw((pair.id for pair in asked), max_pairs, seed)
+    pairs = [pair for pair in asked if pair.id in chosen]
+    counts["pairs_over_limit"] = len(asked) - len(pairs)
+    others = {pair.id: pair.document for pair in kept if not _is_held_out(pair, starts)}
+    chosen = draw(others, max_distractors, seed)
+    texts = [text for name, text in others.items() if name in chosen]
+    copies = repeats(texts, [pair.document for pair in pairs])
+    distractors = [text for text, copied in zip(texts, copies, strict=True) if not copied]
+    return pairs, distractors
+
+
+def _descriptions(cuts: Sequence[Cut], starts: dict[str, int]) -> list[str]:
+    """Return what is said of training code."""
+    return [
+        pair.query
+        for cut in cuts
+        for pair in cut.pairs
+        if pair.kind == "description" and not _is_held_out(pair, starts)
+    ]
+
+
+def _too_little(
+    folder: Path, found: int, needed: int, characters: int, counts: Counter[str]
+) -> EmbedforgeError:
+    listed = ", ".join(f"{name} {count}" for name, count in counts.items() if count)
+    return EmbedforgeError(
+        f"{folder}: too little text: {counts['characters']:,} characters give {found} chunks of about "
+        f"{characters} characters for training, at least {needed} are needed (about "
+        f"{int(1.2 * needed * characters):,} characters). Counted: {listed}. "
+        "Give a folder with more text."
+    )
