@@ -1,4 +1,4 @@
-"""The README's tree names every file of the project, with a clause, and no file that is not there."""
+"""The trees are true: the README's names folders, docs/files.md every file, each with a clause."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-FOLDERS = ("src", "scripts", "docs")
-WHOLE = {"src/embedforge/base/", "tests/"}
-"""Folders that the tree names as one."""
+FOLDERS = ("src", "scripts", "docs", "benchmarks")
+WHOLE = {"src/embedforge/base/", "src/embedforge/synthesize/prompts/", "tests/"}
+"""Folders that the tree of files names as one."""
 
 
-def tree() -> dict[str, str]:
-    """Return path -> clause from the README's indented tree; folders end with a slash."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    block = re.search(r"## What is where\n.*?```\n(.*?)```", text, re.DOTALL)
+def tree(page: str = "docs/files.md") -> dict[str, str]:
+    """Return path -> clause from a page's indented tree; folders end with a slash."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    block = re.search(r"# What is where\n.*?```\n(.*?)```", text, re.DOTALL)
     assert block is not None
     entries: dict[str, str] = {}
     parents: list[str] = []
@@ -50,5 +50,14 @@ def test_the_tree_names_every_file_and_no_other() -> None:
     assert tree().keys() >= WHOLE
 
 
+def test_the_readme_names_every_folder() -> None:
+    named = tree("README.md")
+    assert [path for path in named if not (ROOT / path).exists()] == [], "not there"
+    packages = (path.parent.relative_to(ROOT) for path in (ROOT / "src" / "embedforge").glob("*/__init__.py"))
+    assert [path for path in packages if f"{path.as_posix()}/" not in named] == [], "not named"
+
+
 def test_every_entry_has_its_clause() -> None:
-    assert [path for path, clause in tree().items() if not path.endswith("/") and len(clause) < 8] == []
+    for page in ("docs/files.md", "README.md"):
+        entries = tree(page).items()
+        assert [path for path, clause in entries if not path.endswith("/") and len(clause) < 8] == []

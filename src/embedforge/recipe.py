@@ -18,6 +18,7 @@ from pydantic import (
     model_validator,
 )
 
+from embedforge.data.catalog import with_catalog_defaults
 from embedforge.errors import EmbedforgeError, did_you_mean
 from embedforge.recipe_file import SHIPPED, read_values
 from embedforge.recipe_model import Lora, Model, Pooling
@@ -30,7 +31,8 @@ class Source(Section):
     """One data source of a mix and what its rows mean."""
 
     path: str
-    """A JSONL(.gz), Parquet or CSV file, a BEIR folder, or a `datasets` hub id as `hub:owner/name`."""
+    """A JSONL(.gz), Parquet or CSV file, a BEIR folder, a `datasets` hub id as `hub:owner/name`, or
+    an entry of the catalogue as `catalog:NAME`."""
     name: str = ""
     """For metrics and messages; the file's stem when empty."""
     kind: Literal["examples", "retrieval", "labels", "clusters", "scored_pairs", "nli", "texts"] = "examples"
@@ -56,6 +58,7 @@ class Source(Section):
     def _defaults_of_the_kind(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
+        values = with_catalog_defaults(values)
         kind = values.get("kind")
         classes = kind in ("labels", "clusters")
         by_example = classes and values.get("label_documents", "examples") == "examples"

@@ -7,7 +7,7 @@ import sys
 import typer
 
 # The order of the imports is that of the verbs in --help.
-from embedforge.cli import train_verbs  # isort: skip
+from embedforge.cli import curate_verbs, train_verbs  # isort: skip
 from embedforge.cli import data_verbs, model_verbs
 from embedforge.cli.app import app
 from embedforge.errors import EmbedforgeError

@@ -23,6 +23,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal, Protocol
 
+from embedforge.data.catalog import CATALOG_PREFIX
+from embedforge.data.columns import open_entry
 from embedforge.data.example import Example
 from embedforge.data.fields import example_of
 from embedforge.data.labels import from_classes, from_labels
@@ -95,7 +97,7 @@ def default_name(path: str) -> str:
     >>> default_name("data/msmarco.jsonl.gz")
     'msmarco'
     """
-    return Path(path.removeprefix(HUB_PREFIX)).name.partition(".")[0]
+    return Path(path.removeprefix(HUB_PREFIX).removeprefix(CATALOG_PREFIX)).name.partition(".")[0]
 
 
 def read_source(
@@ -120,7 +122,7 @@ def read_source(
     _refuse_unused_settings(source)
     name = source_name(source)
     path = source.path
-    if folder is not None and not path.startswith(HUB_PREFIX):
+    if folder is not None and not path.startswith((HUB_PREFIX, CATALOG_PREFIX)):
         path = str(Path(folder) / path)
     examples = [
         replace(
@@ -130,7 +132,7 @@ def read_source(
             in_batch_negatives=source.in_batch_negatives,
             symmetric=source.symmetric,
         )
-        for example in _convert(source, path, f"{seed}/{name}", negatives)
+        for example in _convert(source, path, folder, f"{seed}/{name}", negatives)
     ]
     if not examples:
         raise EmbedforgeError(
@@ -142,15 +144,21 @@ def read_source(
     return examples
 
 
-def _convert(source: SourceSpec, path: str, seed: str, negatives: int) -> Iterator[Example]:
-    if source.kind == "retrieval":
+def _convert(
+    source: SourceSpec, path: str, folder: str | Path | None, seed: str, negatives: int
+) -> Iterator[Example]:
+    kind = source.kind
+    if kind == "retrieval":
         if path.startswith(HUB_PREFIX):
             raise EmbedforgeError(
                 f"{path}: kind 'retrieval' reads a BEIR folder; download the dataset into one"
             )
         return from_retrieval(read_beir(path, source.split))
-    records = read_records(path, split=source.split)
-    if source.kind in ("labels", "clusters"):
+    if path.startswith(CATALOG_PREFIX):
+        kind, records = open_entry(path, split=source.split, kind=kind, folder=folder)
+    else:
+        records = read_records(path, split=source.split)
+    if kind in ("labels", "clusters"):
         if source.label_documents == "labels":
             return from_labels(records, seed=seed, negatives=negatives)
         if source.in_batch_negatives:
@@ -160,23 +168,23 @@ def _convert(source: SourceSpec, path: str, seed: str, negatives: int) -> Iterat
                 source_name(source),
             )
         return from_classes(records, seed=seed, negatives=negatives)
-    if source.kind == "scored_pairs":
+    if kind == "scored_pairs":
         return from_scored_pairs(records, threshold=source.threshold)
-    if source.kind == "nli":
+    if kind == "nli":
         return from_nli(records)
-    if source.kind == "examples":
+    if kind == "examples":
         return from_examples(records)
-    if source.kind == "texts":
+    if kind == "texts":
         return from_texts(records)
     kinds = ["examples", "retrieval", "labels", "clusters", "scored_pairs", "nli", "texts"]
     raise EmbedforgeError(
-        f"{path}: kind '{source.kind}' is none of {', '.join(kinds)}.{did_you_mean(source.kind, kinds)}"
+        f"{path}: kind '{kind}' is none of {', '.join(kinds)}.{did_you_mean(kind, kinds)}"
     )
 
 
 def _refuse_unused_settings(source: SourceSpec) -> None:
     """Raise for a setting that would have no effect: it is a mistake in the recipe."""
-    is_file = source.kind != "retrieval" and not source.path.startswith(HUB_PREFIX)
+    is_file = source.kind != "retrieval" and not source.path.startswith((HUB_PREFIX, CATALOG_PREFIX))
     for setting, is_set, use in (
         (
             "split",

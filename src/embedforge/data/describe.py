@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from typing import Any
+from typing import Any, Literal
 
 from rich.markup import escape
 from rich.tree import Tree
@@ -45,29 +45,42 @@ def summary(mixture: Mixture) -> dict[str, Any]:
     }
 
 
-def describe(mixture: Mixture) -> Tree:
-    """Return the figures of `summary` as a tree for the terminal."""
+def describe(mixture: Mixture, unit: Literal["queries", "texts", "chunks"] = "queries") -> Tree:
+    """Return the figures of `summary` as a tree for the terminal.
+
+    Args:
+        mixture: of a stage.
+        unit: what a step of the stage is made of: queries with their documents, texts alone, or chunks that
+            are cut from the mixture's texts once there is a tokenizer; it then does not know the steps.
+    """
     figures = summary(mixture)
-    tree = Tree(
-        f"data: {figures['rows_per_epoch']:,} rows an epoch in {figures['steps_per_epoch']:,} "
-        f"{figures['batches']} steps of {figures['batch_queries']} queries, "
-        f"up to {figures['negatives']} negatives each"
-    )
+    rows = "rows" if unit == "queries" else "texts"
+    tree = Tree(f"data: {figures['rows_per_epoch']:,} {rows} an epoch{_steps(figures, unit)}")
     for name, source in figures["sources"].items():
         branch = tree.add(
-            f"[bold]{escape(name)}[/bold]: {source['rows']:,} rows, {source['share']:.1%} of the epoch"
+            f"[bold]{escape(name)}[/bold]: {source['rows']:,} {rows}, {source['share']:.1%} of the epoch"
         )
         if source["weight"] != 1:
-            branch.add(f"weight {source['weight']:g}: {source['rows_per_epoch']:,} rows an epoch")
-        branch.add(f"in-batch negatives: {_word(source['in_batch_negatives'])}")
-        branch.add(f"symmetric: {_word(source['symmetric'])}")
-        branch.add(
-            f"{source['mean_positives']:.1f} positives, {source['mean_negatives']:.1f} negatives a query"
-        )
+            branch.add(f"weight {source['weight']:g}: {source['rows_per_epoch']:,} {rows} an epoch")
+        if unit == "queries":
+            branch.add(f"in-batch negatives: {_word(source['in_batch_negatives'])}")
+            branch.add(f"symmetric: {_word(source['symmetric'])}")
+            branch.add(
+                f"{source['mean_positives']:.1f} positives, {source['mean_negatives']:.1f} negatives a query"
+            )
         more = f" (and {source['instructions'] - 1} more)" if source["instructions"] > 1 else ""
         shown = textwrap.shorten(source["instruction"], 80, placeholder="…") or "none"
         branch.add(f"instruction: {escape(shown)}{more}")
     return tree
+
+
+def _steps(figures: dict[str, Any], unit: str) -> str:
+    if unit == "chunks":
+        return ", which training joins and cuts into chunks"
+    steps = (
+        f" in {figures['steps_per_epoch']:,} {figures['batches']} steps of {figures['batch_queries']} {unit}"
+    )
+    return steps + (f", up to {figures['negatives']} negatives each" if unit == "queries" else "")
 
 
 def _all_or_some(values: list[bool]) -> bool | str:

@@ -1,0 +1,179 @@
+"""The texts of evaluation tasks, which training data must not hold: folders of datasets, and tasks of mteb.
+
+Queries are what a task asks about: the queries of a search, and every text of a task that has no queries.
+Documents are what a search looks through; training on them can be legitimate, since many test collections
+share the corpus of their training data (arXiv 2401.00368 does not count a shared Wikipedia either).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from embedforge.data.readers import read_corpus, read_qrels, read_queries, read_records
+from embedforge.data.record import Record
+from embedforge.data.task_folder import find_datasets, fingerprint, split_file, task_name
+from embedforge.errors import EmbedforgeError, did_you_mean, missing_extra
+
+Documents = Literal["none", "relevant", "all"]
+DOCUMENTS: tuple[Documents, ...] = ("none", "relevant", "all")
+_KEYS = {
+    "classification": ("text",),
+    "clustering": ("text",),
+    "sts": ("sentence1", "sentence2"),
+    "nli": ("premise", "hypothesis"),
+    "bitext": ("sentence1", "sentence2"),
+}
+"""Where the texts of a type stand; retrieval and reranking have queries and documents."""
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationTask:
+    """One task: name and fingerprint as `embedforge evaluate` has them, and its texts, read when asked."""
+
+    name: str
+    fingerprint: str
+    queries: Callable[[], Iterator[str]]
+    documents: Callable[[Documents], Iterator[str]]
+
+
+def find_evaluation_tasks(tasks: Sequence[str], split: str = "test") -> list[EvaluationTask]:
+    """Resolve folders of datasets, mteb task names and mteb benchmark names.
+
+    Args:
+        tasks: each a name, or several apart by commas.
+        split: of the datasets in folders; tasks of mteb have their own.
+
+    Raises:
+        EmbedforgeError: a folder without a dataset, or a name that mteb does not know.
+    """
+    # A comma inside parentheses belongs to a benchmark's name: "MTEB(eng, v2)".
+    names = [name for item in tasks for name in re.split(r",\s*(?![^(]*\))", item.strip())]
+    found = {}
+    for name in names:
+        if "/" in name and not Path(name).exists():
+            near = did_you_mean(Path(name).name, (path.name for path in Path(name).parent.glob("*")))
+            raise EmbedforgeError(f"--against {name}: there is no such folder.{near}")
+        if Path(name).is_dir():
+            chosen = [_folder_task(dataset, split) for dataset in find_datasets(Path(name), split)]
+        else:
+            chosen = [mteb_task(task) for task in _tasks_of_mteb(name)]
+        found.update({task.name: task for task in chosen})
+    return list(found.values())
+
+
+def _folder_task(dataset: Path, split: str) -> EvaluationTask:
+    kind = dataset.parent.name
+
+    def queries() -> Iterator[str]:
+        if kind == "retrieval":
+            judged = {judgement.query_id for judgement in read_qrels(dataset, split)}
+            yield from (text for _, text in read_queries(dataset, only=judged))
+        else:
+            for record in read_records(split_file(dataset, split)):
+                yield from (record.text(key) for key in _KEYS.get(kind, ("query",)))
+
+    def documents(which: Documents) -> Iterator[str]:
+        if which == "none" or kind not in ("retrieval", "reranking"):
+            return
+        if kind == "retrieval":
+            relevant = {item.document_id for item in read_qrels(dataset, split) if item.score > 0}
+            only = relevant if which == "relevant" else None
+            yield from (text for _, text in read_corpus(dataset, only=only))
+            return
+        for record in read_records(split_file(dataset, split)):
+            for key in ("positive", "negative") if which == "all" else ("positive",):
+                yield from _texts(record, key)
+
+    return EvaluationTask(task_name(dataset), fingerprint(dataset), queries, documents)
+
+
+def _texts(record: Record, key: str) -> Iterator[str]:
+    value = record.require(key)
+    for text in value if isinstance(value, list) else [value]:
+        yield record.check_text(text, key)
+
+
+def _tasks_of_mteb(name: str) -> list[Any]:
+    try:
+        import mteb
+        from mteb.get_tasks import _TASKS_REGISTRY
+    except ImportError:
+        raise missing_extra(
+            "mteb", "evaluate", f"decontaminating against '{name}', which is no folder,"
+        ) from None
+    try:
+        return list(mteb.get_benchmark(name).tasks)
+    except KeyError:
+        pass
+    try:
+        return [mteb.get_task(name)]
+    except KeyError:
+        raise EmbedforgeError(
+            f"--against {name}: neither a folder nor an mteb task or benchmark."
+            f"{did_you_mean(name, _TASKS_REGISTRY)}"
+        ) from None
+
+
+def mteb_task(task: Any) -> EvaluationTask:
+    """Return the texts of an mteb task; its data is loaded when they are first asked for.
+
+    Args:
+        task: an `mteb.AbsTask`.
+    """
+
+    def parts() -> Iterator[Mapping[str, Any]]:
+        if not task.data_loaded:
+            task.load_data()
+        yield from _splits(task.dataset, set(task.eval_splits))
+
+    def queries() -> Iterator[str]:
+        for part in parts():
+            if _is_search(part):
+                wanted = set(part["relevant_docs"])
+                yield from (row["text"] for row in part["queries"] if str(row["id"]) in wanted)
+            else:
+                yield from _all_texts(part)
+
+    def documents(which: Documents) -> Iterator[str]:
+        if which == "none":
+            return
+        for part in parts():
+            if _is_search(part):
+                yield from _corpus(part, only_relevant=which == "relevant")
+
+    metadata = task.metadata
+    return EvaluationTask(metadata.name, str(metadata.dataset["revision"]), queries, documents)
+
+
+def _corpus(part: Mapping[str, Any], *, only_relevant: bool) -> Iterator[str]:
+    judgements = part["relevant_docs"].values()
+    relevant = {name for judged in judgements for name, gain in judged.items() if gain > 0}
+    for row in part["corpus"]:
+        if not only_relevant or str(row["id"]) in relevant:
+            yield f"{row.get('title') or ''} {row['text']}".strip()
+
+
+def _is_search(part: Any) -> bool:
+    return isinstance(part, Mapping) and "relevant_docs" in part
+
+
+def _splits(dataset: Mapping[str, Any], wanted: set[str]) -> Iterator[Any]:
+    """Yield the data of the wanted splits; above a split there may be a subset for each language."""
+    for name, part in dataset.items():
+        if name in wanted:
+            yield part
+        elif isinstance(part, Mapping):
+            yield from _splits(part, wanted)
+
+
+def _all_texts(rows: Any) -> Iterator[str]:
+    """Yield every text of a table's rows, also of lists; labels that are words count as texts too."""
+    for row in rows:
+        for value in row.values():
+            for text in value if isinstance(value, list) else [value]:
+                if isinstance(text, str) and text.strip():
+                    yield text

@@ -1,0 +1,97 @@
+"""What a step keeps and what it drops, and how a verdict on a text becomes one on its Example."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Literal, NamedTuple
+
+from embedforge.data.example import Example
+
+Part = Literal["query", "positive", "negative"]
+
+
+class Verdict(NamedTuple):
+    """Why a text cannot stay."""
+
+    reason: str
+    """A few words, the same for all texts of one fault: reports count by it."""
+    detail: str = ""
+    """What about this text."""
+
+
+class Dropped(NamedTuple):
+    """One thing that a step took away."""
+
+    example: Example
+    """As it came in."""
+    part: Literal["example", "positive", "negative"]
+    """The whole Example, or one document of it."""
+    text: str
+    """The text at fault."""
+    reason: str
+    detail: str = ""
+
+
+class Outcome(NamedTuple):
+    """What a step leaves, in the order it came, and what it dropped."""
+
+    kept: list[Example]
+    dropped: list[Dropped]
+
+
+def judge_texts(examples: Sequence[Example], judge: Callable[[str, Part], Verdict | None]) -> Outcome:
+    """Ask about every text of every Example, and drop what is found at fault.
+
+    A query at fault drops its Example. A positive or negative at fault is taken out of it, and an Example
+    whose last positive goes, goes with it.
+
+    Args:
+        examples: in any order.
+        judge: a verdict for a text that has to go, None for one that stays; told which part it is.
+    """
+    kept: list[Example] = []
+    dropped: list[Dropped] = []
+    for example in examples:
+        verdict = judge(example.query, "query")
+        if verdict is not None:
+            dropped.append(Dropped(example, "example", example.query, *verdict))
+            continue
+        positives = [judge(text, "positive") for text in example.positives]
+        lost = [(place, found) for place, found in enumerate(positives) if found is not None]
+        if len(lost) == len(positives):
+            place, found = lost[0]
+            dropped.append(Dropped(example, "example", example.positives[place], *found))
+            continue
+        negatives = [judge(text, "negative") for text in example.negatives]
+        dropped += [Dropped(example, "positive", example.positives[place], *found) for place, found in lost]
+        dropped += [
+            Dropped(example, "negative", text, *found)
+            for text, found in zip(example.negatives, negatives, strict=True)
+            if found is not None
+        ]
+        kept.append(
+            without(
+                example,
+                {place for place, _ in lost},
+                {place for place, found in enumerate(negatives) if found is not None},
+            )
+        )
+    return Outcome(kept, dropped)
+
+
+def without(example: Example, positives: set[int], negatives: set[int]) -> Example:
+    """Return the Example without the documents at these places; ids go with their texts."""
+    if not positives and not negatives:
+        return example
+    return replace(
+        example,
+        positives=_left(example.positives, positives),
+        positive_ids=_left(example.positive_ids, positives),
+        negatives=_left(example.negatives, negatives),
+        negative_ids=_left(example.negative_ids, negatives),
+    )
+
+
+def _left(texts: tuple[str, ...], places: set[int]) -> tuple[str, ...]:
+    return tuple(text for place, text in enumerate(texts) if place not in places)

@@ -1,0 +1,71 @@
+"""A folder of evaluation datasets: `type/dataset/...`, as evaluation and decontamination read it.
+
+A retrieval dataset is a BEIR folder, any other has a file for each split in a format that
+`embedforge.data.readers` reads. The task is named `type/dataset`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from embedforge.errors import EmbedforgeError
+
+TYPES = ("retrieval", "reranking", "classification", "clustering", "sts", "nli", "bitext")
+ENDINGS = (".jsonl", ".jsonl.gz", ".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")
+
+
+def find_datasets(folder: Path, split: str = "test") -> list[Path]:
+    """Return the datasets of a folder that have the split, sorted by type and name.
+
+    Args:
+        folder: one of type folders, a type folder, or one dataset.
+        split: which split they must have; those without it are left out.
+
+    Raises:
+        EmbedforgeError: none has it.
+    """
+    folder = folder.resolve()
+    if folder.parent.name in TYPES:
+        datasets = [folder]
+    elif folder.name in TYPES:
+        datasets = sorted(p for p in folder.iterdir() if p.is_dir())
+    else:
+        datasets = sorted(p for kind in TYPES for p in (folder / kind).glob("*") if p.is_dir())
+    found = [dataset for dataset in datasets if has_split(dataset, split)]
+    if not found:
+        state = f"none of its {len(datasets)} datasets has" if datasets else "no datasets, so none with"
+        raise EmbedforgeError(
+            f"{folder}: {state} a split '{split}'. Expected TYPE/DATASET/{split}.jsonl, or "
+            f"retrieval/DATASET/qrels/{split}.tsv; types are: {', '.join(TYPES)}"
+        )
+    return found
+
+
+def task_name(dataset: Path) -> str:
+    """Return the task's name, `type/dataset`."""
+    return f"{dataset.parent.name}/{dataset.name}"
+
+
+def split_file(dataset: Path, split: str) -> Path:
+    """Return the file of a split, whatever its format; without one, the path that the error will name."""
+    for ending in ENDINGS:
+        if (dataset / f"{split}{ending}").exists():
+            return dataset / f"{split}{ending}"
+    return dataset / f"{split}{ENDINGS[0]}"
+
+
+def has_split(dataset: Path, split: str) -> bool:
+    """Say whether a dataset has a split."""
+    if dataset.parent.name == "retrieval":
+        return (dataset / "qrels" / f"{split}.tsv").exists()
+    return split_file(dataset, split).exists()
+
+
+def fingerprint(dataset: Path) -> str:
+    """Return a hash of all files of a dataset, in the order of their names: it changes with the data."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in dataset.rglob("*") if p.is_file()):
+        digest.update(path.relative_to(dataset).as_posix().encode() + b"\0")
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:16]
