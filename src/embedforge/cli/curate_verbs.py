@@ -58,7 +58,9 @@ def curate(
     documents: Annotated[
         str, typer.Option(help="Documents of search tasks to keep out too: none, relevant or all.")
     ] = "none",
-    ngram: Annotated[int, typer.Option(help="A shared run of so many words is a copy; 0: no such check.")] = 13,
+    ngram: Annotated[
+        int, typer.Option(help="A shared run of so many words is a copy; 0: no such check.")
+    ] = 13,
     bm25: Annotated[
         float, typer.Option(help="BM25 similarity from which a query is a copy, 0 to 1; 0: no such check.")
     ] = 0.0,
@@ -107,7 +109,9 @@ def curate(
 
 @app.command()
 def catalog(
-    name: Annotated[str | None, typer.Argument(help="One dataset in full; all as a table without it.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="One dataset in full; all as a table without it.")
+    ] = None,
     paper: Annotated[
         str | None, typer.Option(help="Only what this paper used: nv-embed-v1, nv-embed-v2, e5-mistral.")
     ] = None,
