@@ -20,18 +20,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from make_results import machine, replace_section
+from numpy.typing import NDArray
 from scipy.special import stdtrit
+from scipy.stats import spearmanr
 
 from embedforge.documents.sentences import sentences
+from embedforge.encode import encode
 from embedforge.evaluate.run import Results, evaluate, versions
 from embedforge.evaluate.units import Units, compare, interval
-from embedforge.model.encoder import save
+from embedforge.model.attention import make_bidirectional, make_causal
+from embedforge.model.encoder import EmbeddingModel, embedding_model, load, save
 from embedforge.recipe import Recipe, load_recipe
 from embedforge.train.run import DONE, stage_folder, train
 from embedforge.train.stages import model_after, prepare_model
 
 KINDS = ("sts", "classification", "clustering", "retrieval", "reranking")
+Floats = NDArray[np.floating[Any]]
 MAX_TOKENS = 128
 """Of a text in the evaluation, for every variant."""
 CAUSAL, BIDIRECTIONAL, MNTP, BOTH, SIMCSE = (
@@ -87,9 +93,10 @@ def main() -> None:
     models = [model for variant in found for model in variant.models]
     results = evaluate(models, str(chosen_tasks(args)), args.out / "evaluation", max_tokens=MAX_TOKENS)
     names = dict(zip(models, results.models, strict=True))
-    found = [Variant(item.name, tuple(names[model] for model in item.models)) for item in found]
+    rows, found = found, [Variant(row.name, tuple(names[model] for model in row.models)) for row in found]
     recipe = load_recipe("llm2vec-tiny", args.changes)
     replace_section(args.results, "llm2vec", page(results, found, recipe))
+    replace_section(args.results, "llm2vec states", states_page(rows, sample_texts(args.tasks)))
 
 
 def write_texts(files: Sequence[Path], folder: Path, characters: int) -> None:
@@ -228,6 +235,56 @@ def signed(figure: Figure) -> str:
     """Return a difference, in brackets where it may be chance."""
     text = f"{figure.mean:+.3f} ± {figure.half:.3f}"
     return text if figure.is_real else f"({text})"
+
+
+def sample_texts(tasks: Path) -> list[str]:
+    """Return the texts of all STS datasets' test parts: short ones, of many kinds."""
+    files = sorted(path for path in (tasks / "sts").glob("*/test.jsonl*"))
+    rows = []
+    for path in files:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as lines:
+            rows += [json.loads(line) for line in lines]
+    return sorted({row[key] for row in rows for key in ("sentence1", "sentence2")})
+
+
+def states_page(rows: Sequence[Variant], texts: Sequence[str]) -> str:
+    """Return what the states and the vectors of the first seed's models look like, as Markdown."""
+    lines = [
+        f"{len(texts):,} sentences. *Mask*: mean cosine of a token's last state with and without the causal "
+        "mask. *Any two*: mean cosine of the vectors of two random texts. *Length*: Spearman correlation of "
+        "that cosine with how alike two texts are in length.",
+        "",
+        "| variant | mask | any two | length |",
+        "|---|---|---|---|",
+    ]
+    for row in rows:
+        model = embedding_model(load(row.models[0]))
+        vectors = encode(model, texts, bfloat16=False)
+        cosines, lengths = random_pairs(vectors, [len(text) for text in texts])
+        figures = (agreement(model, texts[:500]), cosines.mean(), spearmanr(cosines, lengths).statistic)
+        lines.append(f"| {row.name} | " + " | ".join(f"{figure:.3f}" for figure in figures) + " |")
+    return "\n".join(lines)
+
+
+def random_pairs(vectors: Floats, lengths: Sequence[int], pairs: int = 20_000) -> tuple[Floats, Floats]:
+    """Return the cosine of random pairs, and minus the difference of the logarithms of their lengths."""
+    chance = np.random.default_rng(0)
+    one, other = chance.integers(len(vectors), size=(2, pairs))
+    one, other = one[one != other], other[one != other]
+    logs = np.log(np.asarray(lengths, dtype=np.float64))
+    return (vectors[one] * vectors[other]).sum(axis=1), -np.abs(logs[one] - logs[other])
+
+
+@torch.no_grad()
+def agreement(model: EmbeddingModel, texts: Sequence[str]) -> float:
+    """Return the mean cosine of tokens' last states with and without the causal mask."""
+    batch = model.renderer.batch(texts)
+    states = []
+    for turn in (make_causal, make_bidirectional):
+        turn(model.decoder)
+        states.append(model.token_states(batch["input_ids"], batch["attention_mask"]))
+    cosines = torch.nn.functional.cosine_similarity(*states, dim=-1)
+    return float(cosines[batch["attention_mask"].bool()].mean())
 
 
 def _result(results: Results, task: str, model: str) -> dict[str, Any]:
