@@ -3,7 +3,7 @@
     python scripts/llm2vec_table.py --documents FILE.jsonl.gz ... --tasks FOLDER --out runs/llm2vec
 
 The decoder as it came (causal, weighted mean), its mask removed (mean), after MNTP, after MNTP and SimCSE,
-all with several seeds, and after SimCSE alone, with the first. Every line of the document files holds a `text`.
+all with several seeds, and after SimCSE alone, with the first. Every line of the documents holds a `text`.
 The tasks are a folder of datasets (docs/evaluation.md); STS, classification, clustering, retrieval and
 reranking are scored. Run again to go on where it stopped.
 """

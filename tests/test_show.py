@@ -13,7 +13,7 @@ from rich.tree import Tree
 from embedforge.errors import EmbedforgeError
 from embedforge.recipe import Recipe, load_recipe, parse_recipe, shipped_recipes
 from embedforge.show import mixture_tree, read_mixtures, show, show_probe
-from sources_for_tests import ROWS, write_sources
+from sources_for_tests import ROWS, is_file, write_sources
 
 
 def printed(tree: Tree) -> str:
@@ -31,19 +31,44 @@ def recipe_with(*sources: dict[str, object], **stage: object) -> Recipe:
     return parse_recipe(values, "mine.yaml")
 
 
+UNITS = {"contrastive": "queries", "simcse": "texts", "mntp": "chunks"}
+
+
 @pytest.mark.parametrize("name", shipped_recipes())
 def test_every_shipped_recipe_is_a_tree_with_the_rows_of_every_source(name: str, tmp_path: Path) -> None:
-    recipe = load_recipe(name)
+    small = [f"stages.{stage.name}.batch_queries=4" for stage in load_recipe(name).stages]
+    recipe = load_recipe(name, small)
     write_sources(recipe, tmp_path)
     text = printed(mixture_tree(recipe, read_mixtures(recipe, tmp_path)))
-    assert "not counted" not in text
     for stage in recipe.stages:
-        assert f"{stage.name}  {stage.steps:,} steps x {stage.batch_queries} queries" in text
-        for source in stage.mix.sources:
+        assert f"{stage.name}  {stage.steps:,} steps x 4 {UNITS[stage.objective.kind]}" in text
+        elsewhere = [source for source in stage.mix.sources if not is_file(source)]
+        assert not elsewhere or "not counted: " in text
+        for source in () if elsewhere else stage.mix.sources:
             rows = 2 * ROWS if source.kind == "scored_pairs" else ROWS
             rows = min(rows, source.cap or rows)
             stem = Path(source.path).name.partition(".")[0]
-            assert f"{source.name or stem}: {rows:,} rows" in text
+            kind = "texts" if source.kind == "texts" else "rows"
+            assert f"{source.name or stem}: {rows:,} {kind}" in text
+
+
+def test_stages_of_texts_are_told_in_texts_and_chunks(tmp_path: Path) -> None:
+    source = {"path": "a.txt", "kind": "texts", "weight": 0.5}
+    objective: dict[str, object] = {"kind": "mntp", "probability": 0.8, "style": "all_mask"}
+    recipe = recipe_with(source, objective=objective, batch_queries=8)
+    write_sources(recipe, tmp_path)
+    text = printed(mixture_tree(recipe, read_mixtures(recipe, tmp_path)))
+    chunks = "1,000 steps x 8 chunks of 512 tokens, mntp: 80% to predict, all of them hidden by '_', blended"
+    assert chunks in text
+    assert "33 texts an epoch, which training joins and cuts into chunks" in text
+    assert "a: 66 texts, 100.0% of the epoch" in text
+    assert "weight 0.5: 33 texts an epoch" in text
+    recipe = recipe_with(source, objective={"kind": "simcse"}, batch_queries=8)
+    both = text + printed(mixture_tree(recipe, read_mixtures(recipe, tmp_path)))
+    assert "1,000 steps x 8 texts, simcse: temperature 0.05, attention dropout 0.3, blended batches" in both
+    assert "33 texts an epoch in 4 blended steps of 8 texts" in both
+    for word in ("queries", "queries,", "negatives", "positives", "symmetric"):
+        assert word not in both
 
 
 def test_weights_and_shares_are_counted(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from embedforge.train import run as run_module
 from embedforge.train.batches import render_step
 from embedforge.train.mixtures import read_mixture
 from embedforge.train.run import prepare_model, train
+from stages_for_tests import write_texts
 from training_for_tests import WORDS, logged, tiny_recipe, weights, write_pairs
 
 
@@ -96,22 +97,24 @@ def test_every_shipped_recipe_trains_two_steps_on_a_tiny_base(
     recipe = load_recipe(name)
     values = recipe.model_dump(mode="json")
     values["model"]["base"] = str(tiny_base)
-    values["model"]["pooling"] |= {"latents": 8, "heads": 2, "head_dim": 16}
-    values["contract"]["max_tokens"] = 48
+    if recipe.model.pooling.kind == "latent":
+        values["model"]["pooling"] |= {"latents": 8, "heads": 2, "head_dim": 16}
+    values["contract"] |= {"max_tokens": 128, "text_max_tokens": None}
+    texts = write_texts(tmp_path / "texts.txt")
     flags = ("in_batch_negatives", "symmetric")
     for stage in values["stages"]:
         kinds = {source["in_batch_negatives"]: source for source in stage["mix"]["sources"]}
+        stage |= {"steps": 2, "batch_queries": 8, "query_max_tokens": None, "document_max_tokens": None}
+        if stage["objective"]["kind"] != "contrastive":
+            stage["mix"]["sources"] = [{"path": str(texts), "kind": "texts"}]
+            if stage["objective"]["kind"] == "mntp":
+                stage["objective"] |= {"chunk_tokens": 16, "mask_token": "_", "add_mask_token": False}
+            continue
+        stage["negatives"] = 2
         stage["mix"]["sources"] = [
             {"path": str(pairs), "name": f"s{place}", **{key: source[key] for key in ("instruction", *flags)}}
             for place, source in enumerate(kinds.values())
         ]
-        stage |= {
-            "steps": 2,
-            "batch_queries": 8,
-            "negatives": 2,
-            "query_max_tokens": None,
-            "document_max_tokens": None,
-        }
     model = train(parse_recipe(values, name), tmp_path / "run", quiet=True)
     assert (model / "contract.json").exists()
 

@@ -22,7 +22,7 @@ import embedforge
 from embedforge.errors import EmbedforgeError
 from embedforge.recipe import load_recipe, parse_recipe
 from embedforge.train import checkpoints as checkpoints_module
-from embedforge.train import trainer as trainer_module
+from embedforge.train import contrastive as contrastive_module
 from embedforge.train.checkpoints import last_complete_checkpoint
 from embedforge.train.run import train
 from training_for_tests import assert_same_weights, tiny_recipe, weights, write_pairs
@@ -82,19 +82,19 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_batch(
     tiny_base: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = tiny_recipe(tiny_base, pairs)
-    honest, calls = trainer_module.info_nce, []
+    honest, calls = contrastive_module.info_nce, []
 
     def poisoned(*args: Any) -> torch.Tensor:
         calls.append(1)
         losses = honest(*args)
         return losses if len(calls) < 4 else losses * float("nan")
 
-    monkeypatch.setattr(trainer_module, "info_nce", poisoned)
+    monkeypatch.setattr(contrastive_module, "info_nce", poisoned)
     with pytest.raises(
         EmbedforgeError, match=r"(?s)stage 'one', step 3: the loss is not finite.*find .*checkpoint-2"
     ):
         train(recipe, tmp_path / "run", quiet=True)
-    monkeypatch.setattr(trainer_module, "info_nce", honest)
+    monkeypatch.setattr(contrastive_module, "info_nce", honest)
     train(recipe, tmp_path / "run", resume=True, quiet=True)
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib.metadata
 import os
+import platform
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -81,6 +84,20 @@ def _has_cpu_flag(word: str) -> bool:
             return any(line.startswith("flags") and word in line for line in lines)
     except OSError:
         return False
+
+
+def native_precision(wanted: str, device: torch.device) -> str:
+    """Return a recipe's precision, or "float32" where bfloat16 is only emulated, many times slower."""
+    return wanted if wanted == "float32" or fast_bfloat16(device) else "float32"
+
+
+def circumstances(device: torch.device) -> dict[str, Any]:
+    """Say where figures were made: the machine, and the versions of what they depend on."""
+    names = ("embedforge", "torch", "transformers")
+    return {
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {device}",
+        "versions": {name: importlib.metadata.version(name) for name in names},
+    }
 
 
 def keep_freed_memory() -> None:

@@ -14,6 +14,7 @@ from embedforge.errors import EmbedforgeError
 from embedforge.model.decoder import find_folder
 from embedforge.model.encoder import build, to_sentence_transformer
 from embedforge.model.pooling import STATELESS
+from embedforge.model.trained_base import own_attention
 from embedforge.text.contract import Contract
 
 SEPARATOR = "@"
@@ -46,7 +47,7 @@ def load_untrained(
     decoder, pooling = parts
     config = AutoConfig.from_pretrained(find_folder(decoder)).get_text_config()
     contract = Contract(
-        attention="causal",
+        attention=own_attention(decoder),
         pooling=pooling,
         query_template="{text}",
         default_instruction="",

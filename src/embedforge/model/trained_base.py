@@ -62,7 +62,9 @@ def take_over_pooler(folder: Path, kind: str, pooler: nn.Module) -> None:
     before = Contract.load(folder).pooling
     if before in STATELESS:
         if before != kind:
-            logger.warning("%s was trained with pooling '%s', and is now pooled by '%s'", folder, before, kind)
+            logger.warning(
+                "%s was trained with pooling '%s', and is now pooled by '%s'", folder, before, kind
+            )
         return
     earlier = Pool.load(str(folder), layout.POOL_FOLDER).pooler
     if before == kind and _shape(earlier) == _shape(pooler):
@@ -80,5 +82,6 @@ def take_over_pooler(folder: Path, kind: str, pooler: nn.Module) -> None:
 
 def _shape(pooler: nn.Module) -> tuple[dict[str, tuple[int, ...]], list[int]]:
     """Return all that tells poolers of one kind apart: the sizes of their weights, and their heads."""
-    heads = [module.heads for module in pooler.modules() if isinstance(getattr(module, "heads", None), int)]
-    return {name: tuple(weight.shape) for name, weight in pooler.state_dict().items()}, heads
+    heads = [getattr(module, "heads", None) for module in pooler.modules()]
+    shapes = {name: tuple(weight.shape) for name, weight in pooler.state_dict().items()}
+    return shapes, [count for count in heads if isinstance(count, int)]

@@ -42,7 +42,7 @@ from embedforge.train.mixtures import (
     unseen_instruction,
 )
 from embedforge.train.progress import BarCallback, InterruptCallback, JsonLogCallback
-from embedforge.train.sharding import check_fsdp
+from embedforge.train.sharding import check_fsdp, check_sharded_stages
 from embedforge.train.stages import begin_stage, check_batch, model_after, prepare_model, work_of
 from embedforge.train.trainer import StageTrainer
 
@@ -87,6 +87,7 @@ def train(
     keep_freed_memory()
     finished = out / "model"
     check_fsdp(recipe.training.fsdp, device)
+    check_sharded_stages(recipe)
     mixtures = {stage.name: read_mixture(stage, recipe.seed, source_folder) for stage in recipe.stages}
     held_out = read_held_out(recipe, source_folder, held_out)
     _claim_folder(out, recipe, {name: mixture.fingerprint for name, mixture in mixtures.items()}, resume)

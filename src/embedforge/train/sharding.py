@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from embedforge.errors import EmbedforgeError, did_you_mean
+from embedforge.recipe import Recipe
+from embedforge.recipe_objectives import Mntp
 from embedforge.runtime import pick_device
 
 RESHARDS = {"full_shard": True, "shard_grad_op": False}
@@ -43,6 +45,24 @@ def check_fsdp(options: str, device: str | None) -> None:
             f"training.fsdp='{options}' with --device {device}: torch shards on the GPU where it sees one; "
             "leave --device out, or hide the GPUs with CUDA_VISIBLE_DEVICES=''"
         )
+
+
+def check_sharded_stages(recipe: Recipe) -> None:
+    """Refuse to measure retrieval while only the decoder, in shards, is at hand: in a stage of mntp.
+
+    Raises:
+        EmbedforgeError: names the stage and the ways out.
+    """
+    settings = recipe.training
+    if not settings.fsdp or settings.eval_steps is None:
+        return
+    for stage in recipe.stages:
+        if isinstance(stage.objective, Mntp):
+            raise EmbedforgeError(
+                f"training.eval_steps measures retrieval with the whole model, and stage '{stage.name}' "
+                f"(mntp) under training.fsdp='{settings.fsdp}' holds its decoder alone, in shards: leave one "
+                "of the two settings out, or train that stage by a recipe of its own"
+            )
 
 
 def reshards_after_forward(options: str) -> bool:
