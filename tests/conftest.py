@@ -24,7 +24,7 @@ from embedforge.model.nvembed import load_nvembed
 from embedforge.text.contract import Contract
 from models_for_tests import make
 
-gc.freeze()  # A Trainer collects garbage at its end: two thirds of a tiny run's time, with all that imports made.
+gc.freeze()  # A Trainer collects garbage at its end: most of a tiny run's time, with all that imports made.
 
 GOLDEN = Path(__file__).parent / "golden"
 OFFICIAL = GOLDEN / "nvembed_tiny"

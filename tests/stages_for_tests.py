@@ -20,7 +20,6 @@ from embedforge.train.trainer import StageTrainer
 from embedforge.train.work import Place, Work
 from training_for_tests import WORDS
 
-
 COMMON = {"steps": 4, "batch_queries": 6, "learning_rate": 3e-3, "warmup_steps": 1}
 LORA = {"rank": 4, "alpha": 16, "dropout": 0.2}
 
