@@ -15,12 +15,12 @@ from rich.console import Console
 from datasets_for_tests import TOPICS, sentence, write_jsonl
 from embedforge.curate.evaluation_texts import find_evaluation_tasks
 from embedforge.curate.lengths import Limits
-from embedforge.curate.run import curate, source_of
+from embedforge.curate.run import curate
 from embedforge.curate.steps import Curation
 from embedforge.data.convert import read_source
 from embedforge.data.marks import read_mark, undecontaminated
 from embedforge.errors import EmbedforgeError
-from embedforge.recipe import Source
+from embedforge.recipe import Source, source_of
 
 
 def quiet() -> Console:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from embedforge.lexical import Bm25, words, words_and_identifiers
+from embedforge.errors import EmbedforgeError
+from embedforge.lexical import Bm25, Collection, QueryTerms, words, words_and_identifiers
 
 
 @pytest.mark.parametrize(
@@ -45,3 +47,43 @@ def test_bm25_ranks_chinese_and_japanese_documents_by_shared_words() -> None:
     best, scores = bm25.search(["中国的大学", "公园天气", "日本の建物", "猫が好き"], 1)
     assert best[:, 0].tolist() == [0, 1, 2, 3]
     assert (scores > 0).all()
+
+
+# --- part by part ------------------------------------------------------------------------------------
+
+POEM = (
+    "the sea the sea the open sea",
+    "open the window, sailor",
+    "",
+    "a sailor of the sea sings, sings and sings",
+    "nothing in common",
+    "window to the sea",
+    "sea sea sea",
+)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+def test_parts_give_the_scores_of_the_whole(size: int):
+    queries = ["open sea", "sea sea sailor", "unknown", "the", "Sings window"]
+    terms = QueryTerms(queries)
+    parts = [terms.postings(POEM[start : start + size]) for start in range(0, len(POEM), size)]
+    collection = Collection.of(parts)
+    found = np.zeros((len(queries), len(POEM)), dtype=np.float32)
+    for number, part in enumerate(parts):
+        for query, scores in terms.scores(part, collection, range(len(queries))):
+            found[query, number * size : number * size + size] = scores
+    whole = Bm25(POEM)
+    np.testing.assert_allclose(found, [whole.scores(query) for query in queries], rtol=1e-5)
+
+
+def test_parts_split_identifiers_too():
+    terms = QueryTerms(["read lines"], "identifiers")
+    assert set(terms.numbers) == {"read", "lines"}
+    assert len(terms.postings(["readLines()", "other"]).rows) == 2
+
+
+def test_words_are_needed_on_both_sides():
+    with pytest.raises(EmbedforgeError, match="no word to search for in 2 queries"):
+        QueryTerms(["the", "?"])
+    with pytest.raises(EmbedforgeError, match="no word to index in 1 documents"):
+        Collection.of([QueryTerms(["sea"]).postings(["!"])])

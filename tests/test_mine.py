@@ -58,7 +58,14 @@ def test_shifted_counts_ranks_from_one_with_ties(shift, count):
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"kind": "percent"}, {"kind": "shifted", "value": -1}, {"value": float("nan")}, {"sample_from": 0}],
+    [
+        {"kind": "percent"},
+        {"kind": "shifted", "value": -1},
+        {"value": float("nan")},
+        {"sample_from": 0},
+        {"keep_first": True},
+        {"kind": "top_k", "value": 0.5},
+    ],
 )
 def test_a_rule_without_sense_is_refused(arguments):
     with pytest.raises(EmbedforgeError):

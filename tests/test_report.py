@@ -7,8 +7,8 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from embedforge.evaluate import charts
-from embedforge.evaluate.report import (
+from embedforge.report import charts
+from embedforge.report.page import (
     Chart,
     Headline,
     Hit,
@@ -20,7 +20,7 @@ from embedforge.evaluate.report import (
     verdict,
     write_report,
 )
-from embedforge.evaluate.statistics import Interval, PairedTest
+from embedforge.statistics import Interval, PairedTest
 
 NASTY = "<script>alert('x')</script> $a$ & \"b\""
 REAL = PairedTest(0.31, 0.28, 0.34, 0.0001, 300, True)

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedforge.errors import EmbedforgeError
-from embedforge.evaluate import statistics as statistics_module
+from embedforge import statistics as statistics_module
 from embedforge.evaluate.retrieval import per_query_metrics, v_measure
-from embedforge.evaluate.statistics import (
+from embedforge.statistics import (
     bootstrap_interval,
     half_sample_difference,
     half_sample_interval,

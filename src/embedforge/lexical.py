@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import bm25s
 import numpy as np
 from bm25s.stopwords import STOPWORDS_EN
+from numpy.typing import NDArray
 
 from embedforge.errors import EmbedforgeError
 from embedforge.ranking import Floats, Indices, top_k
@@ -71,6 +74,13 @@ def _with_parts(text: str) -> Iterator[str]:
             yield from (part for part in parts if len(part) > 1)
 
 
+K1, B = 1.2, 0.75
+
+
+def _tokenizer(tokenization: Tokenization) -> Callable[[str], list[str]]:
+    return words_and_identifiers if tokenization == "identifiers" else words
+
+
 class Bm25:
     """BM25 (Lucene's variant, k1 1.2 and b 0.75 unless given) over a fixed list of documents.
 
@@ -89,10 +99,10 @@ class Bm25:
         documents: Sequence[str],
         *,
         tokenization: Tokenization = "words",
-        k1: float = 1.2,
-        b: float = 0.75,
+        k1: float = K1,
+        b: float = B,
     ) -> None:
-        self._tokenize = words_and_identifiers if tokenization == "identifiers" else words
+        self._tokenize = _tokenizer(tokenization)
         tokens = [self._tokenize(text) for text in documents]
         if not any(tokens):
             raise EmbedforgeError(f"BM25 found no word to index in {len(documents)} documents")
@@ -124,3 +134,120 @@ class Bm25:
         for row, query in enumerate(queries):
             indices[row : row + 1], scores[row : row + 1] = top_k(self.scores(query)[None, :], k)
         return indices, scores
+
+
+@dataclass(frozen=True, slots=True)
+class Postings:
+    """Where the queries' words stand in one part of a collection; see `QueryTerms.postings`."""
+
+    starts: NDArray[np.int64]
+    """[words + 1]: the entries of word w are those from starts[w] up to starts[w + 1]."""
+    rows: NDArray[np.int32]
+    """[entries], the document's number within the part; ascending within a word."""
+    counts: NDArray[np.int32]
+    """[entries], how often the word stands there."""
+    lengths: NDArray[np.int32]
+    """[documents], words of each document, all of them."""
+
+
+class QueryTerms:
+    """BM25 of known queries over a collection that does not fit in memory, part by part.
+
+    Only the queries' own words are indexed, so memory follows the queries and the largest part. The scores
+    are those of `Bm25` over the whole collection: each part is counted first (`postings`), the counts of
+    all are added up (`Collection.of`), then each part is scored (`scores`).
+
+    Args:
+        queries: all of them.
+        tokenization: as for `Bm25`.
+
+    Raises:
+        EmbedforgeError: there is no word in any query.
+    """
+
+    def __init__(self, queries: Sequence[str], tokenization: Tokenization = "words") -> None:
+        self._tokenize = _tokenizer(tokenization)
+        self.numbers: dict[str, int] = {}
+        """The words, in the order in which they were met."""
+        self._queries = [
+            Counter(self.numbers.setdefault(word, len(self.numbers)) for word in self._tokenize(query))
+            for query in queries
+        ]
+        if not self.numbers:
+            raise EmbedforgeError(f"BM25 found no word to search for in {len(queries)} queries")
+
+    def postings(self, documents: Iterable[str]) -> Postings:
+        """Count the queries' words in a part of the collection."""
+        terms: list[int] = []
+        rows: list[int] = []
+        counts: list[int] = []
+        lengths: list[int] = []
+        for row, text in enumerate(documents):
+            tokens = self._tokenize(text)
+            lengths.append(len(tokens))
+            found = Counter(number for token in tokens if (number := self.numbers.get(token)) is not None)
+            terms.extend(found.keys())
+            counts.extend(found.values())
+            rows.extend([row] * len(found))
+        order = np.argsort(np.array(terms, dtype=np.int32), kind="stable")
+        starts = np.zeros(len(self.numbers) + 1, dtype=np.int64)
+        np.cumsum(np.bincount(np.array(terms, dtype=np.int64), minlength=len(self.numbers)), out=starts[1:])
+        return Postings(
+            starts,
+            np.array(rows, dtype=np.int32)[order],
+            np.array(counts, dtype=np.int32)[order],
+            np.array(lengths, dtype=np.int32),
+        )
+
+    def scores(
+        self, postings: Postings, collection: Collection, queries: Iterable[int]
+    ) -> Iterator[tuple[int, Floats]]:
+        """Yield each asked query's number and the scores of the part's documents, float32 [documents].
+
+        The array is used again for the next query.
+        """
+        weights = collection.weights(postings)
+        scores = np.zeros(len(postings.lengths), dtype=np.float32)
+        for query in queries:
+            scores[:] = 0
+            for word, times in self._queries[query].items():
+                entries = slice(postings.starts[word], postings.starts[word + 1])
+                scores[postings.rows[entries]] += times * weights[entries]
+            yield query, scores
+
+
+@dataclass(frozen=True, slots=True)
+class Collection:
+    """What BM25 has to know of a whole collection to score a part of it."""
+
+    documents: int
+    mean_length: float
+    frequencies: NDArray[np.int64]
+    """[words], in how many documents each word stands."""
+
+    @staticmethod
+    def of(parts: Iterable[Postings]) -> Collection:
+        """Add up the parts.
+
+        Raises:
+            EmbedforgeError: no document holds a word.
+        """
+        documents, length = 0, 0
+        frequencies = np.zeros(0, dtype=np.int64)
+        for part in parts:
+            documents += len(part.lengths)
+            length += int(part.lengths.sum(dtype=np.int64))
+            found = np.diff(part.starts)
+            frequencies = found if not len(frequencies) else frequencies + found
+        if not length:
+            raise EmbedforgeError(f"BM25 found no word to index in {documents} documents")
+        return Collection(documents, length / documents, frequencies)
+
+    def weights(self, postings: Postings) -> Floats:
+        """Return what each entry adds to its document's score, float32 [entries]: Lucene's BM25."""
+        rarity = np.log1p((self.documents - self.frequencies + 0.5) / (self.frequencies + 0.5))
+        relative = postings.lengths / self.mean_length
+        held_back = (K1 * (1 - B + B * relative))[postings.rows]
+        counts = postings.counts.astype(np.float64)
+        word = np.repeat(np.arange(len(self.frequencies)), np.diff(postings.starts))
+        return np.asarray(rarity[word] * counts / (counts + held_back), dtype=np.float32)

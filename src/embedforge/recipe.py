@@ -305,6 +305,19 @@ def parse_recipe(values: dict[str, Any], where: str) -> Recipe:
         raise EmbedforgeError(f"{where}:\n{explain(error, Recipe)}") from None
 
 
+def source_of(path: str, **settings: Any) -> Source:
+    """Return the source that a command line names: its path, and settings, of which None is the default.
+
+    Raises:
+        EmbedforgeError: an unknown kind or a bad value.
+    """
+    given = {key: value for key, value in settings.items() if value is not None}
+    try:
+        return Source.model_validate({"path": path, **given})
+    except ValidationError as error:
+        raise EmbedforgeError(f"{path}:\n{explain(error, Source)}") from None
+
+
 def recipe_schema() -> dict[str, Any]:
     """Return the JSON schema of a recipe's file, for editors.
 

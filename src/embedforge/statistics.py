@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -48,6 +48,11 @@ class PairedTest:
     n: int
     is_real: bool
     """The interval leaves out zero and the p-value is below 1 - confidence."""
+
+
+def as_dict(value: Interval | PairedTest) -> dict[str, Any]:
+    """Return the record as plain values, for JSON."""
+    return {name: getattr(value, name) for name in value.__slots__}
 
 
 def bootstrap_interval(

@@ -80,8 +80,8 @@ def curate(
     from embedforge.curate.evaluation_texts import find_evaluation_tasks
     from embedforge.curate.lengths import parse_limits
     from embedforge.curate.run import curate as run
-    from embedforge.curate.run import source_of
     from embedforge.curate.steps import Curation
+    from embedforge.recipe import source_of
 
     curation = Curation(
         query_length=parse_limits(query_length, "--query-length") if query_length else None,

@@ -1,13 +1,14 @@
-"""Training data: written by a language model."""
+"""Training data: written by a language model, and mined for hard negatives."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from embedforge.cli.app import Seed, app
+from embedforge.cli.app import Device, Seed, app
 
 
 @app.command()
@@ -96,3 +97,104 @@ def synthesize(
     run.print_result(out, result, Console())
     if result.is_interrupt:
         raise typer.Exit(130)
+
+
+@app.command()
+def mine(
+    source: Annotated[
+        str, typer.Argument(help="Examples (.jsonl, .csv, .parquet), a BEIR folder, or hub:owner/name.")
+    ],
+    teacher: Annotated[
+        list[str],
+        typer.Option(
+            help="A model, bm25, bm25:identifiers, run:FILE, http://HOST/v1#MODEL; several are fused."
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where examples.jsonl, audit.html ... go.")] = Path(
+        "mined"
+    ),
+    corpus: Annotated[
+        Path | None,
+        typer.Option(help="File of documents or BEIR folder; the source's own documents by default."),
+    ] = None,
+    kind: Annotated[
+        str | None,
+        typer.Option(help="As in a recipe; retrieval for a BEIR folder, else examples by default."),
+    ] = None,
+    split: Annotated[str, typer.Option(help="Of a BEIR folder or a hub dataset.")] = "train",
+    instruction: Annotated[str, typer.Option(help="Of queries that bring none of their own.")] = "",
+    cap: Annotated[int | None, typer.Option(min=1, help="At most so many Examples.")] = None,
+    negatives: Annotated[int, typer.Option(min=1, help="Most negatives an Example gets.")] = 7,
+    candidates: Annotated[int, typer.Option(min=1, help="Taken from each teacher's ranking.")] = 100,
+    rule: Annotated[
+        str, typer.Option(help="percentage, margin, absolute, shifted or top_k (docs/mining.md).")
+    ] = "percentage",
+    value: Annotated[float | None, typer.Option(help="Of the rule; the paper's best by default.")] = None,
+    sample_from: Annotated[
+        int | None, typer.Option(min=1, help="Draw from so many best survivors; the best by default.")
+    ] = None,
+    keep_first: Annotated[bool, typer.Option("--keep-first", help="Draw, but always take the best.")] = False,
+    query_prompt: Annotated[
+        str | None,
+        typer.Option(help="Before queries, for models without contract; may hold {instruction}."),
+    ] = None,
+    document_prompt: Annotated[str | None, typer.Option(help="Before documents, likewise.")] = None,
+    key_variable: Annotated[
+        str, typer.Option(help="Environment variable with an endpoint's key.")
+    ] = "OPENAI_API_KEY",
+    index: Annotated[
+        str, typer.Option(help="exact, or a faiss factory for very large corpora: IVF4096,SQ8.")
+    ] = "exact",
+    memory_gb: Annotated[
+        float, typer.Option(help="What mining may take besides a model, whatever the corpus' size.")
+    ] = 4.0,
+    work: Annotated[
+        Path | None, typer.Option(help="Where corpus and vectors are kept; OUT/work by default.")
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=4, help="Cut texts shorter than the model does.")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or float16; the saved one by default.")
+    ] = None,
+    seed: Seed = 0,
+    device: Device = None,
+) -> None:
+    """Find hard negatives: teachers rank a corpus, a rule keeps what is safely no answer.
+
+    Run again to go on where it stopped; read audit.html before training on the result.
+    """
+    from embedforge.mine.embedder import Prompts
+    from embedforge.mine.keep import KeepRule
+    from embedforge.mine.pipeline import Choice
+    from embedforge.mine.run import Teachers
+    from embedforge.mine.run import mine as run
+    from embedforge.recipe import source_of
+    from embedforge.train.progress import progress_bar
+
+    kind = kind or ("retrieval" if (Path(source) / "qrels").is_dir() else "examples")
+    spec = source_of(source, kind=kind, split=split, instruction=instruction, cap=cap)
+    with progress_bar() as bar:
+
+        def progress(title: str, total: int) -> Callable[[int], None]:
+            task = bar.add_task(title, total=total or None, note="")
+            return lambda done: bar.update(task, advance=done)
+
+        prompts = Prompts(query_prompt, document_prompt)
+        facts = run(
+            spec,
+            out,
+            Teachers(tuple(teacher), prompts, max_tokens, dtype, key_variable, index),
+            Choice(negatives, candidates, KeepRule(rule, value, sample_from, keep_first), seed),
+            corpus=corpus,
+            memory_gb=memory_gb,
+            device=device,
+            work=work,
+            progress=progress,
+        )
+    counts = facts["counts"].values()
+    typer.echo(
+        f"{sum(own['chosen'] for own in counts):,} negatives for {sum(own['examples'] for own in counts):,} "
+        f"Examples, {sum(own['without a negative'] for own in counts):,} without any: "
+        f"{out / 'examples.jsonl'}; read {out / 'audit.html'}"
+    )

@@ -81,12 +81,6 @@ def curate(
     return report
 
 
-def source_of(path: str, **settings: object) -> Source:
-    """Return the source of a path given on the command line, with the settings that are not None."""
-    given = {key: value for key, value in settings.items() if value is not None}
-    return Source.model_validate({"path": path, **given})
-
-
 def _names(sources: Sequence[Source]) -> list[str]:
     names = [source_name(source) for source in sources]
     if not names:

@@ -18,8 +18,9 @@ from __future__ import annotations
 import logging
 import random
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -159,27 +160,31 @@ def _convert(
     else:
         records = read_records(path, split=source.split)
     if kind in ("labels", "clusters"):
-        if source.label_documents == "labels":
-            return from_labels(records, seed=seed, negatives=negatives)
-        if source.in_batch_negatives:
-            logger.warning(
-                "source '%s': documents of other rows may be of the query's own class and would count as "
-                "its negatives; set in_batch_negatives: false",
-                source_name(source),
-            )
-        return from_classes(records, seed=seed, negatives=negatives)
-    if kind == "scored_pairs":
-        return from_scored_pairs(records, threshold=source.threshold)
-    if kind == "nli":
-        return from_nli(records)
-    if kind == "examples":
-        return from_examples(records)
-    if kind == "texts":
-        return from_texts(records)
-    kinds = ["examples", "retrieval", "labels", "clusters", "scored_pairs", "nli", "texts"]
-    raise EmbedforgeError(
-        f"{path}: kind '{kind}' is none of {', '.join(kinds)}.{did_you_mean(kind, kinds)}"
-    )
+        return _classes(source, records, seed, negatives)
+    converters: dict[str, Callable[[Iterable[Record]], Iterator[Example]]] = {
+        "examples": from_examples,
+        "scored_pairs": partial(from_scored_pairs, threshold=source.threshold),
+        "nli": from_nli,
+        "texts": from_texts,
+    }
+    if kind not in converters:
+        known = [*converters, "retrieval", "labels", "clusters"]
+        raise EmbedforgeError(
+            f"{path}: kind '{kind}' is none of {', '.join(known)}.{did_you_mean(kind, known)}"
+        )
+    return converters[kind](records)
+
+
+def _classes(source: SourceSpec, records: Iterable[Record], seed: str, negatives: int) -> Iterator[Example]:
+    if source.label_documents == "labels":
+        return from_labels(records, seed=seed, negatives=negatives)
+    if source.in_batch_negatives:
+        logger.warning(
+            "source '%s': documents of other rows may be of the query's own class and would count as "
+            "its negatives; set in_batch_negatives: false",
+            source_name(source),
+        )
+    return from_classes(records, seed=seed, negatives=negatives)
 
 
 def _refuse_unused_settings(source: SourceSpec) -> None:

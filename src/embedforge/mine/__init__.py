@@ -1,4 +1,8 @@
-"""Hard negatives: candidates from a teacher's vectors and BM25, and the rule that keeps the safe ones."""
+"""Hard negatives: candidates from teachers' rankings, and the rule that keeps the safe ones.
+
+`mine_negatives` works in memory on vectors that are there; `run.mine` on disk, from texts, at any size;
+`refresh.refresh` mines again with a model that is being trained.
+"""
 
 from embedforge.mine.keep import KeepRule
 from embedforge.mine.mine import mine_negatives

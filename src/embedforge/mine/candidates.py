@@ -1,20 +1,54 @@
-"""Candidates for negatives: nearest by a teacher's vectors, best by BM25, or both rankings fused."""
+"""Candidates for negatives: nearest by vectors, best by BM25, from a run file, or several fused."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from embedforge.data.example import Example
 from embedforge.lexical import Bm25
-from embedforge.ranking import Indices, exact_search
+from embedforge.ranking import NOTHING, Floats, Indices, exact_search
 
 FUSION_CONSTANT = 60
 """Added to a rank before it is inverted (Cormack et al., 2009): first places do not outweigh agreement."""
-NOTHING = -1
-"""Fills a ranking's row where there are fewer candidates."""
+
+
+class QueryBlock(NamedTuple):
+    """Some of the Examples, mined together."""
+
+    first: int
+    """The first one's number."""
+    examples: Sequence[Example]
+    key: str
+    """Fingerprint of the queries and their instructions."""
+
+
+class Ranker(Protocol):
+    """A teacher over a corpus: which documents come first for a query, and their scores."""
+
+    @property
+    def name(self) -> str:
+        """As the user wrote it."""
+
+    @property
+    def kind(self) -> Literal["vectors", "words", "list"]:
+        """What its scores are: of vectors, of words, or of a list, which knows its own documents only."""
+
+    @property
+    def key(self) -> str:
+        """Fingerprint of what decides about the ranking, besides queries and documents."""
+
+    def candidates(self, block: QueryBlock) -> tuple[Indices, Floats]:
+        """Return each query's best documents, int64 [queries, k], and scores, float32, best first.
+
+        Where there are fewer than k the rest are `NOTHING`.
+        """
+
+    def scores(self, block: QueryBlock, query: Indices, document: Indices) -> Floats:
+        """Score pairs, [P] places in the block and [P] documents: float32 [P], NaN where not known."""
 
 
 def dense_candidates(queries: NDArray[Any], documents: NDArray[Any], k: int) -> Indices:
@@ -39,6 +73,8 @@ def fuse(rankings: Sequence[Indices]) -> list[Indices]:
     Returns:
         For each query the documents of all rankings, each once, best first.
     """
+    if len(rankings) == 1:
+        return [row[row != NOTHING] for row in rankings[0]]
     fused = []
     for rows in zip(*rankings, strict=True):
         documents = np.concatenate(rows)

@@ -56,6 +56,10 @@ class KeepRule:
             raise EmbedforgeError(f"keep rule '{self.kind}' cannot have the value {self.value}")
         if self.sample_from is not None and self.sample_from < 1:
             raise EmbedforgeError(f"sample_from is {self.sample_from}; it must be at least 1, or None")
+        if self.keep_first and self.sample_from is None:
+            raise EmbedforgeError("keep_first has no effect without sample_from: the best are taken anyway")
+        if self.kind == "top_k" and self.value:
+            raise EmbedforgeError(f"keep rule 'top_k' keeps all, the value {self.value} has no effect on it")
 
     @property
     def threshold(self) -> float:
@@ -67,24 +71,32 @@ PERCENTAGE = KeepRule()
 """The paper's best rule: below 95 % of the positive's score."""
 
 
-def keep(rule: KeepRule, scores: NDArray[Any], positive: float) -> NDArray[np.bool_]:
-    """Say which candidates of one query survive.
+def keep(
+    rule: KeepRule,
+    scores: NDArray[Any],
+    positive: float | NDArray[Any],
+    ranks: NDArray[Any] | None = None,
+) -> NDArray[np.bool_]:
+    """Say which candidates survive.
 
     Args:
         rule: the rule; see `KeepRule`.
-        scores: [candidates], in the order of their ranks, positives left out.
-        positive: the positive's score on the same scale; of several, the lowest.
+        scores: [candidates] of one query, in the order of their ranks, positives left out; or
+            [queries, candidates].
+        positive: the positive's score on the same scale, of several the lowest; or [queries, 1].
+        ranks: of the candidates, from 0, of the shape of `scores`; their places by default.
     """
     if rule.kind == "top_k":
-        return np.ones(len(scores), dtype=bool)
+        return np.ones(scores.shape, dtype=bool)
     if rule.kind == "shifted":
-        return np.arange(len(scores)) >= rule.threshold
+        places = np.broadcast_to(np.arange(scores.shape[-1]), scores.shape) if ranks is None else ranks
+        return np.asarray(places >= rule.threshold)
     if rule.kind == "absolute":
-        ceiling = rule.threshold
+        ceiling: float | NDArray[Any] = rule.threshold
     elif rule.kind == "margin":
         ceiling = positive - rule.threshold
     else:
-        ceiling = positive - (1 - rule.threshold) * abs(positive)
+        ceiling = positive - (1 - rule.threshold) * np.abs(positive)
     return np.asarray(scores < ceiling)
 
 

@@ -14,7 +14,8 @@ from embedforge.data.example import Example
 from embedforge.errors import EmbedforgeError
 from embedforge.lexical import Bm25
 from embedforge.mine.candidates import dense_candidates, fuse, lexical_candidates
-from embedforge.mine.keep import PERCENTAGE, KeepRule, choose, keep
+from embedforge.mine.decide import Candidates, Pairs, Verdict, as_pairs, decide, padded
+from embedforge.mine.keep import PERCENTAGE, KeepRule
 from embedforge.mine.pool import Pool, normal
 from embedforge.ranking import Floats, Indices
 
@@ -67,17 +68,55 @@ def mine_negatives(
     for start in range(0, len(examples), QUERIES_PER_BLOCK):
         block = examples[start : start + QUERIES_PER_BLOCK]
         vectors = None if query_vectors is None else query_vectors[start : start + len(block)]
-        rankings = _rankings(block, vectors, document_vectors, bm25, candidates)
-        for row, (example, ranked) in enumerate(zip(block, rankings, strict=True)):
-            barred = positives[normal(example.query)] | pool.classes_of(
-                [example.query, *example.negatives], example.negative_ids
+        rows = padded(_rankings(block, vectors, document_vectors, bm25, candidates))
+        scores, weakest = _scores(block, rows, vectors, document_vectors, bm25, pool)
+        verdicts = decide(
+            rule,
+            Candidates(rows, pool.classes(rows), scores),
+            weakest,
+            _barred(block, pool, positives),
+            n_negatives=n_negatives,
+            seed=seed,
+            first=start,
+        )
+        mined += [
+            with_negatives(
+                example, [(pool.ids[row], pool.texts[row]) for row in own[verdict == Verdict.CHOSEN]]
             )
-            judge = _judge(example.query, None if vectors is None else vectors[row], document_vectors, bm25)
-            random = np.random.default_rng([seed, start + row])
-            survivors = _survivors(rule, pool.admissible(ranked, barred), pool.positives(example), judge)
-            chosen = choose(rule, judge(survivors), n_negatives, random) if len(survivors) else survivors
-            mined.append(_with_negatives(example, pool, survivors[chosen]))
+            for example, own, verdict in zip(block, rows, verdicts, strict=True)
+        ]
     return mined
+
+
+def _scores(
+    block: Sequence[Example],
+    rows: Indices,
+    vectors: NDArray[Any] | None,
+    document_vectors: NDArray[Any] | None,
+    bm25: Bm25 | None,
+    pool: Pool,
+) -> tuple[Floats, Floats]:
+    """Score candidates, [queries, k], and each query's weakest positive, [queries].
+
+    Of several positives the lowest score sets the limit, the safe side.
+    """
+    scores = np.empty(rows.shape, dtype=np.float32)
+    weakest = np.empty(len(block), dtype=np.float32)
+    for place, example in enumerate(block):
+        judge = _judge(example.query, None if vectors is None else vectors[place], document_vectors, bm25)
+        scores[place] = judge(rows[place])
+        weakest[place] = judge(pool.positives(example)).min()
+    return scores, weakest
+
+
+def _barred(block: Sequence[Example], pool: Pool, positives: Mapping[str, set[int]]) -> dict[Verdict, Pairs]:
+    """Gather, for each Example, the classes of what is no negative of it."""
+    reasons = {
+        Verdict.POSITIVE: [positives[normal(example.query)] for example in block],
+        Verdict.QUERY: [pool.classes_of([example.query]) for example in block],
+        Verdict.GIVEN: [pool.classes_of(example.negatives, example.negative_ids) for example in block],
+    }
+    return {reason: as_pairs(classes) for reason, classes in reasons.items()}
 
 
 def _check(
@@ -147,17 +186,16 @@ def _judge(
     return lambda rows: scores[rows]
 
 
-def _survivors(
-    rule: KeepRule, ranked: Indices, positives: Indices, judge: Callable[[Indices], Floats]
-) -> Indices:
-    """Apply the rule; of several positives the lowest score sets the limit, the safe side."""
-    return ranked[keep(rule, judge(ranked), float(judge(positives).min()))]
+def with_negatives(example: Example, documents: Sequence[tuple[str, str]]) -> Example:
+    """Append documents (id, text) to an Example's negatives.
 
-
-def _with_negatives(example: Example, pool: Pool, rows: Indices) -> Example:
-    """Append documents to an Example's negatives; ids as well unless its own negatives lack them."""
-    texts = tuple(pool.texts[row] for row in rows)
-    ids: tuple[str, ...] = ()
-    if example.negative_ids or not example.negatives:
-        ids = (*example.negative_ids, *(pool.ids[row] for row in rows))
-    return replace(example, negatives=(*example.negatives, *texts), negative_ids=ids)
+    Ids are given if all of them have one, and so do the negatives that were there.
+    """
+    texts = tuple(text for _, text in documents)
+    ids = tuple(name for name, _ in documents)
+    known = all(ids) and (example.negative_ids or not example.negatives)
+    return replace(
+        example,
+        negatives=(*example.negatives, *texts),
+        negative_ids=(*example.negative_ids, *ids) if known else (),
+    )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from hashlib import blake2b
 
 import numpy as np
 
@@ -14,6 +15,20 @@ from embedforge.ranking import Indices
 def normal(text: str) -> str:
     """Reduce a text to what makes it equal to another: no case, one space for any white space."""
     return " ".join(text.lower().split())
+
+
+def text_key(text: str) -> int:
+    """Return 64 bits that texts share if they are equal (see `normal`)."""
+    return _hash(normal(text))
+
+
+def id_key(name: str) -> int:
+    """Return 64 bits of a document's id, 0 for "", which is none."""
+    return _hash(name) if name else 0
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 
 class Pool:
@@ -53,9 +68,6 @@ class Pool:
             rows.append(row)
         return np.array(rows, dtype=np.int64)
 
-    def admissible(self, ranked: Indices, barred: Collection[int]) -> Indices:
-        """Drop rows of the barred classes and all but the first of each class; the order stays."""
-        classes = self._classes[ranked]
-        first = np.zeros(len(ranked), dtype=bool)
-        first[np.unique(classes, return_index=True)[1]] = True
-        return ranked[first & ~np.isin(classes, np.fromiter(barred, dtype=np.int64))]
+    def classes(self, rows: Indices) -> Indices:
+        """Return the classes of rows, of the same shape; what a negative row gets means nothing."""
+        return self._classes[rows]

@@ -11,7 +11,11 @@ from numpy.typing import NDArray
 
 from embedforge.evaluate.found import Ranked, pair_scores
 from embedforge.evaluate.retrieval import per_query_metrics, v_measure
-from embedforge.evaluate.statistics import (
+from embedforge.lexical import Bm25
+from embedforge.quickstart.examples import Pool
+from embedforge.quickstart.unit import Unit
+from embedforge.ranking import exact_search
+from embedforge.statistics import (
     Interval,
     PairedTest,
     as_dict,
@@ -20,10 +24,6 @@ from embedforge.evaluate.statistics import (
     half_sample_interval,
     paired_difference,
 )
-from embedforge.lexical import Bm25
-from embedforge.quickstart.examples import Pool
-from embedforge.quickstart.unit import Unit
-from embedforge.ranking import exact_search
 
 BM25, BASE_LAST, BASE_MEAN, TRAINED = "BM25", "base, last", "base, mean", "trained"
 METRICS = ("ndcg@10", "recall@10", "mrr@10")

@@ -11,19 +11,7 @@ from numpy.typing import NDArray
 from rich import box
 from rich.table import Table as RichTable
 
-from embedforge.evaluate import charts
 from embedforge.evaluate.found import query_examples
-from embedforge.evaluate.report import (
-    Chart,
-    Headline,
-    QueryExample,
-    Report,
-    Table,
-    Verdict,
-    against_bm25,
-    verdict,
-)
-from embedforge.evaluate.statistics import Interval
 from embedforge.evaluate.training_log import losses_by_stage
 from embedforge.quickstart.compare import (
     BASE_LAST,
@@ -36,6 +24,18 @@ from embedforge.quickstart.compare import (
 )
 from embedforge.quickstart.examples import Pool
 from embedforge.quickstart.unit import Unit
+from embedforge.report import charts
+from embedforge.report.page import (
+    Chart,
+    Headline,
+    QueryExample,
+    Report,
+    Table,
+    Verdict,
+    against_bm25,
+    verdict,
+)
+from embedforge.statistics import Interval
 
 SYSTEMS = (BM25, BASE_LAST, BASE_MEAN, TRAINED)
 LABELS = {"ndcg@10": "nDCG@10", "recall@10": "recall@10", "mrr@10": "MRR@10"}

@@ -23,7 +23,6 @@ from rich.console import Console
 
 from embedforge.encode import encode
 from embedforge.errors import EmbedforgeError
-from embedforge.evaluate.report import write_report
 from embedforge.files import write_json
 from embedforge.model.encoder import embedding_model, load
 from embedforge.quickstart.base_vectors import BaseVectors, base_vectors
@@ -41,6 +40,7 @@ from embedforge.quickstart.prepare import (
 )
 from embedforge.recipe import Recipe, Source, load_recipe, parse_recipe
 from embedforge.recipe_objectives import Contrastive
+from embedforge.report.page import write_report
 from embedforge.run_folder import claim
 from embedforge.runtime import (
     circumstances,

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, ParamSpec
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from embedforge.evaluate.statistics import Interval
+from embedforge.statistics import Interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,7 +1,7 @@
 """One self-contained HTML page of verdicts, tables, charts and example queries; it loads nothing.
 
 The page is data first: `Report` says what it shows, the template how. Every text is escaped; only
-charts, which `embedforge.evaluate.charts` drew, are put in as markup.
+charts, which `embedforge.report.charts` drew, are put in as markup.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Literal
 
-from embedforge.evaluate.statistics import Interval, PairedTest
 from embedforge.files import write_text
+from embedforge.statistics import Interval, PairedTest
 
 Cell = str | int | float | Interval | PairedTest | None
 Tone = Literal["good", "bad", "neutral"]
@@ -57,7 +57,7 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """An SVG drawn by `embedforge.evaluate.charts`, which goes into the page as it is."""
+    """An SVG drawn by `embedforge.report.charts`, which goes into the page as it is."""
 
     title: str
     svg: str
@@ -107,7 +107,7 @@ def render_report(report: Report) -> str:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    source = resources.files("embedforge.evaluate").joinpath("report.html.j2").read_text(encoding="utf-8")
+    source = resources.files("embedforge.report").joinpath("page.html.j2").read_text(encoding="utf-8")
     verdicts = [Verdict(v) if isinstance(v, str) else v for v in report.summary]
     return environment.from_string(source).render(
         report=report,
@@ -139,6 +139,23 @@ def verdict(what: str, test: PairedTest, *, unit: str = "queries") -> Verdict:
     rose = test.difference > 0
     sentence = f"{what} {'rose' if rose else 'fell'} by {abs(test.difference):.3f} ({evidence})."
     return Verdict(sentence, "good" if rose else "bad")
+
+
+def against_bm25(test: PairedTest, model: str, why: str) -> Verdict:
+    """Say whether a model finds more than plain word matching.
+
+    Args:
+        test: nDCG@10 of the model minus that of BM25.
+        model: what the sentence calls it: "the trained model".
+        why: what follows the colon where BM25 is ahead.
+    """
+    interval = f"{test.difference:+.3f}, 95 % interval {test.low:+.3f} to {test.high:+.3f}"
+    begin = model[:1].upper() + model[1:]
+    if not test.is_real:
+        return Verdict(f"{begin} and BM25 cannot be told apart on nDCG@10 ({interval}).")
+    if test.difference > 0:
+        return Verdict(f"{begin} is ahead of BM25 on nDCG@10 ({interval}).", "good")
+    return Verdict(f"BM25 is ahead of {model} on nDCG@10 ({interval}): {why}", "bad")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,263 @@
+"""The documents to mine from, on disk in shards, so that memory does not grow with their number.
+
+    corpus.json         where they come from, and each shard's rows and fingerprints
+    00000.jsonl         [id, text] a line, in order; the id is "" where the source has none
+    00000.lines.npy     int64 [rows + 1], the byte at which each line starts
+    00000.keys.npy      uint64 [rows, 2], hashes of the id (0 for none) and of the text
+
+Texts count as equal if their hashes are: they differ in case and white space only (`pool.normal`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedforge.errors import EmbedforgeError
+from embedforge.files import read_object, write_json
+from embedforge.mine.pool import id_key, text_key
+from embedforge.ranking import Indices
+
+VERSION = 1
+CORPUS_FILE = "corpus.json"
+SHARD_ROWS = 50_000
+_IDS, _TEXTS = 0, 1
+_KEYS_AT_ONCE = 16_000_000
+"""Ids compared at once when looking for repeated ones: 128 MB of hashes."""
+
+
+class Document(NamedTuple):
+    """A text to mine from, and its id, "" for none."""
+
+    id: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """A run of documents."""
+
+    number: int
+    first: int
+    """The first document's number in the corpus."""
+    rows: int
+    texts: str
+    """Fingerprint of the texts, in order: what vectors depend on."""
+    ids: str
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """Documents in a folder; made by `build_corpus`."""
+
+    folder: Path
+    shards: tuple[Shard, ...]
+    added: int
+    """Positives that the source lacked and that therefore stand at the end."""
+
+    def __len__(self) -> int:
+        return sum(shard.rows for shard in self.shards)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of all ids and texts, in order."""
+        return hash_of([[shard.texts, shard.ids] for shard in self.shards])
+
+    def windows(self, shard: Shard, rows: int) -> Iterator[list[str]]:
+        """Yield the texts of a shard, `rows` at a time."""
+        with _path(self.folder, shard.number, "jsonl").open("rb") as lines:
+            while window := list(itertools.islice(lines, rows)):
+                yield [json.loads(line)[1] for line in window]
+
+    def documents(self, rows: Indices) -> dict[int, Document]:
+        """Read some documents, in any order; returns row -> document."""
+        found = {}
+        for shard, places in self._by_shard(np.unique(rows)):
+            starts = np.load(_path(self.folder, shard.number, "lines.npy"), allow_pickle=False)
+            with _path(self.folder, shard.number, "jsonl").open("rb") as lines:
+                for place in places:
+                    lines.seek(int(starts[place]))
+                    found[shard.first + int(place)] = Document(*json.loads(lines.readline()))
+        return found
+
+    def text_keys(self, rows: Indices) -> NDArray[np.uint64]:
+        """Return the hashes of the texts of documents, of the shape of `rows`; 0 for negative rows."""
+        wanted, back = np.unique(rows, return_inverse=True)
+        keys = np.zeros(len(wanted), dtype=np.uint64)
+        real = wanted >= 0
+        parts = [self._keys(shard)[places, _TEXTS] for shard, places in self._by_shard(wanted[real])]
+        keys[real] = np.concatenate(parts) if parts else []
+        return keys[back].reshape(rows.shape)
+
+    def rows_of_ids(self, keys: Iterable[int]) -> dict[int, int]:
+        """Return hash -> row for those of the ids that are here."""
+        return self._locate(keys, _IDS)
+
+    def rows_of_texts(self, keys: Iterable[int]) -> dict[int, int]:
+        """Return hash -> first row for those of the texts that are here."""
+        return self._locate(keys, _TEXTS)
+
+    def _locate(self, keys: Iterable[int], column: int) -> dict[int, int]:
+        wanted = np.unique(np.fromiter(keys, dtype=np.uint64))
+        rows: dict[int, int] = {}
+        for shard in self.shards:
+            here = self._keys(shard)[:, column]
+            for place in np.flatnonzero(np.isin(here, wanted)):
+                rows.setdefault(int(here[place]), shard.first + int(place))
+        return rows
+
+    def _by_shard(self, rows: Indices) -> Iterator[tuple[Shard, Indices]]:
+        """Split ascending rows by shard, into places within it."""
+        for shard in self.shards:
+            start, stop = np.searchsorted(rows, [shard.first, shard.first + shard.rows])
+            if start < stop:
+                yield shard, rows[start:stop] - shard.first
+
+    def _keys(self, shard: Shard) -> NDArray[np.uint64]:
+        return np.asarray(np.load(_path(self.folder, shard.number, "keys.npy"), allow_pickle=False))
+
+    def check_ids(self) -> None:
+        """Refuse an id that two documents share; hashes are compared in parts that fit in memory.
+
+        Raises:
+            EmbedforgeError: it names the id and both documents.
+        """
+        parts = 1 + len(self) // _KEYS_AT_ONCE
+        for part in range(parts):
+            keys = np.concatenate(
+                [_part_of(self._keys(shard)[:, _IDS], part, parts) for shard in self.shards]
+            )
+            keys.sort()
+            repeated = keys[1:][(keys[1:] == keys[:-1]) & (keys[1:] != 0)]
+            if len(repeated):
+                self._refuse_repeated(int(repeated[0]))
+
+    def _refuse_repeated(self, key: int) -> None:
+        rows = [
+            shard.first + int(place)
+            for shard in self.shards
+            for place in np.flatnonzero(self._keys(shard)[:, _IDS] == np.uint64(key))
+        ]
+        one, other = (self.documents(np.array([row]))[row] for row in rows[:2])
+        raise EmbedforgeError(
+            f"two documents have the id '{one.id}': number {rows[0] + 1}, '{one.text[:60]}', and number "
+            f"{rows[1] + 1}, '{other.text[:60]}'; ids must differ"
+        )
+
+
+def build_corpus(
+    folder: Path,
+    documents: Callable[[], Iterable[Document]],
+    source: str,
+    *,
+    positives: Sequence[Document] = (),
+    progress: Callable[[int], None] = lambda _: None,
+) -> Corpus:
+    """Write documents to `folder`, or open what an earlier call wrote there from the same source.
+
+    Args:
+        folder: created if it does not exist; ours alone.
+        documents: yields them, from the start at each call.
+        source: fingerprint of the source's content; "" for one that cannot be told unchanged, and is read
+            again each time.
+        positives: documents that must be among them; those that are not, by id or by text, follow at the
+            end, for their scores have to be known.
+        progress: called with the number of documents written since the last call.
+
+    Raises:
+        EmbedforgeError: no document at all, or an id that two of them share.
+    """
+    origin = hash_of([VERSION, SHARD_ROWS, source, [list(document) for document in positives]])
+    path = folder / CORPUS_FILE
+    if source and path.exists() and (facts := read_object(path)).get("origin") == origin:
+        return Corpus(folder, tuple(Shard(**shard) for shard in facts["shards"]), facts["added"])
+    folder.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    missing = _Missing(positives)
+    shards: list[Shard] = []
+    all_documents = itertools.chain(missing.watch(documents()), missing.rest())
+    while shard := _write_shard(folder, shards, itertools.islice(all_documents, SHARD_ROWS)):
+        shards.append(shard)
+        progress(shard.rows)
+    corpus = Corpus(folder, tuple(shards), missing.added)
+    if not shards:
+        raise EmbedforgeError("there is no document to mine from; name a corpus that holds some")
+    corpus.check_ids()
+    facts = {"origin": origin, "added": missing.added, "shards": [asdict(shard) for shard in shards]}
+    write_json(path, facts)
+    return corpus
+
+
+class _Missing:
+    """Which of the positives have not come by yet."""
+
+    def __init__(self, positives: Sequence[Document]) -> None:
+        self._positives = positives
+        self._seen_ids: set[int] = set()
+        self._seen_texts: set[int] = set()
+        self.added = 0
+
+    def watch(self, documents: Iterable[Document]) -> Iterator[Document]:
+        """Pass documents on, noting which of the positives they are."""
+        ids = {id_key(document.id) for document in self._positives if document.id}
+        texts = {text_key(document.text) for document in self._positives}
+        for document in documents:
+            if (key := id_key(document.id)) in ids:
+                self._seen_ids.add(key)
+            if (key := text_key(document.text)) in texts:
+                self._seen_texts.add(key)
+            yield document
+
+    def rest(self) -> Iterator[Document]:
+        """Yield the positives that were not seen, each text once."""
+        for document in self._positives:
+            key = text_key(document.text)
+            if key in self._seen_texts or (document.id and id_key(document.id) in self._seen_ids):
+                continue
+            self._seen_texts.add(key)
+            self._seen_ids.add(id_key(document.id))
+            self.added += 1
+            yield document
+
+
+def _write_shard(folder: Path, before: Sequence[Shard], documents: Iterable[Document]) -> Shard | None:
+    """Write the next shard; None where there is no document left for it."""
+    number = len(before)
+    texts, ids = hashlib.sha256(), hashlib.sha256()
+    starts: list[int] = [0]
+    keys: list[tuple[int, int]] = []
+    with _path(folder, number, "jsonl").open("wb") as lines:
+        for document in documents:
+            text = document.text.encode("utf-8", "surrogatepass")
+            texts.update(len(text).to_bytes(8, "little") + text)
+            ids.update(json.dumps(document.id).encode())
+            starts.append(starts[-1] + lines.write(json.dumps(document).encode() + b"\n"))
+            keys.append((id_key(document.id), text_key(document.text)))
+    if not keys:
+        _path(folder, number, "jsonl").unlink()
+        return None
+    np.save(_path(folder, number, "lines.npy"), np.array(starts, dtype=np.int64), allow_pickle=False)
+    np.save(_path(folder, number, "keys.npy"), np.array(keys, dtype=np.uint64), allow_pickle=False)
+    first = before[-1].first + before[-1].rows if before else 0
+    return Shard(number, first, len(keys), texts.hexdigest()[:32], ids.hexdigest()[:32])
+
+
+def _path(folder: Path, number: int, ending: str) -> Path:
+    return folder / f"{number:05}.{ending}"
+
+
+def _part_of(keys: NDArray[np.uint64], part: int, parts: int) -> NDArray[np.uint64]:
+    return keys if parts == 1 else keys[keys % np.uint64(parts) == part]
+
+
+def hash_of(value: object) -> str:
+    """Return a short hash of what JSON can hold."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]

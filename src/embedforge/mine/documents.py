@@ -1,0 +1,122 @@
+"""Where the documents to mine from come from: a file, a BEIR folder, or the Examples themselves."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from embedforge.data.example import Example
+from embedforge.data.readers import join_title, read_records
+from embedforge.errors import EmbedforgeError
+from embedforge.mine.corpus import Corpus, Document, build_corpus, hash_of
+from embedforge.mine.pool import text_key
+
+
+def read_documents(path: Path) -> Iterator[Document]:
+    """Yield the documents of a file, or of the corpus of a BEIR folder.
+
+    A record has `text`, and may have `title`, which is put before it, and `_id` or `id`; further keys are
+    not read.
+
+    Raises:
+        EmbedforgeError: a bad record; names file and line.
+    """
+    for record in read_records(corpus_file(path)):
+        title = record.optional_text("title")
+        text = join_title(title, record.optional_text("text") if title else record.text("text"))
+        name = record.values.get("_id", record.values.get("id"))
+        if isinstance(name, int) and not isinstance(name, bool):
+            name = str(name)
+        yield Document("" if name is None else record.check_text(name, "_id"), text)
+
+
+def corpus_file(path: Path) -> Path:
+    """Return the file that holds the documents: `path`, or a BEIR folder's corpus."""
+    if not path.is_dir():
+        return path
+    plain, zipped = path / "corpus.jsonl", path / "corpus.jsonl.gz"
+    return zipped if zipped.exists() and not plain.exists() else plain
+
+
+def file_fingerprint(path: Path) -> str:
+    """Return the hash of a file's bytes; a missing file is left to the reader to complain about."""
+    if not path.is_file():
+        return ""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def own_documents(examples: Sequence[Example]) -> list[Document]:
+    """Return the positives and negatives of Examples, each text once and each id once."""
+    seen: set[tuple[str, int]] = set()
+    documents = []
+    for example in examples:
+        for texts, ids in (
+            (example.positives, example.positive_ids),
+            (example.negatives, example.negative_ids),
+        ):
+            for place, text in enumerate(texts):
+                document = Document(ids[place] if ids else "", text)
+                mark = (document.id, 0) if document.id else ("", text_key(text))
+                if mark not in seen:
+                    seen.add(mark)
+                    documents.append(document)
+    return documents
+
+
+def positives_of(examples: Sequence[Example]) -> list[Document]:
+    """Return the positives of Examples, each once."""
+    return list(
+        dict.fromkeys(
+            Document(example.positive_ids[place] if example.positive_ids else "", text)
+            for example in examples
+            for place, text in enumerate(example.positives)
+        )
+    )
+
+
+def open_corpus(
+    path: Path | None,
+    examples: Sequence[Example],
+    work: Path,
+    progress: Callable[[int], None] = lambda _: None,
+) -> Corpus:
+    """Write the documents to mine from to the work folder, or find them there.
+
+    Args:
+        path: a file or a BEIR folder; None for the Examples' own positives and negatives.
+        examples: their positives are added where the file lacks them.
+        work: a folder in it is named by the content's fingerprint.
+        progress: called with the number of documents written since the last call.
+
+    Raises:
+        EmbedforgeError: see `read_documents` and `build_corpus`.
+    """
+    if path is None:
+        own = own_documents(examples)
+        fingerprint = hash_of([list(document) for document in own])
+        return build_corpus(work / f"corpus-{fingerprint}", lambda: own, fingerprint, progress=progress)
+    positives = positives_of(examples)
+    fingerprint = file_fingerprint(corpus_file(path))
+    folder = work / f"corpus-{hash_of([fingerprint, [list(item) for item in positives]])}"
+    return build_corpus(
+        folder, lambda: read_documents(path), fingerprint, positives=positives, progress=progress
+    )
+
+
+def document_instruction(examples: Sequence[Example]) -> str:
+    """Return the instruction that documents carry: that of a symmetric source, else none.
+
+    Raises:
+        EmbedforgeError: a symmetric source with several.
+    """
+    if not any(example.symmetric for example in examples):
+        return ""
+    instructions = {example.instruction for example in examples}
+    if len(instructions) > 1:
+        raise EmbedforgeError(
+            f"a symmetric source, whose documents carry the instruction, has {len(instructions)} of them; "
+            "mine the records of each by themselves"
+        )
+    return instructions.pop()

@@ -1,0 +1,233 @@
+"""From Examples and a corpus on disk to what each candidate is, block by block of queries.
+
+All that costs time is kept in the work folder under a fingerprint of what it depends on: vectors of a shard,
+counts of BM25, the nearest documents so far, and the finished blocks. To go on after a kill is to run again.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from embedforge.data.example import Example
+from embedforge.errors import EmbedforgeError
+from embedforge.mine.candidates import QueryBlock, Ranker, fuse
+from embedforge.mine.corpus import Corpus, hash_of
+from embedforge.mine.decide import Candidates, Pairs, Verdict, Verdicts, as_pairs, decide, padded
+from embedforge.mine.dense import load_arrays, save_arrays
+from embedforge.mine.embedder import Embedder
+from embedforge.mine.keep import PERCENTAGE, KeepRule
+from embedforge.mine.pool import id_key, text_key
+from embedforge.mine.vectors import embed_corpus, write_vectors
+from embedforge.ranking import NOTHING, Floats, Indices
+
+Progress = Callable[[str, int], Callable[[int], None]]
+"""Called with a title and a total; what it returns is called with what was done since."""
+
+_BYTES_PER_QUERY = 100_000
+"""Vector of 4,096 numbers, candidates, and the texts of its negatives, generously."""
+
+
+def silent(title: str, total: int) -> Callable[[int], None]:
+    """Show no progress."""
+    return lambda _: None
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What decides which candidates become negatives."""
+
+    n_negatives: int = 7
+    candidates: int = 100
+    """Taken from each teacher's ranking."""
+    rule: KeepRule = field(default=PERCENTAGE)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.n_negatives < 1 or self.candidates < 1:
+            raise EmbedforgeError(
+                f"{self.n_negatives} negatives of {self.candidates} candidates: both must be at least 1"
+            )
+
+
+class Mined(NamedTuple):
+    """A finished block, [queries, candidates] each unless said otherwise."""
+
+    block: QueryBlock
+    rows: Indices
+    scores: Floats
+    verdicts: Verdicts
+    limits: Floats
+    """[queries], the lowest score of a query's positives: what the rule compares with."""
+    positives: list[Floats]
+    """Scores of each query's positives, in their order; NaN where the judge knows none."""
+
+
+def query_blocks(examples: Sequence[Example], memory: int) -> list[QueryBlock]:
+    """Cut Examples into blocks that take about an eighth of `memory` bytes each."""
+    size = max(256, min(50_000, memory // 8 // _BYTES_PER_QUERY))
+    return [
+        QueryBlock(start, block, hash_of([[example.query, example.instruction] for example in block]))
+        for start in range(0, len(examples), size)
+        for block in [examples[start : start + size]]
+    ]
+
+
+def embed(
+    embedder: Embedder, work: Path, corpus: Corpus, blocks: Sequence[QueryBlock], progress: Progress = silent
+) -> Path:
+    """Write the vectors of all documents and queries that have none yet; return their folder."""
+    folder = work / "vectors" / hash_of(embedder.identity)
+    embed_corpus(folder, corpus, embedder.documents, progress(f"documents by {embedder.name}", len(corpus)))
+    report = progress(f"queries by {embedder.name}", sum(len(block.examples) for block in blocks))
+    for block in blocks:
+        path = folder / f"queries-{block.key}.npy"
+        if not path.exists():
+            queries = [example.query for example in block.examples]
+            instructions = [example.instruction for example in block.examples]
+            write_vectors(path, [embedder.queries(queries, instructions)])
+        report(len(block.examples))
+    return folder
+
+
+class Barred:
+    """What must not become a negative of a query: the positives it has in any Example.
+
+    Args:
+        examples: all of them.
+        corpus: holds every positive, by id or by text.
+
+    Raises:
+        EmbedforgeError: an Example without a positive.
+    """
+
+    def __init__(self, examples: Sequence[Example], corpus: Corpus) -> None:
+        self._ids = corpus.rows_of_ids(
+            id_key(name) for example in examples for name in (*example.positive_ids, *example.negative_ids)
+        )
+        texts = {text_key(text) for example in examples for text in example.positives}
+        self._texts = corpus.rows_of_texts(texts)
+        self.rows = [self._rows_of(example) for example in examples]
+        """Numbers of each Example's positives."""
+        everything = np.unique(np.concatenate(self.rows))
+        own = corpus.text_keys(everything).tolist()
+        self._key = dict(zip(everything.tolist(), own, strict=True))
+        by_query: defaultdict[int, set[int]] = defaultdict(set)
+        for example, rows in zip(examples, self.rows, strict=True):
+            asked = by_query[text_key(example.query)]
+            asked.update(self._key[int(row)] for row in rows)
+            asked.update(map(text_key, example.positives))
+        self._by_query = by_query
+        self._corpus = corpus
+
+    def _rows_of(self, example: Example) -> Indices:
+        if not example.positives:
+            raise EmbedforgeError(f"query '{example.query:.80}' has no positive to judge candidates by")
+        ids = example.positive_ids or ("",) * len(example.positives)
+        return np.array(
+            [
+                self._ids[id_key(name)] if name and id_key(name) in self._ids else self._texts[text_key(text)]
+                for name, text in zip(ids, example.positives, strict=True)
+            ],
+            dtype=np.int64,
+        )
+
+    def of(self, block: QueryBlock) -> dict[Verdict, Pairs]:
+        """Return the keys of what is no negative of a block's queries, by reason."""
+        queries = [text_key(example.query) for example in block.examples]
+        return {
+            Verdict.POSITIVE: as_pairs([self._by_query[key] for key in queries]),
+            Verdict.QUERY: as_pairs([[key] for key in queries]),
+            Verdict.GIVEN: as_pairs([self._given(example) for example in block.examples]),
+        }
+
+    def _given(self, example: Example) -> list[int]:
+        rows = [self._ids[key] for key in map(id_key, example.negative_ids) if key in self._ids]
+        by_id = self._corpus.text_keys(np.array(rows, dtype=np.int64)).tolist() if rows else []
+        return [*map(text_key, example.negatives), *by_id]
+
+
+def mine_blocks(
+    blocks: Sequence[QueryBlock],
+    rankers: Sequence[Ranker],
+    corpus: Corpus,
+    barred: Barred,
+    choice: Choice,
+    work: Path,
+) -> Iterator[Mined]:
+    """Mine block after block; a finished one is read back."""
+    everything = hash_of([_facts_of(example) for block in blocks for example in block.examples])
+    asked = [asdict(choice), [ranker.key for ranker in rankers], corpus.fingerprint, everything]
+    for block in blocks:
+        path = work / "blocks" / f"{hash_of([block.first, len(block.examples), asked])}.npz"
+        stored = load_arrays(path)
+        if stored is None:
+            stored = _mine_block(block, rankers, corpus, barred, choice)
+            save_arrays(path, stored)
+        counts = np.cumsum([len(example.positives) for example in block.examples])[:-1]
+        positives = np.split(stored["positives"], counts)
+        yield Mined(block, stored["rows"], stored["scores"], stored["verdicts"], stored["limits"], positives)
+
+
+def _facts_of(example: Example) -> list[Any]:
+    texts = [text_key(text) for text in (*example.positives, *example.negatives)]
+    return [example.query, texts, example.positive_ids, example.negative_ids]
+
+
+def _mine_block(
+    block: QueryBlock, rankers: Sequence[Ranker], corpus: Corpus, barred: Barred, choice: Choice
+) -> dict[str, Any]:
+    found = [ranker.candidates(block) for ranker in rankers]
+    judge = judge_of(rankers)
+    if len(rankers) == 1:
+        rows, scores = found[0]
+    else:
+        rows = padded(fuse([indices for indices, _ in found]))
+        query, place = np.nonzero(rows != NOTHING)
+        scores = np.full(rows.shape, np.nan, dtype=np.float32)
+        scores[query, place] = judge.scores(block, query, rows[query, place])
+    own = barred.rows[block.first : block.first + len(block.examples)]
+    query = np.repeat(np.arange(len(own)), [len(positive) for positive in own])
+    positives = judge.scores(block, query, np.concatenate(own))
+    limits = _limits(query, positives, rows, scores)
+    verdicts = decide(
+        choice.rule,
+        Candidates(rows, corpus.text_keys(rows), scores),
+        limits,
+        barred.of(block),
+        n_negatives=choice.n_negatives,
+        seed=choice.seed,
+        first=block.first,
+    )
+    return {
+        "rows": rows,
+        "scores": scores,
+        "verdicts": verdicts,
+        "limits": limits,
+        "positives": positives,
+    }
+
+
+def judge_of(rankers: Sequence[Ranker]) -> Ranker:
+    """Return the ranker whose scores the rule compares: the first by vectors, else BM25, else the first."""
+    order: dict[Literal["vectors", "words", "list"], int] = {"vectors": 0, "words": 1, "list": 2}
+    return min(rankers, key=lambda ranker: order[ranker.kind])
+
+
+def _limits(query: Indices, positives: Floats, rows: Indices, scores: Floats) -> Floats:
+    """Return each query's lowest score of a positive.
+
+    A positive that a run file does not list scores no more than the last that it does list.
+    """
+    limits = np.full(len(rows), np.inf, dtype=np.float32)
+    known = ~np.isnan(positives)
+    np.minimum.at(limits, query[known], positives[known])
+    unknown = np.bincount(query[~known], minlength=len(rows)) > 0
+    lowest = np.where((rows == NOTHING) | np.isnan(scores), np.inf, scores).min(axis=1, initial=np.inf)
+    lowest = np.where(np.isinf(lowest), -np.inf, lowest)  # no candidate, nothing to limit
+    return np.asarray(np.where(unknown, np.minimum(lowest, limits), limits), dtype=np.float32)

@@ -1,0 +1,103 @@
+"""Mining again with the model just trained, between two stages (SimLM, arXiv 2207.02578, its step 2; E5).
+
+A first stage trains on negatives of another teacher, or of BM25; what this model then finds, and should not,
+is what the next stage has to teach it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from embedforge.data.example import Example
+from embedforge.errors import EmbedforgeError
+from embedforge.mine.corpus import Corpus
+from embedforge.mine.decide import Verdict
+from embedforge.mine.dense import DenseRanker
+from embedforge.mine.documents import document_instruction, open_corpus
+from embedforge.mine.mine import with_negatives
+from embedforge.mine.pipeline import Barred, Choice, Progress, embed, mine_blocks, query_blocks, silent
+from embedforge.mine.teachers import ContractTeacher
+from embedforge.model.encoder import EmbeddingModel
+
+
+def refresh(
+    model: EmbeddingModel,
+    examples: Sequence[Example],
+    work: Path,
+    choice: Choice,
+    *,
+    corpus: Path | None = None,
+    memory_gb: float = 4.0,
+    progress: Progress = silent,
+) -> list[Example]:
+    """Replace the negatives of Examples by those that the model itself finds.
+
+    Only Examples that allow in-batch negatives are mined: in the others (labels, clusters) documents that
+    nobody listed are positives as well. One for which nothing survives the rule keeps its negatives.
+
+    Args:
+        model: in any mode, with or without an adapter, on its device; it is left as it was.
+        examples: of one source.
+        work: kept between calls: the same model, Examples and choice give the same result from it at once,
+            and a run that was killed goes on from it.
+        choice: how many negatives, and the rule.
+        corpus: a file of documents or a BEIR folder; by default all documents of the Examples, their old
+            negatives among them.
+        memory_gb: as for `run.mine`.
+        progress: see `Progress`.
+
+    Returns:
+        One Example for each, in order.
+
+    Raises:
+        EmbedforgeError: nothing to mine for, or bad data.
+    """
+    places = [place for place, example in enumerate(examples) if example.in_batch_negatives]
+    if not places:
+        raise EmbedforgeError(
+            "no Example to mine again for: all have in_batch_negatives: false, where documents that are not "
+            "listed may be positives too; leave the refresh out for this source"
+        )
+    documents = open_corpus(
+        corpus, [examples[place] for place in places], work, progress("documents read", 0)
+    )
+    asked = [replace(examples[place], negatives=(), negative_ids=()) for place in places]
+    refreshed = list(examples)
+    for place, example in zip(
+        places, _mined(model, asked, documents, work, choice, memory_gb, progress), strict=True
+    ):
+        if example.negatives:
+            refreshed[place] = example
+    return refreshed
+
+
+def _mined(
+    model: EmbeddingModel,
+    examples: Sequence[Example],
+    corpus: Corpus,
+    work: Path,
+    choice: Choice,
+    memory_gb: float,
+    progress: Progress,
+) -> Iterator[Example]:
+    """Yield the Examples, which have no negatives, with those that survive."""
+    memory = int(memory_gb * 1e9)
+    blocks = query_blocks(examples, memory)
+    teacher = ContractTeacher("the model", model, document_instruction=document_instruction(examples))
+    folder = embed(teacher, work, corpus, blocks, progress)
+    ranker = DenseRanker(
+        teacher.name,
+        folder,
+        corpus,
+        choice.candidates,
+        device=model.device,
+        memory=memory,
+        progress=progress("nearest by the model", len(examples) * len(corpus)),
+    )
+    for mined in mine_blocks(blocks, [ranker], corpus, Barred(examples, corpus), choice, work):
+        chosen = mined.verdicts == Verdict.CHOSEN
+        texts = corpus.documents(mined.rows[chosen])
+        for example, rows, own in zip(mined.block.examples, mined.rows, chosen, strict=True):
+            yield with_negatives(example, [texts[int(row)] for row in rows[own]])

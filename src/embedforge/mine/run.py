@@ -1,0 +1,336 @@
+"""`embedforge mine`: a source and a corpus in, Examples with hard negatives out.
+
+examples.jsonl   the source's Examples with their negatives, best first, ready for a mix
+scores.jsonl     the judge's score of each positive and negative, line by line as in examples.jsonl
+audit.html       what to read before training on them
+mine.json        settings, counts, and fingerprints of all that went in
+work/            the corpus in shards, vectors, finished blocks; a later run goes on from them
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib.metadata
+import json
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from embedforge.data.convert import read_source, source_name
+from embedforge.data.example import Example
+from embedforge.data.fields import record_of
+from embedforge.errors import EmbedforgeError
+from embedforge.files import read_object, write_json
+from embedforge.mine.candidates import Ranker
+from embedforge.mine.corpus import Corpus, hash_of
+from embedforge.mine.decide import Verdict
+from embedforge.mine.dense import DenseRanker
+from embedforge.mine.documents import document_instruction, open_corpus
+from embedforge.mine.embedder import Embedder, Prompts
+from embedforge.mine.endpoint import KEY_VARIABLE, EndpointTeacher, is_endpoint
+from embedforge.mine.faiss_index import FaissIndex
+from embedforge.mine.lexical_ranker import NAMES, LexicalRanker
+from embedforge.mine.mine import with_negatives
+from embedforge.mine.pipeline import (
+    Barred,
+    Choice,
+    Mined,
+    Progress,
+    embed,
+    judge_of,
+    mine_blocks,
+    query_blocks,
+    silent,
+)
+from embedforge.mine.run_file import PREFIX, RunRanker
+from embedforge.mine.vectors import document_files, read_vectors
+from embedforge.recipe import Source
+from embedforge.runtime import pick_device
+
+FACTS, EXAMPLES, SCORES, AUDIT = "mine.json", "examples.jsonl", "scores.jsonl", "audit.html"
+EXACT = "exact"
+LEAST_MEMORY = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Teachers:
+    """Who ranks, and how their models are run."""
+
+    names: tuple[str, ...]
+    """See `embedforge.mine.teachers`; several are fused by reciprocal rank."""
+    prompts: Prompts = field(default=Prompts())
+    """For models without a contract and for endpoints."""
+    max_tokens: int | None = None
+    dtype: str | None = None
+    key_variable: str = KEY_VARIABLE
+    index: str = EXACT
+    """`exact`, or what faiss is to build: `IVF4096,SQ8`."""
+
+
+def mine(
+    source: Source,
+    out: Path,
+    teachers: Teachers,
+    choice: Choice | None = None,
+    *,
+    corpus: Path | None = None,
+    memory_gb: float = 4.0,
+    device: str | None = None,
+    work: Path | None = None,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Mine hard negatives for a source; run again to go on where it stopped.
+
+    Args:
+        source: Examples, as a recipe reads them.
+        out: a new folder, or that of an earlier run, whose results are replaced.
+        teachers: who ranks.
+        choice: how many negatives, and the rule.
+        corpus: a file of documents or a BEIR folder; by default the source's own documents.
+        memory_gb: what the process may take besides a teacher's model, whatever the corpus' size.
+        device: for models and products; CUDA where there is one when None.
+        work: for corpus and vectors; `out`/work when None. May be shared by runs.
+        progress: see `Progress`.
+
+    Returns:
+        What `mine.json` holds.
+
+    Raises:
+        EmbedforgeError: bad data, an unknown teacher or option, a full disk.
+    """
+    choice = choice or Choice()
+    _check(out, teachers, memory_gb)
+    examples = read_source(source, seed=choice.seed)
+    work, memory = work or out / "work", int(memory_gb * 1e9)
+    asked = _asked(source, corpus, teachers, choice, memory_gb)
+    write_json(out / FACTS, {**asked, "finished": False})
+    if corpus is None and source.kind == "retrieval":
+        corpus = Path(source.path)
+    documents = open_corpus(corpus, examples, work, progress("documents read", 0))
+    rankers, about = _rankers(teachers, choice, examples, documents, work, memory, device, progress)
+    blocks, barred = query_blocks(examples, memory), Barred(examples, documents)
+
+    def mined() -> Iterator[Mined]:
+        return mine_blocks(blocks, rankers, documents, barred, choice, work)
+
+    facts = asked | {
+        "fingerprints": {
+            "examples": hash_of([record_of(example) for example in examples]),
+            "corpus": documents.fingerprint,
+            **about,
+        },
+        "judge": judge_of(rankers).name,
+        "judge kind": judge_of(rankers).kind,
+        "documents": len(documents),
+        "positives added to the corpus": documents.added,
+        "counts": _write(out, mined(), documents),
+        "finished": True,
+    }
+    from embedforge.mine.audit import write_audit  # matplotlib and jinja2, at the end only
+
+    write_audit(out / AUDIT, source_name(source), mined, documents, choice, facts)
+    write_json(out / FACTS, facts)
+    return facts
+
+
+def _asked(
+    source: Source, corpus: Path | None, teachers: Teachers, choice: Choice, memory_gb: float
+) -> dict[str, Any]:
+    """Return the resolved settings, and the versions that they ran with."""
+    packages = ("embedforge", "torch", "sentence-transformers")
+    return {
+        "source": source.model_dump(mode="json"),
+        "corpus": str(corpus) if corpus else "the source's own documents",
+        "teachers": asdict(teachers),
+        "choice": asdict(choice) | {"value": choice.rule.threshold},
+        "memory_gb": memory_gb,
+        "versions": {name: importlib.metadata.version(name) for name in packages},
+    }
+
+
+def _check(out: Path, teachers: Teachers, memory_gb: float) -> None:
+    if not teachers.names:
+        raise EmbedforgeError("name at least one --teacher: a model, bm25, run:FILE or http://HOST/v1#MODEL")
+    if len(set(teachers.names)) < len(teachers.names):
+        raise EmbedforgeError(f"a --teacher is named twice: {', '.join(teachers.names)}")
+    for name in teachers.names:
+        if name.startswith("bm25") and name not in NAMES:
+            raise EmbedforgeError(f"--teacher {name}: there are {', '.join(NAMES)}")
+    if memory_gb < LEAST_MEMORY:
+        raise EmbedforgeError(f"--memory-gb {memory_gb:g}: at least {LEAST_MEMORY:g} is needed")
+    models = [name for name in teachers.names if name not in NAMES and not name.startswith(PREFIX)]
+    for option, value, default in (
+        ("--index", teachers.index, EXACT),
+        ("--query-prompt", teachers.prompts.query, None),
+        ("--document-prompt", teachers.prompts.document, None),
+        ("--max-tokens", teachers.max_tokens, None),
+        ("--dtype", teachers.dtype, None),
+    ):
+        if value != default and not models:
+            raise EmbedforgeError(f"{option} {value} has no effect: no --teacher is a model; leave it out")
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / FACTS).exists())):
+        raise EmbedforgeError(f"{out}: holds something else, there is no {FACTS} in it; name another --out")
+
+
+def _rankers(
+    teachers: Teachers,
+    choice: Choice,
+    examples: Sequence[Example],
+    corpus: Corpus,
+    work: Path,
+    memory: int,
+    device: str | None,
+    progress: Progress,
+) -> tuple[list[Ranker], dict[str, Any]]:
+    """Return the rankers, and what is to be known of each teacher; models are gone when it returns."""
+    rankers: list[Ranker] = []
+    about: dict[str, Any] = {}
+    k = choice.candidates
+    for name in teachers.names:
+        if name in NAMES:
+            queries = [example.query for example in examples]
+            report = progress(f"words of documents, {name}", len(corpus))
+            rankers.append(LexicalRanker(name, work / "words", corpus, queries, k, report))
+            about[name] = rankers[-1].key
+        elif name.startswith(PREFIX):
+            listed = RunRanker(name, corpus, examples, k)
+            rankers.append(listed)
+            about[name] = {"file": listed.key, "queries that it lacks": listed.missing}
+        else:
+            folder, identity = _embedded(name, teachers, examples, corpus, work, memory, device, progress)
+            ranker, recall = _dense(
+                name, teachers.index, folder, corpus, examples, k, memory, device, progress
+            )
+            rankers.append(ranker)
+            about[name] = identity | recall
+    return rankers, about
+
+
+def _embedded(
+    name: str,
+    teachers: Teachers,
+    examples: Sequence[Example],
+    corpus: Corpus,
+    work: Path,
+    memory: int,
+    device: str | None,
+    progress: Progress,
+) -> tuple[Path, dict[str, Any]]:
+    embedder = _open(name, teachers, document_instruction(examples), device)
+    try:
+        folder = embed(embedder, work, corpus, query_blocks(examples, memory), progress)
+        return folder, embedder.identity
+    finally:
+        del embedder
+        gc.collect()
+
+
+def _open(name: str, teachers: Teachers, document_instruction: str, device: str | None) -> Embedder:
+    if not is_endpoint(name):
+        from embedforge.mine.teachers import open_model  # sentence-transformers, for a model only
+
+        return open_model(
+            name,
+            prompts=teachers.prompts,
+            document_instruction=document_instruction,
+            device=device,
+            dtype=teachers.dtype,
+            max_tokens=teachers.max_tokens,
+        )
+    for option, value in (("--max-tokens", teachers.max_tokens), ("--dtype", teachers.dtype)):
+        if value is not None:
+            raise EmbedforgeError(f"{option} {value}: {name} decides that itself; leave it out")
+    return EndpointTeacher(name, teachers.prompts, key_variable=teachers.key_variable)
+
+
+def _dense(
+    name: str,
+    index: str,
+    folder: Path,
+    corpus: Corpus,
+    examples: Sequence[Example],
+    k: int,
+    memory: int,
+    device: str | None,
+    progress: Progress,
+) -> tuple[DenseRanker, dict[str, Any]]:
+    files = document_files(folder, corpus)
+    built = None if index == EXACT else FaissIndex(index, folder, files, memory // 2)
+    ranker = DenseRanker(
+        name,
+        folder,
+        corpus,
+        k,
+        device=pick_device(device),
+        index=built,
+        memory=memory,
+        progress=progress(f"nearest by {name}", len(examples) * len(corpus)),
+    )
+    if built is None:
+        return ranker, {}
+    queries = read_vectors(ranker.query_file(query_blocks(examples, memory)[0]))
+    return ranker, {"recall of the index": round(built.recall(queries, k), 4)}
+
+
+def _write(out: Path, mined: Iterable[Mined], corpus: Corpus) -> dict[str, Any]:
+    """Write Examples and scores, both in one step, and count what became of the candidates."""
+    verdicts: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    paths = [out / name for name in (EXAMPLES, SCORES)]
+    partial = [path.with_name(f".{path.name}.{os.getpid()}.partial") for path in paths]
+    try:
+        with ExitStack() as stack:
+            files = [stack.enter_context(path.open("w", encoding="utf-8")) for path in partial]
+            for block in mined:
+                for example, scores in _finished(block, corpus):
+                    files[0].write(json.dumps(record_of(example), ensure_ascii=False) + "\n")
+                    files[1].write(json.dumps(scores) + "\n")
+                _count(block, verdicts)
+        for old, new in zip(partial, paths, strict=True):
+            old.replace(new)
+    finally:
+        for path in partial:
+            path.unlink(missing_ok=True)
+    return {source: dict(counts) for source, counts in verdicts.items()}
+
+
+def _finished(mined: Mined, corpus: Corpus) -> Iterator[tuple[Example, dict[str, Any]]]:
+    """Yield a block's Examples with their negatives, and the scores."""
+    chosen = mined.verdicts == Verdict.CHOSEN
+    documents = corpus.documents(mined.rows[chosen])
+    for place, example in enumerate(mined.block.examples):
+        rows = mined.rows[place, chosen[place]]
+        given: list[float | None] = [None] * len(example.negatives)
+        scores = {
+            "positives": [_number(score) for score in mined.positives[place]],
+            "negatives": given + [_number(score) for score in mined.scores[place, chosen[place]]],
+        }
+        yield with_negatives(example, [documents[int(row)] for row in rows]), scores
+
+
+def _number(score: Any) -> float | None:
+    """A score as JSON has it, with the digits that float32 holds; None where it is not known."""
+    return None if np.isnan(score) else round(float(score), 7)
+
+
+def _count(mined: Mined, counts: defaultdict[str, Counter[str]]) -> None:
+    sources = np.array([example.source for example in mined.block.examples])
+    chosen = (mined.verdicts == Verdict.CHOSEN).sum(axis=1)
+    for source in dict.fromkeys(sources.tolist()):
+        here = sources == source
+        own = counts[source]
+        own["examples"] += int(here.sum())
+        own["without a negative"] += int((chosen[here] == 0).sum())
+        for verdict in Verdict:
+            if verdict != Verdict.NOTHING:
+                own[verdict.name.lower()] += int((mined.verdicts[here] == verdict).sum())
+
+
+def finished(out: Path) -> bool:
+    """Say whether a folder holds the results of a run that came to its end."""
+    return (out / FACTS).exists() and bool(read_object(out / FACTS).get("finished"))
