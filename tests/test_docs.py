@@ -88,6 +88,7 @@ SECTIONS = {
     "contrastive": recipe_objectives.Contrastive,
     "mntp": recipe_objectives.Mntp,
     "simcse": recipe_objectives.SimCSE,
+    "mine_again": recipe_objectives.MineAgain,
     "mix": recipe.Mix,
     "source": recipe.Source,
     "training": recipe.Training,

@@ -10,8 +10,9 @@ import pytest
 import yaml
 
 from embedforge.errors import EmbedforgeError
-from embedforge.recipe import load_recipe, recipe_schema, shipped_recipes
+from embedforge.recipe import load_recipe, shipped_recipes
 from embedforge.recipe_file import read_values
+from embedforge.recipe_schema import recipe_schema
 
 BASE: dict[str, Any] = {
     "name": "base",

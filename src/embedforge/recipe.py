@@ -22,7 +22,7 @@ from embedforge.data.catalog import with_catalog_defaults
 from embedforge.errors import EmbedforgeError, did_you_mean
 from embedforge.recipe_file import SHIPPED, read_values
 from embedforge.recipe_model import Lora, Model, Pooling
-from embedforge.recipe_objectives import Contrastive, Mntp, Objective, PositiveInt, Section
+from embedforge.recipe_objectives import Contrastive, MineAgain, Mntp, Objective, PositiveInt, Section
 from embedforge.text.contract import Contract
 from embedforge.validation import explain
 
@@ -102,6 +102,8 @@ class Stage(Section):
     """Queries a step, over all ranks; texts for simcse, chunks for mntp."""
     negatives: Annotated[int, Field(ge=0)] = 7
     """Hard negatives a query; fewer where an Example has fewer."""
+    mine_again: MineAgain | None = None
+    """Replace the sources' negatives by those that the model itself finds when the stage begins."""
     query_max_tokens: PositiveInt | None = None
     """Shorter than the contract's limit, for training only."""
     document_max_tokens: PositiveInt | None = None
@@ -137,6 +139,12 @@ class Stage(Section):
             value = getattr(self, key)
             if value != type(self).model_fields[key].default:
                 raise ValueError(f"{key} ({value}) has no effect on objective '{kind}': leave it out")
+        if self.mine_again is not None and (kind != "contrastive" or not self.negatives):
+            raise ValueError(
+                "mine_again has no effect: "
+                + (f"objective '{kind}' has no negatives" if kind != "contrastive" else "negatives is 0")
+                + "; leave it out"
+            )
         if self.adapter is not None and self.earlier_adapter == "continue":
             raise ValueError(
                 "adapter has no effect while earlier_adapter is 'continue', which trains the adapter that is "
@@ -316,29 +324,3 @@ def source_of(path: str, **settings: Any) -> Source:
         return Source.model_validate({"path": path, **given})
     except ValidationError as error:
         raise EmbedforgeError(f"{path}:\n{explain(error, Source)}") from None
-
-
-def recipe_schema() -> dict[str, Any]:
-    """Return the JSON schema of a recipe's file, for editors.
-
-    A file that `extends` another may leave out what that one says, and skip its stages.
-    """
-    schema = Recipe.model_json_schema()
-    stage, mix = schema["$defs"]["Stage"], schema["$defs"]["Mix"]
-    schema["properties"]["extends"] = {
-        "description": "The recipe file beside this one from which this one says the differences only.",
-        "type": "string",
-    }
-    stage["properties"]["skip"] = {
-        "const": True,
-        "description": "Leave out this stage of the recipe that is extended; with `name` alone.",
-    }
-    # Without a kind, which defaults to contrastive, some objectives' keys fit more than one of them.
-    objective = stage["properties"]["objective"]
-    objective["anyOf"] = objective.pop("oneOf")
-    inside = {"mix": {"required": mix.pop("required")}}
-    stages = {"items": {"required": stage.pop("required"), "properties": inside}}
-    schema["if"] = {"required": ["extends"]}
-    schema["else"] = {"required": schema.pop("required"), "properties": {"stages": stages}}
-    stage["required"] = ["name"]
-    return schema

@@ -63,6 +63,23 @@ class SimCSE(Section):
     """A text that stands twice in the batch is not its own negative."""
 
 
+class MineAgain(Section):
+    """Hard negatives found anew, before the stage begins, by the model as it then is (SimLM, E5)."""
+
+    candidates: PositiveInt = 100
+    """Nearest documents of a query that the rule chooses from."""
+    rule: Literal["percentage", "margin", "absolute", "shifted", "top_k"] = "percentage"
+    """Which of them are safely no answer (NV-Retriever, arXiv 2407.15831)."""
+    value: float | None = None
+    """Of the rule; the paper's best when absent."""
+    sample_from: PositiveInt | None = None
+    """Draw from so many best survivors; the best are taken when absent."""
+    corpus: str = ""
+    """A file of documents or a BEIR folder, for all sources; each source's own documents when empty."""
+    memory_gb: Annotated[float, Field(ge=1)] = 4.0
+    """What mining may take besides the model."""
+
+
 def _kind(value: Any) -> str:
     """An objective without a kind is contrastive."""
     kind = value.get("kind", "contrastive") if isinstance(value, dict) else getattr(value, "kind", None)

@@ -12,8 +12,9 @@ from rich.syntax import Syntax
 from rich.tree import Tree
 
 from embedforge.errors import EmbedforgeError
-from embedforge.recipe import Recipe, Stage, load_recipe, recipe_schema, shipped_recipes
+from embedforge.recipe import Recipe, Stage, load_recipe, shipped_recipes
 from embedforge.recipe_objectives import Mntp, SimCSE
+from embedforge.recipe_schema import recipe_schema
 
 if TYPE_CHECKING:
     from embedforge.data.mixture import Mixture
