@@ -77,6 +77,7 @@ def train(
     from embedforge.recipe import load_recipe
 
     asked = load_recipe(recipe, set_ or ())  # before torch is imported: a mistake in it shows at once
+    from embedforge.mine.refresh import refresh_stage
     from embedforge.train.run import Interrupted, is_first_rank
     from embedforge.train.run import train as run
 
@@ -87,6 +88,7 @@ def train(
             resume=resume,
             device=device,
             source_folder=_source_folder(recipe, data),
+            refresh=refresh_stage,
         )
     except Interrupted as stop:
         if is_first_rank():

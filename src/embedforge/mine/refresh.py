@@ -6,7 +6,7 @@ is what the next stage has to teach it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,10 +16,66 @@ from embedforge.mine.corpus import Corpus
 from embedforge.mine.decide import Verdict
 from embedforge.mine.dense import DenseRanker
 from embedforge.mine.documents import document_instruction, open_corpus
+from embedforge.mine.keep import KeepRule
 from embedforge.mine.mine import with_negatives
 from embedforge.mine.pipeline import Barred, Choice, Progress, embed, mine_blocks, query_blocks, silent
 from embedforge.mine.teachers import ContractTeacher
 from embedforge.model.encoder import EmbeddingModel
+from embedforge.recipe import Stage
+
+
+def refresh_stage(
+    model: EmbeddingModel,
+    stage: Stage,
+    examples: Mapping[str, Sequence[Example]],
+    work: Path,
+    folder: Path | None = None,
+    *,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> dict[str, list[Example]]:
+    """Mine again for all sources of a stage, as its `mine_again` says; what `train` calls between stages.
+
+    Sources that forbid in-batch negatives keep theirs.
+
+    Args:
+        model: as the stage before has left it.
+        stage: has `mine_again`.
+        examples: by source.
+        work: where corpus and vectors are kept; a call with the same model and Examples goes on from there.
+        folder: where a relative path of `mine_again.corpus` starts.
+        seed: of rules that draw.
+        progress: see `Progress`.
+
+    Raises:
+        EmbedforgeError: see `refresh`; no source allows in-batch negatives.
+    """
+    asked = stage.mine_again
+    if asked is None:
+        raise EmbedforgeError(f"stage '{stage.name}' has no mine_again")
+    open_sources = [name for name, rows in examples.items() if any(row.in_batch_negatives for row in rows)]
+    if not open_sources:
+        raise EmbedforgeError(
+            f"stage '{stage.name}': mine_again has nothing to do, for all its sources have "
+            "in_batch_negatives: false, where what is not listed may be a positive too; leave it out"
+        )
+    rule = KeepRule(asked.rule, asked.value, asked.sample_from)
+    choice = Choice(stage.negatives, asked.candidates, rule, seed)
+    corpus = Path(folder or "", asked.corpus) if asked.corpus else None
+    return {
+        name: refresh(
+            model,
+            rows,
+            work / name,
+            choice,
+            corpus=corpus,
+            memory_gb=asked.memory_gb,
+            progress=progress,
+        )
+        if name in open_sources
+        else list(rows)
+        for name, rows in examples.items()
+    }
 
 
 def refresh(

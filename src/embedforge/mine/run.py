@@ -1,6 +1,7 @@
 """`embedforge mine`: a source and a corpus in, Examples with hard negatives out.
 
-examples.jsonl   the source's Examples with their negatives, best first, ready for a mix
+examples.jsonl   the source's Examples with their negatives, best first, ready for a mix; beside it the mark of
+                 decontamination that the source has, if it has one
 scores.jsonl     the judge's score of each positive and negative, line by line as in examples.jsonl
 audit.html       what to read before training on them
 mine.json        settings, counts, and fingerprints of all that went in
@@ -22,9 +23,10 @@ from typing import Any
 
 import numpy as np
 
-from embedforge.data.convert import read_source, source_name
+from embedforge.data.convert import read_source, source_file, source_name
 from embedforge.data.example import Example
 from embedforge.data.fields import record_of
+from embedforge.data.marks import carry_mark
 from embedforge.errors import EmbedforgeError
 from embedforge.files import read_object, write_json
 from embedforge.mine.candidates import Ranker
@@ -134,6 +136,7 @@ def mine(
     }
     from embedforge.mine.audit import write_audit  # matplotlib and jinja2, at the end only
 
+    carry_mark(source_file(source), out / EXAMPLES)
     write_audit(out / AUDIT, source_name(source), mined, documents, choice, facts)
     write_json(out / FACTS, facts)
     return facts

@@ -1,36 +1,69 @@
-"""Which evaluation tasks a run's training data was checked against; needs neither torch nor a model.
+"""Against which evaluation tasks a run's training data was checked; needs neither torch nor a model.
 
-What counts is the data of contrastive stages. Texts of `mntp` and `simcse` stages have no queries or labels
-that a task asks for, and a decoder has read much of the web before: they have no part in a mark.
+What counts is the data of contrastive stages. The texts of `mntp` and `simcse` stages have no answer to learn
+by heart, as those that a decoder was pre-trained on: they have no part in it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from embedforge.data.catalog import CATALOG_PREFIX
-from embedforge.data.columns import prepared_file
-from embedforge.data.convert import source_name
-from embedforge.data.marks import FILE_NAME, Mark, read_mark, training_mark, write_mark
-from embedforge.data.readers import HUB_PREFIX
+from embedforge.data.convert import source_file, source_name
+from embedforge.data.marks import Mark, read_mark, training_mark
 from embedforge.files import read_object
 from embedforge.recipe import Recipe, Source
 from embedforge.recipe_objectives import Contrastive
 
 _NAMED = 5
-"""Sources that the warning names; of more it says how many."""
+"""Sources that a warning names; of the others it says how many they are."""
 
 
-def warn_of_unmarked(recipe: Recipe, folder: Path | None, stages: Collection[str] | None = None) -> str | None:
-    """Return a warning that names the sources of pairs without a mark of decontamination; else None.
+def unchecked_sources(recipe: Recipe, folder: Path | None = None) -> str | None:
+    """Return a warning that names the sources of pairs without a mark of decontamination; None without any.
 
     Args:
         recipe: of the run.
         folder: where relative paths of sources start.
-        stages: names of those that count; all of them when None.
     """
-    files = {
-        source_name(source): _file_of(source, folder)
-        for source in _pair_sources(recipe)
-    }
+    files = {(source_name(source), source_file(source, folder)) for source in _sources_of_pairs(recipe)}
+    names = sorted({name for name, file in files if file is None or read_mark(file) is None})
+    if not names:
+        return None
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return (
+        "training data that was not checked against evaluation tasks, or has changed since: "
+        f"{', '.join(names[:_NAMED])}{more}. Tasks with the same texts will score too high; "
+        "embedforge curate --against TASKS takes them out"
+    )
+
+
+def mark_of_training(recipe: Recipe, folder: Path | None = None) -> Mark | None:
+    """Return the tasks that all pairs of a recipe were checked against; None if it has no pairs.
+
+    A base that embedforge trained counts as one more source: what it has seen, its successor has seen.
+
+    Args:
+        recipe: of the run.
+        folder: where relative paths of sources start.
+    """
+    files = {source.path: source_file(source, folder) for source in _sources_of_pairs(recipe)}
+    base = Path(recipe.model.base).expanduser()
+    if _learned_from_pairs(base):
+        files[recipe.model.base] = base
+    return training_mark([*files.values()]) if files else None
+
+
+def _sources_of_pairs(recipe: Recipe) -> Iterator[Source]:
+    for stage in recipe.stages:
+        if isinstance(stage.objective, Contrastive):
+            yield from stage.mix.sources
+
+
+def _learned_from_pairs(base: Path) -> bool:
+    """Say whether a base is a model of embedforge whose recipe has a contrastive stage."""
+    if not (base / "recipe.json").is_file():
+        return False
+    stages: list[dict[str, Any]] = read_object(base / "recipe.json").get("stages", [])
+    return any(stage.get("objective", {}).get("kind", "contrastive") == "contrastive" for stage in stages)

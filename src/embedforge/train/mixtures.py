@@ -33,6 +33,15 @@ def read_mixture(stage: Stage, seed: int, source_folder: Path | None = None) -> 
         raise EmbedforgeError(
             f"stage '{stage.name}': two sources have the same name; give them a 'name' each"
         )
+    return mixture_of(stage, seed, examples)
+
+
+def mixture_of(stage: Stage, seed: int, examples: Mapping[str, Sequence[Example]]) -> Mixture:
+    """Lay out a stage's Examples, by source.
+
+    Raises:
+        EmbedforgeError: a source from which nothing can be learned, or too few rows for a step.
+    """
     if not isinstance(stage.objective, Mntp):
         for name, rows in examples.items():
             _check_that_a_loss_is_left(stage, name, rows)
@@ -114,8 +123,10 @@ def training_instructions(recipe: Recipe, mixtures: Mapping[str, Mixture]) -> It
 def _check_that_a_loss_is_left(stage: Stage, name: str, examples: Sequence[Example]) -> None:
     """Refuse a source whose queries all have their positive as the only candidate: their loss is 0."""
     exchanges = _exchanges(stage) and stage.batch_queries > 1
+    mined = stage.negatives and stage.mine_again is not None
     alone = sum(
-        not (example.negatives and stage.negatives) and not (exchanges and example.in_batch_negatives)
+        not (mined or (example.negatives and stage.negatives))
+        and not (exchanges and example.in_batch_negatives)
         for example in examples
     )
     if not alone:

@@ -24,13 +24,23 @@ def train_or_stop(
 ) -> Path:
     """Train, or go on training, in `out`, and return the model's folder; arguments as of `train`.
 
+    For callers that keep the texts that they test on out of the data.
+
     Raises:
         EmbedforgeError: see `train`.
         KeyboardInterrupt: after Ctrl-C, with the state saved and a line on the console that says so.
     """
     release_freed_memory()
     try:
-        return train(recipe, out, resume=True, device=device, source_folder=source_folder, held_out=held_out)
+        return train(
+            recipe,
+            out,
+            resume=True,
+            device=device,
+            source_folder=source_folder,
+            held_out=held_out,
+            own_test=True,
+        )
     except Interrupted as stop:
         console.print(f"\n{stop}. The state is saved: run the same command again to go on.")
         raise KeyboardInterrupt from None

@@ -3,7 +3,8 @@
 out/recipe.json          the resolved recipe, with versions and data fingerprints
 out/log.jsonl            every logged figure, by stage and step
 out/stages/1-NAME/       checkpoints while the stage runs; `done.safetensors` when it is finished
-out/model/               the result: a sentence-transformers folder + recipe.json + contract.json
+out/model/               the result: a sentence-transformers folder + recipe.json + contract.json +
+                         decontaminated.json, the tasks that its training data was checked against
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import importlib.metadata
 import logging
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +27,19 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.training_args import ParallelMode
 
 from embedforge.data.example import Example
+from embedforge.data.marks import FILE_NAME, Mark, write_mark
 from embedforge.data.mixture import Mixture
 from embedforge.errors import EmbedforgeError, did_you_mean
 from embedforge.files import read_json, write_json
 from embedforge.model.adapter import merge_lora
 from embedforge.model.encoder import EmbeddingModel, save
-from embedforge.recipe import Recipe, Stage
+from embedforge.recipe import Recipe, Stage, parse_recipe
 from embedforge.runtime import keep_freed_memory, pick_device
 from embedforge.train.checkpoints import last_complete_checkpoint, load_trainable, save_trainable
+from embedforge.train.decontamination import mark_of_training, unchecked_sources
 from embedforge.train.metrics import EvaluateCallback, held_out_retrieval
 from embedforge.train.mixtures import (
+    mixture_of,
     read_held_out,
     read_mixture,
     training_instructions,
@@ -47,6 +51,10 @@ from embedforge.train.stages import begin_stage, check_batch, model_after, prepa
 from embedforge.train.trainer import StageTrainer
 
 DONE = "done.safetensors"
+Refresh = Callable[
+    [EmbeddingModel, Stage, Mapping[str, Sequence[Example]], Path, Path | None], Mapping[str, list[Example]]
+]
+"""Given model, stage, Examples by source, a work folder and the sources' folder: the Examples mined anew."""
 logger = logging.getLogger(__name__)
 
 
@@ -62,6 +70,8 @@ def train(
     device: str | None = None,
     source_folder: Path | None = None,
     held_out: Sequence[Example] = (),
+    own_test: bool = False,
+    refresh: Refresh | None = None,
     quiet: bool = False,
 ) -> Path:
     """Run all stages of a recipe and save the model.
@@ -75,6 +85,9 @@ def train(
         source_folder: where relative paths of sources start (the recipe file's folder).
         held_out: examples for retrieval metrics every `training.eval_steps`, where the recipe has no file
             of them in `training.held_out`.
+        own_test: the caller keeps the texts that it tests on out of the data by itself; otherwise a warning
+            names the sources that were not checked against any evaluation task.
+        refresh: mines again for stages with `mine_again`; `embedforge.mine.refresh.refresh_stage`.
         quiet: no progress bars.
 
     Returns:
@@ -88,15 +101,20 @@ def train(
     finished = out / "model"
     check_fsdp(recipe.training.fsdp, device)
     check_sharded_stages(recipe)
+    _check_refresh(recipe, refresh)
     mixtures = {stage.name: read_mixture(stage, recipe.seed, source_folder) for stage in recipe.stages}
     held_out = read_held_out(recipe, source_folder, held_out)
     _claim_folder(out, recipe, {name: mixture.fingerprint for name, mixture in mixtures.items()}, resume)
+    mark = mark_of_training(recipe, source_folder) if is_first_rank() else None
     if resume and finished.exists():
+        _leave_mark(finished, mark)
         return finished
     _point_out_idle_gpus(device)
-    warning = unseen_instruction(recipe.contract, training_instructions(recipe, mixtures))
-    if warning and is_first_rank():
-        logger.warning(warning)
+    if is_first_rank():
+        instruction = unseen_instruction(recipe.contract, training_instructions(recipe, mixtures))
+        unchecked = None if own_test else unchecked_sources(recipe, source_folder)
+        for warning in filter(None, (instruction, unchecked)):
+            logger.warning(warning)
     model = prepare_model(recipe, device)
     for number, stage in enumerate(recipe.stages):
         begin_stage(model, recipe, stage)
@@ -104,13 +122,40 @@ def train(
         if (folder / DONE).exists():
             load_trainable(model, folder / DONE)
             continue
-        run_stage(
-            model, recipe, stage, mixtures[stage.name], folder, out / "log.jsonl", device, held_out, quiet
-        )
+        mixture = mixtures[stage.name]
+        if refresh is not None and stage.mine_again is not None:
+            examples = refresh(model, stage, mixture.examples, folder / "mined", source_folder)
+            mixture = mixture_of(stage, recipe.seed, examples)
+        run_stage(model, recipe, stage, mixture, folder, out / "log.jsonl", device, held_out, quiet)
         if recipe.training.fsdp:  # The stage has left its model in shards.
             done = [stage_folder(out, recipe, place) / DONE for place in range(number + 1)]
             model = model_after(recipe, done, device)
-    return finish(model, recipe, finished)
+    finish(model, recipe, finished)
+    _leave_mark(finished, mark)
+    return finished
+
+
+def _check_refresh(recipe: Recipe, refresh: Refresh | None) -> None:
+    """Refuse `mine_again` where nothing would be mined, or each rank for itself."""
+    asking = [stage.name for stage in recipe.stages if stage.mine_again is not None]
+    if not asking:
+        return
+    if refresh is None:
+        raise EmbedforgeError(
+            f"stage '{asking[0]}' has mine_again, and nothing to mine with was given: pass "
+            "refresh=embedforge.mine.refresh.refresh_stage to train(), as `embedforge train` does"
+        )
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise EmbedforgeError(
+            f"stage '{asking[0]}' has mine_again, which runs on one rank only: end the run before it, "
+            "mine with `embedforge mine --teacher OUT/model`, and train on its result"
+        )
+
+
+def _leave_mark(folder: Path, mark: Mark | None) -> None:
+    """Put the mark of the training data into a finished model's folder, unless it has one."""
+    if mark is not None and not (folder / FILE_NAME).exists():
+        write_mark(folder, mark)
 
 
 def stage_folder(out: Path, recipe: Recipe, number: int) -> Path:
@@ -281,19 +326,20 @@ def _claim_folder(out: Path, recipe: Recipe, fingerprints: Mapping[str, str], re
             f"{out}: there is a run here already; go on with it by --resume, or choose another --out"
         )
     earlier = read_json(path)
-    for part in ("recipe", "data"):
-        if earlier[part] != resolved[part]:
+    # A key that this version knows and that one did not stands at its default.
+    before = parse_recipe(earlier["recipe"], str(path)).model_dump(mode="json")
+    for part, old in (("recipe", before), ("data", earlier["data"])):
+        if old != resolved[part]:
             raise EmbedforgeError(
                 f"{path}: cannot resume, the {part} differs from the run's: "
-                f"{_first_difference(earlier[part], resolved[part])}. "
-                "Use the same recipe and data, or another --out"
+                f"{_first_difference(old, resolved[part])}. Use the same recipe and data, or another --out"
             )
 
 
 def _first_difference(old: Any, new: Any, place: str = "") -> str:
     if isinstance(old, dict) and isinstance(new, dict):
         for key in [*old, *new]:
-            if old.get(key) != new.get(key):
+            if key not in old or key not in new or old[key] != new[key]:
                 return _first_difference(old.get(key), new.get(key), f"{place}.{key}".lstrip("."))
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         for index, (one, other) in enumerate(zip(old, new, strict=True)):
