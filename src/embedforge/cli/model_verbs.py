@@ -107,6 +107,7 @@ def export(
     ] = None,
 ) -> None:
     """Write a published checkpoint as one model folder, its adapters merged, or a model in another dtype."""
+    from embedforge.data.marks import copy_mark_of_model
     from embedforge.model.export import export as run
 
     run(
@@ -123,6 +124,7 @@ def export(
         normalize=normalize,
         dtype=dtype,
     )
+    copy_mark_of_model(Path(source), out)
     typer.echo(f"The model is in {out}")
 
 

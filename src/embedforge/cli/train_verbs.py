@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from embedforge.cli.app import Device, Seed, app
+from embedforge.cli.app import Device, Overrides, Seed, app
 
 
 @app.command()
@@ -46,6 +46,53 @@ def quickstart(
 
 
 @app.command()
+def adapt(
+    folder: Annotated[
+        Path,
+        typer.Argument(help="A folder of text, Markdown, HTML, PDF or source code; no labels."),
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Where the model, the index and the report go.")
+    ] = Path("adapt-out"),
+    base: Annotated[
+        str | None,
+        typer.Option(help="Decoder to start from: embedforge:base (the default), a folder or a hub id."),
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            help="Recipe of mntp and simcse stages, by name or file; llm2vec-tiny for the bundled decoder, "
+            "else llm2vec-unsup."
+        ),
+    ] = None,
+    set_: Overrides = None,
+    minutes: Annotated[
+        float, typer.Option(help="Time for the whole run; fewer steps are trained on a slow machine.")
+    ] = 10.0,
+    seed: Seed = 0,
+    device: Device = None,
+) -> None:
+    """Make a model know a folder of documents, from their text alone, and see what it gained.
+
+    Removes the causal mask, trains masked next token prediction, then SimCSE (LLM2Vec), compares with BM25
+    and with the decoder as it came on held-out text, and writes a report, a model and a search index. Run it
+    again to resume after Ctrl-C.
+    """
+    from embedforge.adapt.run import adapt as run
+
+    run(
+        folder,
+        out,
+        base=base,
+        recipe_name=recipe,
+        overrides=set_ or (),
+        minutes=minutes,
+        seed=seed,
+        device=device,
+    )
+
+
+@app.command()
 def train(
     recipe: Annotated[
         str, typer.Argument(help="A shipped recipe by name (tiny, nv-embed-v2 ...) or a YAML file.")
@@ -53,14 +100,7 @@ def train(
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Folder of the run: log, checkpoints, model.")
     ] = Path("run"),
-    set_: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="Change a key: --set stages.retrieval.steps=100; may be repeated.",
-        ),
-    ] = None,
+    set_: Overrides = None,
     data: Annotated[
         Path | None,
         typer.Option(
