@@ -13,7 +13,7 @@ from rich.tree import Tree
 from embedforge.errors import EmbedforgeError
 from embedforge.recipe import Recipe, load_recipe, parse_recipe, shipped_recipes
 from embedforge.show import mixture_tree, read_mixtures, show, show_probe
-from sources_for_tests import ROWS, is_file, write_sources
+from sources_for_tests import ROWS, file_of, is_mined, write_sources
 
 
 def printed(tree: Tree) -> str:
@@ -42,12 +42,12 @@ def test_every_shipped_recipe_is_a_tree_with_the_rows_of_every_source(name: str,
     text = printed(mixture_tree(recipe, read_mixtures(recipe, tmp_path)))
     for stage in recipe.stages:
         assert f"{stage.name}  {stage.steps:,} steps x 4 {UNITS[stage.objective.kind]}" in text
-        elsewhere = [source for source in stage.mix.sources if not is_file(source)]
+        elsewhere = [source for source in stage.mix.sources if not file_of(source)]
         assert not elsewhere or "not counted: " in text
         for source in () if elsewhere else stage.mix.sources:
-            rows = 2 * ROWS if source.kind == "scored_pairs" else ROWS
+            rows = 2 * ROWS if source.kind == "scored_pairs" and not is_mined(source) else ROWS
             rows = min(rows, source.cap or rows)
-            stem = Path(source.path).name.partition(".")[0]
+            stem = Path(file_of(source)).name.partition(".")[0]
             kind = "texts" if source.kind == "texts" else "rows"
             assert f"{source.name or stem}: {rows:,} {kind}" in text
 

@@ -238,7 +238,7 @@ def test_texts_move_apart_and_an_interrupted_stage_goes_on_to_the_same_bits(
     before, after = (
         _likeness(model) for model in (build(base=str(tiny_base), contract=recipe.contract), found)
     )
-    assert after < before - 0.1
+    assert after < before - 0.05
     with crash_in(monkeypatch, "simcse", 3):
         train(recipe, tmp_path / "cut", quiet=True)
     assert_same_weights(whole, train(recipe, tmp_path / "cut", resume=True, quiet=True))

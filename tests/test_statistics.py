@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedforge.errors import EmbedforgeError
 from embedforge import statistics as statistics_module
+from embedforge.errors import EmbedforgeError
 from embedforge.evaluate.retrieval import per_query_metrics, v_measure
 from embedforge.statistics import (
     bootstrap_interval,

@@ -181,11 +181,12 @@ def mine(
             return lambda done: bar.update(task, advance=done)
 
         prompts = Prompts(query_prompt, document_prompt)
+        kept = KeepRule(rule, value, sample_from, keep_first)  # type: ignore[arg-type]
         facts = run(
             spec,
             out,
             Teachers(tuple(teacher), prompts, max_tokens, dtype, key_variable, index),
-            Choice(negatives, candidates, KeepRule(rule, value, sample_from, keep_first), seed),
+            Choice(negatives, candidates, kept, seed),
             corpus=corpus,
             memory_gb=memory_gb,
             device=device,

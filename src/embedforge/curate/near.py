@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from embedforge.documents.near_duplicates import BANDS, Hashes, _bands, _jaccard, _shingles
+from embedforge.documents.near_duplicates import BANDS, Hashes, band_keys, jaccard, shingles_of
 
 TEXTS_PER_BLOCK = 20_000
 MOST_COMPARED = 200
@@ -31,11 +31,11 @@ class Shingled:
 
     def once(self, text: str) -> Hashes:
         """Return a text's shingles, without remembering them."""
-        return _shingles(text, self._vocabulary)
+        return shingles_of(text, self._vocabulary)
 
     def similarity(self, left: str, right: str) -> float:
         """Return the Jaccard similarity of two texts' sets of shingles; 0 where one has no word."""
-        return _jaccard(self._of(left), self._of(right))
+        return jaccard(self._of(left), self._of(right))
 
 
 def earlier_twins(
@@ -76,7 +76,7 @@ def _keys(
     for start in range(0, len(texts), TEXTS_PER_BLOCK):
         block = [shingled.once(text) for text in texts[start : start + TEXTS_PER_BLOCK]]
         rows = slice(start, start + len(block))
-        keys[rows] = _bands(block)
+        keys[rows] = band_keys(block)
         filled[rows] = [len(shingles) > 0 for shingles in block]
         progress(len(block))
     return keys, filled

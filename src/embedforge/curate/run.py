@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,10 +15,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from embedforge import __version__
 from embedforge.curate.report import Report, SourceReport, StepReport, print_report, render, report_of
 from embedforge.curate.steps import Curation, planned
-from embedforge.data.convert import read_source, source_name
+from embedforge.data.convert import read_source, source_file, source_name
 from embedforge.data.example import Example
 from embedforge.data.fields import record_of
-from embedforge.data.marks import CheckedTask, Mark, file_hash, write_mark
+from embedforge.data.marks import CheckedTask, Mark, file_hash, training_mark, write_mark
 from embedforge.errors import EmbedforgeError
 from embedforge.files import read_object, replace_folder, write_json, write_text
 from embedforge.recipe import Source
@@ -42,7 +42,8 @@ def curate(
     Args:
         sources: as in a recipe's mix.
         out: folder of the result: `NAME.jsonl.gz` for each source, `report.json`, `report.html` and, after
-            decontamination, `decontaminated.json`. An older curation of these sources there is replaced.
+            decontamination of the sources, now or earlier, `decontaminated.json`. An older curation of these
+            sources there is replaced.
         curation: which steps, and how.
         folder: where relative paths of the sources start.
         console: for progress and the summary; standard error when None.
@@ -55,6 +56,7 @@ def curate(
     steps = planned(curation)
     names = _names(sources)
     _check_folder(out, names)
+    known = training_mark([source_file(source, folder) for source in sources]).tasks
     examples = [
         example for source in sources for example in read_source(source, seed=curation.seed, folder=folder)
     ]
@@ -76,7 +78,7 @@ def curate(
         ],
         steps=reports,
     )
-    _write(out, report, examples, sources, curation)
+    _write(out, report, examples, sources, curation, known)
     print_report(report, console)
     return report
 
@@ -125,7 +127,12 @@ def _file_name(name: str) -> str:
 
 
 def _write(
-    out: Path, report: Report, examples: Sequence[Example], sources: Sequence[Source], curation: Curation
+    out: Path,
+    report: Report,
+    examples: Sequence[Example],
+    sources: Sequence[Source],
+    curation: Curation,
+    known: Mapping[str, CheckedTask],
 ) -> None:
     with replace_folder(out, marker=REPORT) as folder:
         for source, made in zip(sources, report.sources, strict=True):
@@ -133,8 +140,10 @@ def _write(
             _write_examples(folder / made.file, rows, source.instruction)
         write_json(folder / REPORT, report.as_json())
         write_text(folder / "report.html", render(report))
-        if curation.tasks:
-            write_mark(folder, _mark(folder, report, curation))
+        tasks = {**known, **_checked(curation)}
+        if tasks:
+            files = {source.file: file_hash(folder / source.file) for source in report.sources}
+            write_mark(folder, Mark(tasks=tasks, files=files))
 
 
 def _write_examples(path: Path, examples: Sequence[Example], instruction: str) -> None:
@@ -150,8 +159,8 @@ def _write_examples(path: Path, examples: Sequence[Example], instruction: str) -
             zipped.write((json.dumps(record_of(own), ensure_ascii=False) + "\n").encode())
 
 
-def _mark(folder: Path, report: Report, curation: Curation) -> Mark:
-    checked = {
+def _checked(curation: Curation) -> dict[str, CheckedTask]:
+    return {
         task.name: CheckedTask(
             fingerprint=task.fingerprint,
             documents=curation.documents,
@@ -160,9 +169,6 @@ def _mark(folder: Path, report: Report, curation: Curation) -> Mark:
         )
         for task in curation.tasks
     }
-    return Mark(
-        tasks=checked, files={source.file: file_hash(folder / source.file) for source in report.sources}
-    )
 
 
 def _progress(console: Console) -> Progress:

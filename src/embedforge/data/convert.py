@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from embedforge.data.catalog import CATALOG_PREFIX
-from embedforge.data.columns import open_entry
+from embedforge.data.columns import open_entry, prepared_file
 from embedforge.data.example import Example
 from embedforge.data.fields import example_of
 from embedforge.data.labels import from_classes, from_labels
@@ -99,6 +99,21 @@ def default_name(path: str) -> str:
     'msmarco'
     """
     return Path(path.removeprefix(HUB_PREFIX).removeprefix(CATALOG_PREFIX)).name.partition(".")[0]
+
+
+def source_file(source: SourceSpec, folder: str | Path | None = None) -> Path | None:
+    """Return the file that a source is read from; None for a dataset of the hub, and for a BEIR folder.
+
+    Args:
+        source: a recipe's source.
+        folder: where a relative path starts.
+    """
+    if source.path.startswith(HUB_PREFIX):
+        return None
+    if source.path.startswith(CATALOG_PREFIX):
+        return prepared_file(source.path.removeprefix(CATALOG_PREFIX), folder)
+    path = Path(folder or "") / source.path
+    return path if path.is_file() else None
 
 
 def read_source(

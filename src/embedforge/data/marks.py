@@ -70,13 +70,17 @@ def write_mark(folder: Path, mark: Mark) -> None:
     write_json(folder / FILE_NAME, mark.model_dump(mode="json"))
 
 
-def carry_mark(source: Path, target: Path) -> None:
+def carry_mark(source: Path | None, target: Path) -> None:
     """Give `target`, made from `source` without a new query or positive, the mark that `source` has.
 
     For mining, which adds negatives only. Files of the target's folder that have the same marks stay marked;
     a source without a mark takes the target's away, for it may have been another file's.
+
+    Args:
+        source: the file that was read; None for what is no file and cannot have a mark.
+        target: the file that was written.
     """
-    mark, beside = read_mark(source), _mark_of_folder(target.parent)
+    mark, beside = None if source is None else read_mark(source), _mark_of_folder(target.parent)
     others = {name: value for name, value in beside.files.items() if name != target.name} if beside else {}
     if mark is None:
         if beside is not None:
@@ -86,6 +90,13 @@ def carry_mark(source: Path, target: Path) -> None:
         mark = Mark(tasks=_common([mark, beside]))
     files = {**others, target.name: file_hash(target)}
     write_mark(target.parent, mark.model_copy(update={"files": files}))
+
+
+def copy_mark_of_model(source: Path, target: Path) -> None:
+    """Give a copy of a model, in another dtype say, the mark of its training data, if the model has one."""
+    mark = read_mark(source) if source.is_dir() else None
+    if mark is not None:
+        write_mark(target, mark)
 
 
 def training_mark(sources: Sequence[Path | None]) -> Mark:

@@ -51,22 +51,30 @@ def near_duplicates(texts: Sequence[str], references: Sequence[str], threshold: 
         One flag a text. Texts without a word repeat nothing.
     """
     vocabulary: defaultdict[str, int] = defaultdict(itertools.count(1).__next__)
-    known = [_shingles(text, vocabulary) for text in references]
+    known = [shingles_of(text, vocabulary) for text in references]
     buckets: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
-    for number, keys in enumerate(_bands(known)):
+    for number, keys in enumerate(band_keys(known)):
         for band in enumerate(keys.tolist()):
             buckets[band].append(number)
     flags: list[bool] = []
     for first in range(0, len(texts), TEXTS_AT_ONCE):
-        judged = [_shingles(text, vocabulary) for text in texts[first : first + TEXTS_AT_ONCE]]
-        for shingles, keys in zip(judged, _bands(judged), strict=True):
+        judged = [shingles_of(text, vocabulary) for text in texts[first : first + TEXTS_AT_ONCE]]
+        for shingles, keys in zip(judged, band_keys(judged), strict=True):
             near = {number for band in enumerate(keys.tolist()) for number in buckets.get(band, ())}
-            flags.append(any(_jaccard(shingles, known[number]) >= threshold for number in near))
+            flags.append(any(jaccard(shingles, known[number]) >= threshold for number in near))
     return flags
 
 
-def _shingles(text: str, vocabulary: defaultdict[str, int]) -> Hashes:
-    """Hash every run of three tokens (all tokens of a shorter text); sorted, each once."""
+def shingles_of(text: str, vocabulary: defaultdict[str, int]) -> Hashes:
+    """Return the shingle set of a text: a hash of every run of three tokens, or of all of a shorter text.
+
+    Args:
+        text: of any length.
+        vocabulary: word -> number, which grows; sets made with one vocabulary can be compared.
+
+    Returns:
+        uint64 [shingles], sorted, each once; empty for a text without a word.
+    """
     tokens = np.array([vocabulary[token] for token in _TOKEN.findall(text.lower())], dtype=np.uint64)
     width = min(SHINGLE_TOKENS, len(tokens))
     if not width:
@@ -78,8 +86,11 @@ def _shingles(text: str, vocabulary: defaultdict[str, int]) -> Hashes:
     return np.unique(mixed)
 
 
-def _bands(sets: Sequence[Hashes]) -> Hashes:
-    """Return the band keys of each shingle set, uint64 [sets, BANDS]."""
+def band_keys(sets: Sequence[Hashes]) -> Hashes:
+    """Return the band keys of each shingle set: uint64 [sets, BANDS].
+
+    Two sets are candidates if they have the same key in the same band. Empty sets have zeros.
+    """
     lengths = np.array([len(shingles) for shingles in sets], dtype=np.int64)
     keys = np.zeros((len(sets), BANDS), dtype=np.uint64)
     filled = np.flatnonzero(lengths)
@@ -102,7 +113,8 @@ def _mix(values: Hashes) -> Hashes:
     return values ^ (values >> np.uint64(31))
 
 
-def _jaccard(left: Hashes, right: Hashes) -> float:
+def jaccard(left: Hashes, right: Hashes) -> float:
+    """Return the share that two shingle sets have in common, from 0 to 1; 0 where one of them is empty."""
     if not len(left) or not len(right):
         return 0.0
     shared = len(np.intersect1d(left, right, assume_unique=True))

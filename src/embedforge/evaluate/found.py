@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from embedforge.evaluate.report import Hit, QueryExample
+from embedforge.report.page import Hit, QueryExample
 
 EXAMPLES = 10
 HITS_SHOWN = 3

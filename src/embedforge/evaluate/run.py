@@ -12,7 +12,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from embedforge import __version__
 from embedforge.errors import EmbedforgeError, missing_extra
+from embedforge.evaluate.decontamination import unchecked_tasks
 from embedforge.evaluate.instructions import check_names, instruction_of
 from embedforge.files import read_json, write_json
 
@@ -51,6 +52,8 @@ class Results:
     models: tuple[str, ...]
     """Labels: the shortest ends of the models' paths that tell them apart."""
     tasks: dict[str, dict[str, dict[str, Any] | None]]
+    undecontaminated: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """For models that `embedforge train` made, the tasks that their data was not checked against."""
 
     def score(self, model: str, task: str) -> float | None:
         """Return the main score of a model on a task, None where it cannot do the task."""
@@ -102,7 +105,9 @@ def evaluate(
             runner = _Runner(model, label, settings, device, progress, len(found))
             for task in found:
                 table[task.metadata.name][label] = runner.result(task, out, resume=resume)
-    results = Results(out, labels, table)
+    revisions = {task.metadata.name: str(task.metadata.revision) for task in found}
+    unchecked = unchecked_tasks(dict(zip(labels, models, strict=True)), revisions)
+    results = Results(out, labels, table, unchecked)
     write_summary(results, settings)
     return results
 

@@ -7,11 +7,12 @@ from collections.abc import Iterable
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from embedforge.evaluate.charts import grouped_bars
-from embedforge.evaluate.report import Cell, Chart, Report, Table, Verdict, verdict, write_report
-from embedforge.evaluate.statistics import Interval, PairedTest
+from embedforge.evaluate.decontamination import sentence
 from embedforge.evaluate.units import Units, compare, interval
 from embedforge.files import write_json
+from embedforge.report.charts import grouped_bars
+from embedforge.report.page import Cell, Chart, Report, Table, Verdict, verdict, write_report
+from embedforge.statistics import Interval, PairedTest
 
 if TYPE_CHECKING:
     from embedforge.evaluate.run import Results, Settings
@@ -73,6 +74,7 @@ def summary(results: Results, tests: dict[str, dict[str, PairedTest]], settings:
             }
             for model, row in tests.items()
         },
+        "undecontaminated": {model: list(names) for model, names in results.undecontaminated.items()},
         "tasks": tasks,
     }
 
@@ -155,6 +157,9 @@ def _sentences(results: Results, tests: dict[str, dict[str, PairedTest]]) -> lis
             sentences += [_task_sentence(results, name, model, test) for name, test in row.items()]
     if not tests:
         sentences.append(_mean_sentence(results))
+    for model, unchecked in results.undecontaminated.items():
+        text = sentence(model, unchecked, len(results.tasks))
+        sentences.append(Verdict(text, "bad" if unchecked else "good"))
     return sentences
 
 

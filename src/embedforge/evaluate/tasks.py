@@ -1,13 +1,11 @@
 """A folder of datasets as mteb tasks, so that mteb computes the metrics; nothing comes from a hub.
 
-Layout: `type/dataset/...` with type one of the keys of `TYPES`. A retrieval dataset is a BEIR folder, any
-other has a file for each split (`train`, `dev`, `test`) in a format that `embedforge.data` reads. The task
-is named `type/dataset`. This module needs mteb.
+The layout is that of `embedforge.data.task_folder`: `type/dataset/...`, with type one of the keys of `TYPES`.
+This module needs mteb.
 """
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -30,10 +28,10 @@ from mteb.abstasks.task_metadata import TaskMetadata
 
 from embedforge.data.readers import read_corpus, read_qrels, read_queries, read_records
 from embedforge.data.record import Record
+from embedforge.data.task_folder import find_datasets, fingerprint, split_file, task_name
 from embedforge.errors import EmbedforgeError, did_you_mean
 from embedforge.evaluate.retrieval import v_measure
 
-ENDINGS = (".jsonl", ".jsonl.gz", ".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")
 _LANGUAGE = ["eng-Latn"]  # mteb asks for one; nothing here depends on it
 
 
@@ -226,35 +224,7 @@ def find_tasks(tasks: str | Sequence[str], split: str = "test") -> list[AbsTask]
 
 def folder_tasks(folder: Path, split: str = "test") -> list[AbsTask]:
     """Return the tasks of a folder of datasets, sorted by name; see `find_tasks`."""
-    folder = folder.resolve()
-    if folder.parent.name in TYPES:
-        datasets = [folder]
-    elif folder.name in TYPES:
-        datasets = sorted(p for p in folder.iterdir() if p.is_dir())
-    else:
-        datasets = sorted(p for kind in TYPES for p in (folder / kind).glob("*") if p.is_dir())
-    tasks = [_task(dataset, split) for dataset in datasets if _has_split(dataset, split)]
-    if not tasks:
-        state = f"none of its {len(datasets)} datasets has" if datasets else "no datasets, so none with"
-        raise EmbedforgeError(
-            f"{folder}: {state} a split '{split}'. Expected TYPE/DATASET/{split}.jsonl, or "
-            f"retrieval/DATASET/qrels/{split}.tsv; types are: {', '.join(TYPES)}"
-        )
-    return tasks
-
-
-def split_file(dataset: Path, split: str) -> Path:
-    """Return the file of a split, whatever its format; without one, the path that the error will name."""
-    for ending in ENDINGS:
-        if (dataset / f"{split}{ending}").exists():
-            return dataset / f"{split}{ending}"
-    return dataset / f"{split}{ENDINGS[0]}"
-
-
-def _has_split(dataset: Path, split: str) -> bool:
-    if dataset.parent.name == "retrieval":
-        return (dataset / "qrels" / f"{split}.tsv").exists()
-    return split_file(dataset, split).exists()
+    return [_task(dataset, split) for dataset in find_datasets(folder, split)]
 
 
 def _task(dataset: Path, split: str) -> AbsTask:
@@ -264,11 +234,11 @@ def _task(dataset: Path, split: str) -> AbsTask:
         records = read_records(split_file(dataset, split))
         languages = dict.fromkeys(sorted({_language(record) for record in records}), _LANGUAGE)
     metadata = TaskMetadata(
-        name=f"{dataset.parent.name}/{dataset.name}",
+        name=task_name(dataset),
         description=f"{dataset.parent.name} on the files of {dataset.name}",
         type=kind.mteb_type,
         category="t2t",
-        dataset={"path": dataset.name, "revision": _fingerprint(dataset)},
+        dataset={"path": dataset.name, "revision": fingerprint(dataset)},
         eval_splits=[split],
         eval_langs=languages,
         main_score=kind.main_score,
@@ -289,15 +259,6 @@ def _hub_tasks(name: str) -> list[AbsTask]:
         near = did_you_mean(name, _TASKS_REGISTRY)
         message = f"--tasks {name}: neither a folder nor an mteb task or benchmark.{near}"
         raise EmbedforgeError(message) from None
-
-
-def _fingerprint(dataset: Path) -> str:
-    """Hash of all files of a dataset, in the order of their names."""
-    digest = hashlib.sha256()
-    for path in sorted(p for p in dataset.rglob("*") if p.is_file()):
-        digest.update(path.relative_to(dataset).as_posix().encode() + b"\0")
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()[:16]
 
 
 def _retrieval_split(

@@ -11,13 +11,19 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from embedforge.evaluate.decontamination import sentence
 from embedforge.files import read_object
 
 
 def print_scores(folder: Path, console: Console | None = None) -> None:
-    """Print the table of an evaluation's folder, and where its report and its figures are."""
+    """Print the table of an evaluation's folder, what to doubt in it, and where report and figures are."""
     console = console or Console()
-    console.print(score_table(read_object(folder / "results.json")))
+    results = read_object(folder / "results.json")
+    console.print(score_table(results))
+    for model, unchecked in results["undecontaminated"].items():
+        if unchecked:
+            text = sentence(model, unchecked, len(results["tasks"]))
+            console.print(text, highlight=False, markup=False)
     for name in ("report.html", "results.json"):
         console.print(str(folder / name), highlight=False, markup=False, soft_wrap=True)
 

@@ -21,7 +21,7 @@ from mteb.abstasks import (
 )
 
 from embedforge.errors import EmbedforgeError
-from embedforge.evaluate.statistics import (
+from embedforge.statistics import (
     Interval,
     PairedTest,
     PairMetric,

@@ -1,7 +1,7 @@
 """`embedforge mine`: a source and a corpus in, Examples with hard negatives out.
 
-examples.jsonl   the source's Examples with their negatives, best first, ready for a mix; beside it the mark of
-                 decontamination that the source has, if it has one
+examples.jsonl   the source's Examples with their negatives, best first, ready for a mix; beside it the mark
+                 of decontamination that the source has, if it has one
 scores.jsonl     the judge's score of each positive and negative, line by line as in examples.jsonl
 audit.html       what to read before training on them
 mine.json        settings, counts, and fingerprints of all that went in

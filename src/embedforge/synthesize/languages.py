@@ -1,11 +1,10 @@
-"""Which language a text is written in, by `py3langid`: statistics of letters, no network, no neural net."""
+"""Whether a text is written in the language that was asked for, as far as that can be told."""
 
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
 
-from embedforge.errors import missing_extra
+from embedforge.documents.language import LanguageDetector
 from embedforge.synthesize.groups import close_languages, languages
 
 LETTERS = 40
@@ -16,32 +15,26 @@ CERTAIN = 0.9
 
 
 @cache
-def _identifier() -> Any:
-    """Load the package's model, once, and leave out languages that nobody asks for: fewer to confuse."""
-    try:
-        from py3langid.langid import MODEL_FILE, LanguageIdentifier
-    except ImportError:
-        raise missing_extra("py3langid", "synthesize", "checking the language of answers") from None
-    identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+def _languages() -> LanguageDetector:
+    """Load the detector, once, without the languages that nobody asks for."""
     wanted = {language.code for language in languages().values()} | {"nn"}
-    identifier.set_languages(sorted(wanted & set(identifier.labels)))
-    return identifier
+    return LanguageDetector("synthesize", "checking the language of answers", wanted)
 
 
 class Detector:
     """Tells the languages of XLM-R apart, as far as the package's model knows them."""
 
     def __init__(self) -> None:
-        self._identifier = _identifier()
-        self.known = frozenset(self._identifier.labels)
+        self._languages = _languages()
+        self.known = self._languages.known
 
     def language(self, text: str) -> str:
         """Return the ISO 639 code of a text's language, or "" where that is not certain."""
         letters = sum(3 if ord(char) > 0x2E7F else 1 for char in text if char.isalpha())
         if letters < LETTERS:
             return ""
-        code, probability = self._identifier.classify(text)
-        return str(code) if probability >= CERTAIN else ""
+        found = self._languages.guess(text)
+        return found.language if found.probability >= CERTAIN else ""
 
     def is_other(self, text: str, expected: str) -> str:
         """Return the code of the language that a text is in instead of the expected one; "" if it may be it.
