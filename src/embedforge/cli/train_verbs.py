@@ -45,7 +45,7 @@ def quickstart(
     run(path, out, base=base, recipe_name=recipe, max_minutes=max_minutes, seed=seed, device=device)
 
 
-@app.command()
+@app.command(epilog="Example: embedforge adapt docs --out mine --minutes 10")
 def adapt(
     folder: Annotated[
         Path,
@@ -67,7 +67,8 @@ def adapt(
     ] = None,
     set_: Overrides = None,
     minutes: Annotated[
-        float, typer.Option(help="Time for the whole run; fewer steps are trained on a slow machine.")
+        float,
+        typer.Option(min=0.5, help="Time for the whole run; fewer steps are trained on a slow machine."),
     ] = 10.0,
     seed: Seed = 0,
     device: Device = None,

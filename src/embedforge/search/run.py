@@ -1,4 +1,4 @@
-"""`embedforge search`: the text of a quickstart run, by meaning."""
+"""`embedforge search`: the text of a quickstart or adapt run, by meaning."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def search(folder: Path, query: str, *, k: int = 5, device: str | None = None) -
     """Print the best `k` documents for a query, and return them.
 
     Args:
-        folder: of a quickstart run, or an index (then its model is where the index says).
+        folder: of a quickstart or adapt run, or an index (then its model is where the index says).
         query: in words.
         k: number of hits.
         device: "cpu", "cuda", ...
@@ -34,7 +34,7 @@ def search(folder: Path, query: str, *, k: int = 5, device: str | None = None) -
     place = folder / "index" if (folder / "index" / INDEX_FILE).exists() else folder
     if not (place / INDEX_FILE).exists():
         raise EmbedforgeError(
-            f"{folder}: there is no index here; make one with: embedforge quickstart --out {folder}"
+            f"{folder}: there is no index here; make one with: embedforge quickstart --out {folder}, or adapt"
         )
     index = Index.load(place)
     model_folder = next(

@@ -1,0 +1,245 @@
+"""Before and after on held-out text: retrieval, alignment and uniformity, the MNTP loss."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedforge.adapt.held_out import HeldOut
+from embedforge.adapt.systems import ADAPTED, Seen
+from embedforge.evaluate.found import Ranked
+from embedforge.evaluate.retrieval import per_query_metrics
+from embedforge.lexical import Bm25
+from embedforge.ranking import exact_search
+from embedforge.statistics import (
+    Interval,
+    PairedTest,
+    as_dict,
+    bootstrap_interval,
+    half_sample_difference,
+    half_sample_interval,
+    paired_difference,
+)
+
+BM25, ALL = "BM25", "all"
+METRICS = ("ndcg@10", "recall@10", "mrr@10")
+KINDS = ("title", "heading", "description", "cloze")
+DEPTH = 10
+FEWEST_HALVES = 10
+"""Fewer passages say nothing about alignment and uniformity."""
+HALF_SAMPLES = 20
+
+Scores = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A figure of each system, and the change from each of them to one of them."""
+
+    values: dict[str, Interval]
+    changes: dict[str, PairedTest]
+    """System -> `reference` minus that system, over the same texts."""
+    reference: str = ADAPTED
+
+    def lower_by(self, system: str) -> PairedTest | None:
+        """Return how much lower `reference` is than a system; None for itself."""
+        test = self.changes.get(system)
+        if test is None:
+            return None
+        return replace(test, difference=-test.difference, low=-test.high, high=-test.low)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {
+            "values": {system: as_dict(value) for system, value in self.values.items()},
+            f"{self.reference} minus": {system: as_dict(test) for system, test in self.changes.items()},
+        }
+
+
+@dataclass(frozen=True)
+class Figures:
+    """All figures of the report; what could not be measured is empty or None."""
+
+    retrieval: dict[str, dict[str, Measure]]
+    """Kind of question, or "all" -> metric -> figures."""
+    questions: dict[str, int]
+    """Kind, or "all" -> number of questions."""
+    documents: int
+    alignment: Measure | None
+    uniformity: Measure | None
+    own_half: Measure | None
+    """Share of other passages whose end lies farther from a beginning than its own end does."""
+    halves: int
+    loss: Measure | None
+    """MNTP, in nats a hidden token."""
+    predictions: int
+    """Hidden tokens of the held-out chunks."""
+    chunks: int
+    rankings: dict[str, Ranked]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the figures as plain values."""
+        return {
+            "questions": self.questions,
+            "documents": self.documents,
+            "retrieval": {
+                kind: {metric: measure.as_json() for metric, measure in row.items()}
+                for kind, row in self.retrieval.items()
+            },
+            "halved passages": self.halves,
+            "alignment": self.alignment.as_json() if self.alignment else None,
+            "uniformity": self.uniformity.as_json() if self.uniformity else None,
+            "own half nearer": self.own_half.as_json() if self.own_half else None,
+            "hidden tokens": self.predictions,
+            "chunks": self.chunks,
+            "mntp loss, nats a token": self.loss.as_json() if self.loss else None,
+        }
+
+
+def figures_of(
+    held_out: HeldOut, seen: Mapping[str, Seen], *, after_mntp: str = ADAPTED, seed: int
+) -> Figures:
+    """Compare the systems with each other and with BM25.
+
+    Args:
+        held_out: the texts.
+        seen: what each system made of them, in the order of the report; the last is the adapted model.
+        after_mntp: the system that MNTP left, whose loss the others are compared with.
+        seed: of the bootstrap and of half samples.
+    """
+    rankings = _rankings(held_out, seen)
+    adapted = seen[ADAPTED]
+    enough = len(held_out.halves) >= FEWEST_HALVES
+    return Figures(
+        retrieval=_retrieval(held_out, rankings, seed),
+        questions=_questions(held_out),
+        documents=len(held_out.documents),
+        alignment=_over_texts({name: alignment(one) for name, one in seen.items()}, seed) if enough else None,
+        uniformity=_over_halves({name: uniformity(one.beginnings, seed) for name, one in seen.items()})
+        if enough
+        else None,
+        own_half=_over_texts({name: own_half_nearer(one) for name, one in seen.items()}, seed)
+        if enough
+        else None,
+        halves=len(held_out.halves),
+        loss=_losses(seen, after_mntp, seed) if len(adapted.losses) else None,
+        predictions=int(adapted.predictions.sum()),
+        chunks=len(adapted.losses),
+        rankings=rankings,
+    )
+
+
+def is_code(held_out: HeldOut) -> bool:
+    """Tell whether most questions are asked of code, where BM25 takes identifiers apart."""
+    return 2 * sum(pair.kind == "description" for pair in held_out.pairs) > len(held_out.pairs)
+
+
+def alignment(seen: Seen) -> Scores:
+    """Squared distance of the two halves of each passage, [passages]; its mean is the alignment.
+
+    Wang & Isola 2020 (arXiv 2005.10242), alignment loss with alpha 2: positives are to lie near each
+    other. On the unit sphere it is 2 - 2 cos.
+    """
+    return np.asarray(((seen.beginnings - seen.ends).astype(np.float64) ** 2).sum(axis=1))
+
+
+def own_half_nearer(seen: Seen) -> Scores:
+    """For the beginning of each passage, the share of other passages' ends that are farther than its own.
+
+    [passages]; 1 where it is nearest, 0.5 by chance: what alignment and uniformity are good for together.
+    """
+    cosines = seen.beginnings.astype(np.float64) @ seen.ends.astype(np.float64).T
+    own = np.diagonal(cosines)[:, None]
+    farther = (cosines < own).sum(axis=1) + 0.5 * ((cosines == own).sum(axis=1) - 1)
+    return np.asarray(farther / (len(cosines) - 1))
+
+
+def uniformity(vectors: NDArray[np.float32], seed: int) -> Scores:
+    """Log of the mean of exp(-2 squared distance) over all pairs of texts, of random halves; [repeats].
+
+    Wang & Isola 2020, uniformity loss with t = 2: the lower, the more evenly the texts are spread; 0 when
+    all are one point. Halves without replacement, since a bootstrap would pair texts with themselves.
+    """
+    draw = np.random.default_rng(seed)
+    values = []
+    for _ in range(HALF_SAMPLES):
+        half = vectors[draw.permutation(len(vectors))[: len(vectors) // 2]].astype(np.float64)
+        squared = np.clip(2 - 2 * half @ half.T, 0, None)[np.triu_indices(len(half), 1)]
+        values.append(float(np.log(np.exp(-2 * squared).mean())))
+    return np.array(values)
+
+
+def _questions(held_out: HeldOut) -> dict[str, int]:
+    kinds: Counter[str] = Counter(pair.kind for pair in held_out.pairs)
+    return {ALL: len(held_out.pairs), **{kind: kinds[kind] for kind in KINDS if kinds[kind]}}
+
+
+def _rankings(held_out: HeldOut, seen: Mapping[str, Seen]) -> dict[str, Ranked]:
+    if not held_out.pairs:
+        return {}
+    lexical = Bm25(held_out.documents, tokenization="identifiers" if is_code(held_out) else "words")
+    found = {BM25: Ranked(*lexical.search([pair.query for pair in held_out.pairs], DEPTH))}
+    for name, one in seen.items():
+        found[name] = Ranked(*exact_search(one.queries, one.documents, DEPTH))
+    return found
+
+
+def _retrieval(held_out: HeldOut, rankings: Mapping[str, Ranked], seed: int) -> dict[str, dict[str, Measure]]:
+    """The answer of question i is document i."""
+    if not rankings:
+        return {}
+    relevant = [{row: 1.0} for row in range(len(held_out.pairs))]
+    scores = {name: per_query_metrics(found.indices, relevant, k=DEPTH) for name, found in rankings.items()}
+    kinds = np.array([pair.kind for pair in held_out.pairs])
+    rows = {
+        kind: kinds == kind if kind != ALL else np.full(len(kinds), True) for kind in _questions(held_out)
+    }
+    return {
+        kind: {
+            metric: _over_texts({name: values[metric][chosen] for name, values in scores.items()}, seed)
+            for metric in METRICS
+        }
+        for kind, chosen in rows.items()
+    }
+
+
+def _over_texts(
+    values: Mapping[str, Scores],
+    seed: int,
+    clusters: Sequence[object] | None = None,
+    reference: str = ADAPTED,
+) -> Measure:
+    """Means with bootstrap intervals, and paired differences; `values` are [texts] each."""
+    return Measure(
+        {name: bootstrap_interval(one, seed=seed, clusters=clusters) for name, one in values.items()},
+        {
+            name: paired_difference(one, values[reference], seed=seed, clusters=clusters)
+            for name, one in values.items()
+            if name != reference
+        },
+        reference,
+    )
+
+
+def _over_halves(values: Mapping[str, Scores]) -> Measure:
+    return Measure(
+        {name: half_sample_interval(one) for name, one in values.items()},
+        {
+            name: half_sample_difference(one, values[ADAPTED])
+            for name, one in values.items()
+            if name != ADAPTED
+        },
+    )
+
+
+def _losses(seen: Mapping[str, Seen], after_mntp: str, seed: int) -> Measure:
+    """Means over hidden tokens; whole chunks are resampled, for their tokens were hidden together."""
+    counts = seen[ADAPTED].predictions
+    clusters = np.repeat(np.arange(len(counts)), counts).tolist()
+    values = {name: np.repeat(one.losses / one.predictions, counts) for name, one in seen.items()}
+    return _over_texts(values, seed, clusters, after_mntp)

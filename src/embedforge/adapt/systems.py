@@ -1,0 +1,199 @@
+"""The models that are compared, and what each makes of held-out text.
+
+| system | |
+|---|---|
+| as it came | causal, weighted mean (later tokens have seen more, and count more) |
+| bidirectional | the same weights without the causal mask, pooled as in the recipe |
+| after STAGE | for every stage but the last |
+| adapted | the saved model |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedforge.adapt.held_out import HeldOut, split_at
+from embedforge.adapt.settings import WITHOUT_HEAD
+from embedforge.data.example import Example
+from embedforge.data.packing import Chunks
+from embedforge.encode import encode
+from embedforge.errors import EmbedforgeError
+from embedforge.model.encoder import EmbeddingModel, embedding_model, load
+from embedforge.model.language_head import load_head
+from embedforge.recipe import Recipe
+from embedforge.recipe_model import Pooling
+from embedforge.recipe_objectives import Mntp
+from embedforge.runtime import pick_device
+from embedforge.train.mntp import chunks_of, held_out_losses, masking_of
+from embedforge.train.run import DONE, stage_folder
+from embedforge.train.stages import model_after, prepare_model
+
+AS_IT_CAME, UNTRAINED, ADAPTED = "as it came", "bidirectional", "adapted"
+CAUSAL_POOLING: Literal["weighted_mean"] = "weighted_mean"
+
+Floats = NDArray[np.float32]
+Build = Callable[[], EmbeddingModel]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What one system makes of held-out text; vectors are of unit length, [texts, dim]."""
+
+    queries: Floats
+    documents: Floats
+    beginnings: Floats
+    ends: Floats
+    losses: NDArray[np.float64]
+    """Summed MNTP loss of each chunk, in nats; empty for a recipe without MNTP."""
+    predictions: NDArray[np.int64]
+    """Hidden tokens of each chunk."""
+
+    def write(self, path: Path) -> None:
+        """Write the arrays to `path` in one step."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_suffix(".partial.npz")
+        np.savez(unfinished, allow_pickle=False, **vars(self))
+        unfinished.replace(path)
+
+    @classmethod
+    def read(cls, path: Path) -> Seen:
+        """Read what `write` wrote."""
+        with np.load(path, allow_pickle=False) as stored:
+            return cls(**{name: stored[name] for name in stored.files})
+
+
+def untrained_systems(
+    recipe: Recipe, device: str | None
+) -> Iterator[tuple[str, Callable[[], EmbeddingModel]]]:
+    """Yield the systems that need no training, each with what builds it."""
+    yield AS_IT_CAME, partial(prepare_model, as_it_came(recipe), device)
+    yield UNTRAINED, partial(prepare_model, without_adapter(recipe), device)
+
+
+def trained_systems(recipe: Recipe, run: Path, device: str | None) -> Iterator[tuple[str, Build]]:
+    """Yield the systems of a finished run, each with what builds it."""
+    done = [stage_folder(run, recipe, number) / DONE for number in range(len(recipe.stages))]
+    for number, stage in enumerate(recipe.stages[:-1], start=1):
+        yield after(stage.name), partial(model_after, recipe, done[:number], device)
+    place = str(pick_device(device))
+    yield ADAPTED, lambda: embedding_model(load(str(run / "model"), device=place))
+
+
+def after(stage: str) -> str:
+    """Return the name of the system that a stage leaves."""
+    return f"after {stage}"
+
+
+def system_names(recipe: Recipe) -> list[str]:
+    """Return the names of all systems, in order."""
+    return [AS_IT_CAME, UNTRAINED, *(after(stage.name) for stage in recipe.stages[:-1]), ADAPTED]
+
+
+def without_adapter(recipe: Recipe) -> Recipe:
+    """Return the recipe for its model alone: a new adapter changes nothing and costs time."""
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"adapter": None})})
+
+
+def as_it_came(recipe: Recipe) -> Recipe:
+    """Return the recipe for its decoder with its own attention, pooled as suits that."""
+    contract = recipe.contract.model_copy(update={"attention": "causal", "pooling": CAUSAL_POOLING})
+    model = recipe.model.model_copy(update={"adapter": None, "pooling": Pooling(kind=CAUSAL_POOLING)})
+    return recipe.model_copy(update={"contract": contract, "model": model})
+
+
+def system_after_mntp(recipe: Recipe) -> str:
+    """Return the name of the system that the first MNTP stage leaves; the result's where there is none."""
+    stages = [stage.name for stage in recipe.stages[:-1] if isinstance(stage.objective, Mntp)]
+    return after(stages[0]) if stages else ADAPTED
+
+
+def mntp_of(recipe: Recipe) -> Mntp | None:
+    """Return the objective of the recipe's first MNTP stage."""
+    return next((stage.objective for stage in recipe.stages if isinstance(stage.objective, Mntp)), None)
+
+
+def require_head(recipe: Recipe, model: EmbeddingModel) -> None:
+    """Raise where the recipe has MNTP and the base cannot do it, before anything is trained.
+
+    Raises:
+        EmbedforgeError: there is no language-model head, or no such mask token; names the way out.
+    """
+    objective = mntp_of(recipe)
+    if objective is None:
+        return
+    try:
+        load_head(recipe.model.base, model.decoder)
+        masking_of(model, objective)
+    except EmbedforgeError as error:
+        raise EmbedforgeError(
+            f"{error}\nWithout MNTP: --recipe {WITHOUT_HEAD} trains SimCSE alone, on any decoder."
+        ) from error
+
+
+def see(
+    model: EmbeddingModel,
+    held_out: HeldOut,
+    recipe: Recipe,
+    *,
+    most_chunks: int,
+    seed: int,
+    progress: Callable[[int], None],
+) -> Seen:
+    """Run a system over held-out text.
+
+    Args:
+        model: the system, on its device.
+        held_out: the texts.
+        recipe: of the run; it says how tokens are hidden, and where the head is.
+        most_chunks: for the MNTP loss, drawn by the seed where there are more.
+        seed: also of what is hidden: the same tokens for every system.
+        progress: called with the number of texts finished since the last call.
+    """
+    contract = model.contract
+    queries = encode(
+        model,
+        [pair.query for pair in held_out.pairs],
+        contract.query_prefix(),
+        suffix=contract.query_suffix(),
+        progress=progress,
+    )
+    parts = [
+        held_out.documents,
+        [beginning for beginning, _ in held_out.halves],
+        [end for _, end in held_out.halves],
+    ]
+    vectors = encode(
+        model,
+        [text for part in parts for text in part],
+        contract.document_prefix(),
+        suffix=contract.document_suffix(),
+        progress=progress,
+    )
+    documents, beginnings, ends = np.split(vectors, split_at([len(part) for part in parts]))
+    losses, predictions = _losses(model, held_out, recipe, most_chunks, seed)
+    return Seen(queries, documents, beginnings, ends, losses, predictions)
+
+
+def _losses(
+    model: EmbeddingModel, held_out: HeldOut, recipe: Recipe, most_chunks: int, seed: int
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    objective = mntp_of(recipe)
+    if objective is None or not held_out.texts:
+        return np.empty(0), np.empty(0, dtype=np.int64)
+    chunks = chunks_of(model, objective, "held out", [Example(text, (text,)) for text in held_out.texts])
+    head = load_head(recipe.model.base, model.decoder)
+    return held_out_losses(model, head, objective, _drawn(chunks, most_chunks, seed), seed=seed)
+
+
+def _drawn(chunks: Chunks, most: int, seed: int) -> Chunks:
+    if len(chunks) <= most:
+        return chunks
+    rows = np.sort(np.random.default_rng(seed).permutation(len(chunks))[:most])
+    return replace(chunks, ids=chunks.ids[rows], maskable=chunks.maskable[rows], lengths=chunks.lengths[rows])
