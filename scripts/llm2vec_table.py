@@ -15,7 +15,6 @@ import gzip
 import json
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +22,12 @@ import numpy as np
 import torch
 from make_results import machine, replace_section
 from numpy.typing import NDArray
-from scipy.special import stdtrit
 from scipy.stats import spearmanr
+from tables import Variant, difference, evaluated, link_tasks, scores, signed, table, unsigned
 
 from embedforge.documents.sentences import sentences
 from embedforge.encode import encode
-from embedforge.evaluate.run import Results, evaluate, versions
-from embedforge.evaluate.units import Units, compare, interval
+from embedforge.evaluate.run import Results, versions
 from embedforge.model.attention import make_bidirectional, make_causal
 from embedforge.model.encoder import EmbeddingModel, embedding_model, load, save
 from embedforge.recipe import Recipe, load_recipe
@@ -51,27 +49,6 @@ STEPS = ((CAUSAL, BIDIRECTIONAL), (BIDIRECTIONAL, MNTP), (MNTP, BOTH), (SIMCSE, 
 """Which variant is compared with which."""
 
 
-@dataclass(frozen=True)
-class Variant:
-    """A row of the table: one model, or one for each seed."""
-
-    name: str
-    models: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A mean over the tasks of a type, and half the width of its 95 % interval."""
-
-    mean: float
-    half: float
-
-    @property
-    def is_real(self) -> bool:
-        """Zero is outside of the interval."""
-        return abs(self.mean) > self.half
-
-
 def main() -> None:
     """Run what is missing in --out, then rewrite the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -90,13 +67,12 @@ def main() -> None:
     found = variants(args.out, args.seeds, args.changes)
     if args.no_evaluation:
         return
-    models = [model for variant in found for model in variant.models]
-    results = evaluate(models, str(chosen_tasks(args)), args.out / "evaluation", max_tokens=MAX_TOKENS)
-    names = dict(zip(models, results.models, strict=True))
-    rows, found = found, [Variant(row.name, tuple(names[model] for model in row.models)) for row in found]
+    datasets = [path for kind in KINDS for path in sorted((args.tasks / kind).iterdir())]
+    tasks = link_tasks(args.out / "tasks", [path for path in datasets if path.name not in args.skip])
+    results, rows = evaluated(found, tasks, args.out / "evaluation", max_tokens=MAX_TOKENS)
     recipe = load_recipe("llm2vec-tiny", args.changes)
-    replace_section(args.results, "llm2vec", page(results, found, recipe))
-    replace_section(args.results, "llm2vec states", states_page(rows, sample_texts(args.tasks)))
+    replace_section(args.results, "llm2vec", page(results, rows, recipe))
+    replace_section(args.results, "llm2vec states", states_page(found, sample_texts(args.tasks)))
 
 
 def write_texts(files: Sequence[Path], folder: Path, characters: int) -> None:
@@ -160,81 +136,36 @@ def trained(out: Path, seed: int, changes: Sequence[str], *, without_mntp: bool 
     return str(first), str(model)
 
 
-def chosen_tasks(args: argparse.Namespace) -> Path:
-    """Link the datasets to be scored into a folder of their own."""
-    folder = args.out / "tasks"
-    for kind in KINDS:
-        for dataset in sorted((args.tasks / kind).iterdir()):
-            link = folder / kind / dataset.name
-            if dataset.name not in args.skip and not link.exists():
-                link.parent.mkdir(parents=True, exist_ok=True)
-                link.symlink_to(dataset.resolve())
-    return folder
-
-
 def page(results: Results, rows: Sequence[Variant], recipe: Recipe) -> str:
     """Return table, differences and what was run, as Markdown."""
     types = {kind: sorted(name for name in results.tasks if name.startswith(f"{kind}/")) for kind in KINDS}
     seeds = max(len(row.models) for row in rows)
     steps = ", ".join(f"{stage.steps} steps of {stage.name}" for stage in recipe.stages)
     head = ["variant", *(f"{kind} ({len(names)})" for kind, names in types.items()), "mean of types"]
+    body = []
+    for row in rows:
+        cells = [scores(results, row, names) for names in types.values()]
+        body.append([row.name, *map(unsigned, cells), f"{np.mean([cell.mean for cell in cells]):.3f}"])
+    by_name = {row.name: row for row in rows}
+    changes = [
+        [
+            f"{before} → {after}",
+            *(
+                signed(difference(results, by_name[before], by_name[after], names))
+                for names in types.values()
+            ),
+        ]
+        for before, after in STEPS
+    ]
     lines = [
         f"{sum(map(len, types.values()))} test sets, texts cut to {MAX_TOKENS} tokens; {steps}; {seeds} "
         f"seeds, SimCSE alone one. {machine(versions())}",
         "",
-        f"| {' | '.join(head)} |",
-        "|---" * len(head) + "|",
+        *table(head, body),
+        "",
+        *table(["step", *types], changes),
     ]
-    for row in rows:
-        cells = [scores(results, row, names) for names in types.values()]
-        lines.append(f"| {row.name} | {' | '.join(f'{c.mean:.3f} ± {c.half:.3f}' for c in cells)} | ")
-        lines[-1] += f"{np.mean([cell.mean for cell in cells]):.3f} |"
-    lines += ["", f"| step | {' | '.join(types)} |", "|---" * (len(types) + 1) + "|"]
-    by_name = {row.name: row for row in rows}
-    for before, after in STEPS:
-        cells = [difference(results, by_name[before], by_name[after], names) for names in types.values()]
-        lines.append(f"| {before} → {after} | {' | '.join(map(signed, cells))} |")
     return "\n".join(lines)
-
-
-def scores(results: Results, row: Variant, tasks: Sequence[str]) -> Figure:
-    """Return the mean score of a row on some tasks."""
-    means = [np.mean([_result(results, task, model)["score"] for task in tasks]) for model in row.models]
-    halves = []
-    for task in tasks:
-        found = [interval(_units(results, task, model)) for model in row.models]
-        halves.append(np.mean([(item.high - item.low) / 2 for item in found]))
-    return Figure(float(np.mean(means)), joined(halves, means))
-
-
-def difference(results: Results, before: Variant, after: Variant, tasks: Sequence[str]) -> Figure:
-    """Return the mean difference of two rows on some tasks, paired by test item and seed."""
-    pairs = [(before.models[place % len(before.models)], model) for place, model in enumerate(after.models)]
-    tests = {
-        task: [compare(_units(results, task, one), _units(results, task, other)) for one, other in pairs]
-        for task in tasks
-    }
-    means = [np.mean([found[place].difference for found in tests.values()]) for place in range(len(pairs))]
-    halves = [np.mean([(test.high - test.low) / 2 for test in found]) for found in tests.values()]
-    return Figure(float(np.mean(means)), joined(halves, means))
-
-
-def joined(halves: Sequence[float], means: Sequence[float]) -> float:
-    """Join the uncertainty from test items (one half width a task) and from seeds (one mean each).
-
-    Both are 95 % half widths, of the bootstrap and of Student's t; independent ones add in squares.
-    """
-    items = float(np.sqrt(np.sum(np.square(halves)))) / len(halves)
-    if len(means) < 2:
-        return items
-    runs = float(stdtrit(len(means) - 1, 0.975) * np.std(means, ddof=1) / np.sqrt(len(means)))
-    return float(np.hypot(items, runs))
-
-
-def signed(figure: Figure) -> str:
-    """Return a difference, in brackets where it may be chance."""
-    text = f"{figure.mean:+.3f} ± {figure.half:.3f}"
-    return text if figure.is_real else f"({text})"
 
 
 def sample_texts(tasks: Path) -> list[str]:
@@ -285,19 +216,6 @@ def agreement(model: EmbeddingModel, texts: Sequence[str]) -> float:
         states.append(model.token_states(batch["input_ids"], batch["attention_mask"]))
     cosines = torch.nn.functional.cosine_similarity(*states, dim=-1)
     return float(cosines[batch["attention_mask"].bool()].mean())
-
-
-def _result(results: Results, task: str, model: str) -> dict[str, Any]:
-    found = results.tasks[task][model]
-    assert found is not None
-    return found
-
-
-def _units(results: Results, task: str, model: str) -> Units:
-    units = Units.from_json(_result(results, task, model)["units"])
-    if units is None:
-        raise SystemExit(f"{task}: no units to test; was it scored by another version of mteb?")
-    return units
 
 
 if __name__ == "__main__":

@@ -160,7 +160,7 @@ def test_a_circle_is_refused(around: list[str], tmp_path: Path) -> None:
     [
         (
             "bass",
-            r"above\.yaml: it extends 'bass', and there is no file .*bass\.yaml\. Did you mean 'base\.yaml'",
+            r"above\.yaml: it extends 'bass', and there is no file .*bass\.yaml nor .* Did you mean 'base'\?",
         ),
         (["base"], r"extends names one other recipe file, this is \['base'\]"),
         (None, "extends names one other recipe file, this is None"),
@@ -212,3 +212,11 @@ def test_the_schema_lets_a_file_that_extends_leave_things_out() -> None:
     assert stage["properties"]["skip"]["const"] is True
     # A temperature alone fits two objectives, and is neither's mistake.
     assert len(stage["properties"]["objective"]["anyOf"]) == 3
+
+
+@pytest.mark.parametrize("name", ["mine", "llm2vec-unsup"])
+def test_a_recipe_anywhere_extends_a_shipped_one(tmp_path: Path, name: str) -> None:
+    path = tmp_path / f"{name}.yaml"
+    path.write_text("extends: llm2vec-unsup\nname: mine\nmodel: {base: some/decoder}\n")
+    recipe, shipped = load_recipe(str(path)), load_recipe("llm2vec-unsup")
+    assert (recipe.name, recipe.model.base, recipe.stages) == ("mine", "some/decoder", shipped.stages)

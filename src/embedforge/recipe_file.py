@@ -45,27 +45,27 @@ def _extended(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     name = values.pop("extends")
     if not isinstance(name, str):
         raise EmbedforgeError(f"{path}: extends names one other recipe file, this is {name!r:.60}")
-    other = path.parent / (name if Path(name).suffix in ENDINGS else f"{name}.yaml")
+    other = _find(path, name)
     circle = (*above, path.resolve())
     if other.resolve() in circle:
         around = " -> ".join(map(str, (*circle, other.resolve())))
         raise EmbedforgeError(f"{path}: extends goes in a circle: {around}")
-    if not other.exists():
-        near = did_you_mean(other.name, (item.name for item in path.parent.glob("*.yaml")))
-        raise EmbedforgeError(f"{path}: it extends '{name}', and there is no file {other}.{near}")
     below = _extended(other, circle)
     _check_skips(path, below.get("stages"), values.get("stages"))
     return _joined(below, values)
 
 
 def _find(path: Path, name: str) -> Path:
-    """The file that `path` extends: beside it, or among the shipped recipes."""
-    file = name if Path(name).suffix else f"{name}.yaml"
-    folders = (path.parent, SHIPPED)
-    for folder in folders:
-        if (folder / file).exists():
-            return folder / file
-    known = {item.stem for folder in folders for item in folder.glob("*.yaml")}
+    """The file that `path` extends: beside it, or among the shipped recipes.
+
+    A file may extend the shipped recipe of its own name; only without one does it extend itself.
+    """
+    file = name if Path(name).suffix in ENDINGS else f"{name}.yaml"
+    found = [folder / file for folder in (path.parent, SHIPPED) if (folder / file).exists()]
+    if found:
+        others = (other for other in found if other.resolve() != path.resolve())
+        return next(others, found[0])
+    known = {item.stem for folder in (path.parent, SHIPPED) for item in folder.glob("*.yaml")}
     raise EmbedforgeError(
         f"{path}: it extends '{name}', and there is no file {path.parent / file} nor a shipped recipe of "
         f"that name.{did_you_mean(name, known)}"
