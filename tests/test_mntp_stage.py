@@ -225,7 +225,7 @@ def test_the_loss_falls(
     recipe = recipe_of(request.getfixturevalue(base), stage, adapter=adapter)
     folder = train(recipe, tmp_path / "run", quiet=True)
     losses = logged(tmp_path / "run", "loss")
-    assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
+    assert sum(losses[-5:]) < 0.85 * sum(losses[:5])
     assert all(0 <= share < 1 for share in logged(tmp_path / "run", "padding_share"))
     assert not any("lora" in name or "head" in name for name in weights(folder))
 
