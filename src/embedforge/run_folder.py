@@ -48,3 +48,17 @@ def claim(out: Path, asked: Mapping[str, Any], plan_file: str, kind: str) -> dic
                 "choose another --out, or remove the folder"
             )
     return plan
+
+
+def next_steps(out: Path, question: str) -> str:
+    """Return what to do with a finished run in `out`; `question` is one that its index may be asked."""
+    shown, model = question.replace('"', "'")[:70], out / "run" / "model"
+    return "\n".join(
+        [
+            f"Report: {out / 'report.html'}",
+            "Next:",
+            f'  embedforge search {out} "{shown}"',
+            f"  embedforge evaluate {model} bm25 --tasks FOLDER_OF_DATASETS",
+            f"  python -c \"import embedforge as e; print(e.load('{model}').encode_query('hello').shape)\"",
+        ]
+    )

@@ -46,7 +46,7 @@ from embedforge.files import read_object, write_json
 from embedforge.model.encoder import embedding_model, load
 from embedforge.recipe import Recipe, parse_recipe
 from embedforge.report.page import write_report
-from embedforge.run_folder import claim
+from embedforge.run_folder import claim, next_steps
 from embedforge.runtime import circumstances, keep_freed_memory, pick_device, release_freed_memory
 from embedforge.search.index import INDEX_FILE, Document, build_index
 from embedforge.train.progress import progress_bar
@@ -110,7 +110,12 @@ def adapt(
         console.print(f"finished in {(time.monotonic() - started) / 60:.1f} minutes", highlight=False)
     report = read_object(out / REPORT)
     Console().print(terminal_table(report))
-    Console().print(_next_steps(out, report), highlight=False, markup=False, soft_wrap=True)
+    Console().print(
+        next_steps(out, report["question"] or "what you look for"),
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
     return report
 
 
@@ -309,18 +314,4 @@ def _report(
             "question": held_out.pairs[0].query if held_out.pairs else "",
             "details": details,
         },
-    )
-
-
-def _next_steps(out: Path, report: dict[str, Any]) -> str:
-    question = (report["question"] or "what you look for").replace('"', "'")[:70]
-    model = out / "run" / "model"
-    return "\n".join(
-        [
-            f"Report: {out / 'report.html'}",
-            "Next:",
-            f'  embedforge search {out} "{question}"',
-            f"  embedforge evaluate {model} bm25 --tasks FOLDER_OF_DATASETS",
-            f"  python -c \"import embedforge as e; print(e.load('{model}').encode_query('hello').shape)\"",
-        ]
     )

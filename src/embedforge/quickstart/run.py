@@ -41,7 +41,7 @@ from embedforge.quickstart.prepare import (
 from embedforge.recipe import Recipe, Source, load_recipe, parse_recipe
 from embedforge.recipe_objectives import Contrastive
 from embedforge.report.page import write_report
-from embedforge.run_folder import claim
+from embedforge.run_folder import claim, next_steps
 from embedforge.runtime import (
     circumstances,
     keep_freed_memory,
@@ -117,7 +117,7 @@ def quickstart(
     release_freed_memory()
     comparison = _compare(out, folder, corpus, pool, vectors, plan, device, console, started)
     Console().print(terminal_table(comparison))
-    Console().print(_next_steps(out, corpus), highlight=False, markup=False, soft_wrap=True)
+    Console().print(next_steps(out, corpus.test[0].query), highlight=False, markup=False, soft_wrap=True)
     return comparison
 
 
@@ -259,17 +259,3 @@ def _compare(
 
 def _is_code(corpus: Corpus) -> bool:
     return corpus.train[0].kind in {"function", "class", "method"}
-
-
-def _next_steps(out: Path, corpus: Corpus) -> str:
-    question = corpus.test[0].query.replace('"', "'")[:70]
-    model = out / "run" / "model"
-    return "\n".join(
-        [
-            f"Report: {out / 'report.html'}",
-            "Next:",
-            f'  embedforge search {out} "{question}"',
-            f"  embedforge evaluate {model} bm25 --tasks FOLDER_OF_DATASETS",
-            f"  python -c \"import embedforge as e; print(e.load('{model}').encode_query('hello').shape)\"",
-        ]
-    )
