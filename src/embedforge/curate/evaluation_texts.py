@@ -15,8 +15,8 @@ from typing import Any, Literal
 
 from embedforge.data.readers import read_corpus, read_qrels, read_queries, read_records
 from embedforge.data.record import Record
-from embedforge.data.task_folder import find_datasets, fingerprint, split_file, task_name
-from embedforge.errors import EmbedforgeError, did_you_mean, missing_extra
+from embedforge.data.task_folder import find_datasets, fingerprint, hub_tasks, split_file, task_name
+from embedforge.errors import EmbedforgeError, did_you_mean
 
 Documents = Literal["none", "relevant", "all"]
 DOCUMENTS: tuple[Documents, ...] = ("none", "relevant", "all")
@@ -60,7 +60,8 @@ def find_evaluation_tasks(tasks: Sequence[str], split: str = "test") -> list[Eva
         if Path(name).is_dir():
             chosen = [_folder_task(dataset, split) for dataset in find_datasets(Path(name), split)]
         else:
-            chosen = [mteb_task(task) for task in _tasks_of_mteb(name)]
+            purpose = f"decontaminating against '{name}', which is no folder,"
+            chosen = [mteb_task(task) for task in hub_tasks(name, option="--against", purpose=purpose)]
         found.update({task.name: task for task in chosen})
     return list(found.values())
 
@@ -95,27 +96,6 @@ def _texts(record: Record, key: str) -> Iterator[str]:
     value = record.require(key)
     for text in value if isinstance(value, list) else [value]:
         yield record.check_text(text, key)
-
-
-def _tasks_of_mteb(name: str) -> list[Any]:
-    try:
-        import mteb
-        from mteb.get_tasks import _TASKS_REGISTRY
-    except ImportError:
-        raise missing_extra(
-            "mteb", "evaluate", f"decontaminating against '{name}', which is no folder,"
-        ) from None
-    try:
-        return list(mteb.get_benchmark(name).tasks)
-    except KeyError:
-        pass
-    try:
-        return [mteb.get_task(name)]
-    except KeyError:
-        raise EmbedforgeError(
-            f"--against {name}: neither a folder nor an mteb task or benchmark."
-            f"{did_you_mean(name, _TASKS_REGISTRY)}"
-        ) from None
 
 
 def mteb_task(task: Any) -> EvaluationTask:

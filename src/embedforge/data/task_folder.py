@@ -1,4 +1,4 @@
-"""A folder of evaluation datasets: `type/dataset/...`, as evaluation and decontamination read it.
+"""Evaluation tasks by name, and folders of them: `type/dataset/...`; for evaluation and decontamination.
 
 A retrieval dataset is a BEIR folder, any other has a file for each split in a format that
 `embedforge.data.readers` reads. The task is named `type/dataset`.
@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
-from embedforge.errors import EmbedforgeError
+from embedforge.errors import EmbedforgeError, did_you_mean, missing_extra
 
 TYPES = ("retrieval", "reranking", "classification", "clustering", "sts", "nli", "bitext")
 ENDINGS = (".jsonl", ".jsonl.gz", ".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")
@@ -69,3 +70,32 @@ def fingerprint(dataset: Path) -> str:
         digest.update(path.relative_to(dataset).as_posix().encode() + b"\0")
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()[:16]
+
+
+def hub_tasks(name: str, *, option: str, purpose: str) -> list[Any]:
+    """Return mteb's tasks of a benchmark's or a task's name.
+
+    Args:
+        name: as mteb knows it.
+        option: of the command line, for the message.
+        purpose: what mteb is needed for, should it be missing.
+
+    Raises:
+        EmbedforgeError: mteb is missing, or knows no such name.
+    """
+    try:
+        import mteb
+        from mteb.get_tasks import _TASKS_REGISTRY
+    except ImportError:
+        raise missing_extra("mteb", "evaluate", purpose) from None
+    try:
+        return list(mteb.get_benchmark(name).tasks)
+    except KeyError:
+        pass
+    try:
+        return [mteb.get_task(name)]
+    except KeyError:
+        raise EmbedforgeError(
+            f"{option} {name}: neither a folder nor an mteb task or benchmark."
+            f"{did_you_mean(name, _TASKS_REGISTRY)}"
+        ) from None

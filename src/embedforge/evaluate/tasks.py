@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import mteb
 import numpy as np
 from datasets import Dataset, DatasetDict
 from mteb.abstasks import (
@@ -28,8 +27,8 @@ from mteb.abstasks.task_metadata import TaskMetadata
 
 from embedforge.data.readers import read_corpus, read_qrels, read_queries, read_records
 from embedforge.data.record import Record
-from embedforge.data.task_folder import find_datasets, fingerprint, split_file, task_name
-from embedforge.errors import EmbedforgeError, did_you_mean
+from embedforge.data.task_folder import find_datasets, fingerprint, hub_tasks, split_file, task_name
+from embedforge.errors import EmbedforgeError
 from embedforge.evaluate.retrieval import v_measure
 
 _LANGUAGE = ["eng-Latn"]  # mteb asks for one; nothing here depends on it
@@ -213,7 +212,10 @@ def find_tasks(tasks: str | Sequence[str], split: str = "test") -> list[AbsTask]
     names = re.split(r",\s*(?![^(]*\))", tasks.strip()) if isinstance(tasks, str) else list(tasks)
     found: list[AbsTask] = []
     for name in names:
-        found += folder_tasks(Path(name), split) if Path(name).is_dir() else _hub_tasks(name)
+        if Path(name).is_dir():
+            found += folder_tasks(Path(name), split)
+        else:
+            found += hub_tasks(name, option="--tasks", purpose="embedforge evaluate")
     seen: set[str] = set()
     for task in found:
         if task.metadata.name in seen:
@@ -244,21 +246,6 @@ def _task(dataset: Path, split: str) -> AbsTask:
         main_score=kind.main_score,
     )
     return kind.task(dataset, split, metadata)
-
-
-def _hub_tasks(name: str) -> list[AbsTask]:
-    try:
-        return list(mteb.get_benchmark(name).tasks)
-    except KeyError:
-        pass
-    try:
-        return [mteb.get_task(name)]
-    except KeyError:
-        from mteb.get_tasks import _TASKS_REGISTRY
-
-        near = did_you_mean(name, _TASKS_REGISTRY)
-        message = f"--tasks {name}: neither a folder nor an mteb task or benchmark.{near}"
-        raise EmbedforgeError(message) from None
 
 
 def _retrieval_split(
