@@ -51,11 +51,10 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast.from_pretrained(GOLDEN / "tokenizer")
 
 
-@pytest.fixture(scope="session")
-def tiny_base(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: PreTrainedTokenizerFast) -> Path:
-    """A folder with a random Mistral causal language model: hidden 32, 2 layers, untied head."""
+def write_base(folder: Path, tokenizer: PreTrainedTokenizerFast, *, tied: bool) -> Path:
+    """Write a random Mistral causal language model: hidden 32, 2 layers; return its folder."""
     config = MistralConfig(
-        vocab_size=len(tiny_tokenizer),
+        vocab_size=len(tokenizer),
         hidden_size=32,
         intermediate_size=64,
         num_hidden_layers=2,
@@ -63,17 +62,22 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: PreTrain
         num_key_value_heads=2,
         max_position_embeddings=256,
         sliding_window=None,
-        bos_token_id=tiny_tokenizer.bos_token_id,
-        eos_token_id=tiny_tokenizer.eos_token_id,
-        pad_token_id=tiny_tokenizer.pad_token_id,
-        tie_word_embeddings=False,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        tie_word_embeddings=tied,
     )
     model = MistralForCausalLM(config)
     spread_weights(model)
-    folder = tmp_path_factory.mktemp("tiny_base")
     model.save_pretrained(folder)
-    tiny_tokenizer.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: PreTrainedTokenizerFast) -> Path:
+    """A folder with a random decoder whose head is untied; see `write_base`."""
+    return write_base(tmp_path_factory.mktemp("tiny_base"), tiny_tokenizer, tied=False)
 
 
 @pytest.fixture

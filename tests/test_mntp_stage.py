@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import embedforge
-from conftest import spread_weights
+from conftest import write_base
 from embedforge.model.encoder import EmbeddingModel, build, embedding_model, save
 from embedforge.recipe import Recipe
 from embedforge.train import mntp as mntp_module
@@ -33,23 +33,7 @@ def texts(tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def tied_base(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: PreTrainedTokenizerFast) -> Path:
     """As `tiny_base`, but its head is its embeddings."""
-    config = MistralConfig(
-        vocab_size=len(tiny_tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        sliding_window=None,
-        tie_word_embeddings=True,
-    )
-    model = MistralForCausalLM(config)
-    spread_weights(model)
-    folder = tmp_path_factory.mktemp("tied_base")
-    model.save_pretrained(folder)
-    tiny_tokenizer.save_pretrained(folder)
-    return folder
+    return write_base(tmp_path_factory.mktemp("tied_base"), tiny_tokenizer, tied=True)
 
 
 def vectors(model: EmbeddingModel) -> Tensor:
