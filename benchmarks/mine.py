@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ import numpy as np
 NEGATIVES = 7
 CANDIDATES = 10 * NEGATIVES + 2
 """What sentence-transformers takes for this rule, the positive included."""
+PREPARE, PREPARE_ST = "prepare", "prepare st"
 KINDS = ("embedforge", "st faiss", "st torch", "st torch, blocks of 1024", "faiss alone")
 SHARD = 50_000
 
@@ -57,7 +59,7 @@ def positive_of(query: int, documents: int) -> int:
 
 
 def prepare(folder: Path, documents: int, queries: int, dims: int) -> None:
-    """Write the caches of both tools, with the same vectors."""
+    """Write the documents, and the vectors of both sides."""
     from embedforge.mine.corpus import Document, build_corpus
     from embedforge.mine.pipeline import query_blocks
     from embedforge.mine.vectors import document_files, read_blocks, write_vectors
@@ -213,13 +215,19 @@ def worker(kind: str, folder: Path, documents: int, queries: int) -> None:
     print(json.dumps({"seconds": seconds, "peak": peak, "found": found}))
 
 
-def measured(kind: str, folder: Path, documents: int, queries: int) -> dict[str, Any]:
-    command = [sys.executable, __file__, "--worker", kind, "--folder", str(folder)]
+def own_process(kind: str, folder: Path, documents: int, queries: int, dims: int) -> str:
+    """Run this script as a worker; return what it printed."""
+    command = [sys.executable, __file__, "--worker", kind, "--folder", str(folder), "--dims", str(dims)]
     command += ["--documents", str(documents), "--queries", str(queries)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{kind} failed:\n{done.stderr[-2000:]}")
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+    return done.stdout
+
+
+def measured(kind: str, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    printed = own_process(kind, folder, options.documents, options.queries, options.dims)
+    return dict(json.loads(printed.splitlines()[-1]))
 
 
 # --- the comparison ----------------------------------------------------------------------------------
@@ -253,9 +261,13 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--only", choices=KINDS, help="run one of them")
     parser.add_argument("--most-gb", type=float, help="fail where embedforge's peak is above it")
-    parser.add_argument("--worker", choices=KINDS, help=argparse.SUPPRESS)
+    parser.add_argument("--worker", choices=(PREPARE, PREPARE_ST, *KINDS), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.worker == PREPARE:
+        return prepare(options.folder, options.documents, options.queries, options.dims)
+    if options.worker == PREPARE_ST:
+        return prepare_sentence_transformers(options.folder, options.documents, options.queries)
     if options.worker:
         return worker(options.worker, options.folder, options.documents, options.queries)
     with tempfile.TemporaryDirectory() as folder:
@@ -265,13 +277,15 @@ def main() -> None:
 
 def compare(options: argparse.Namespace, folder: Path) -> None:
     kinds = [options.only] if options.only else list(KINDS)
-    prepare(folder, options.documents, options.queries, options.dims)
-    if kinds != ["embedforge"]:
-        prepare_sentence_transformers(folder, options.documents, options.queries)
+    if missing := [name for name in ("faiss", "datasets") if kinds == list(KINDS) and not find_spec(name)]:
+        raise SystemExit(f"{', '.join(missing)} cannot be imported: pip install 'embedforge[data,faiss]'")
+    # In processes of their own: on Linux a process starts with the peak of the one that started it.
+    for step in (PREPARE,) if kinds == ["embedforge"] else (PREPARE, PREPARE_ST):
+        own_process(step, folder, options.documents, options.queries, options.dims)
     runs: dict[str, list[dict[str, Any]]] = {kind: [] for kind in kinds}
     for _ in range(options.repeats):
         for kind in kinds:
-            runs[kind].append(measured(kind, folder, options.documents, options.queries))
+            runs[kind].append(measured(kind, options, folder))
     print(
         f"{options.documents:,} documents, {options.queries:,} queries, {options.dims} dimensions; ", end=""
     )
