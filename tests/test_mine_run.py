@@ -202,7 +202,7 @@ def test_the_audit_page_shows_scores_reasons_rules_and_suspects(
         "What became of the candidates, by source",
         "What each rule would keep",
         "margin (used)",
-        "too near to the positive, by the rule",
+        "rejected by the rule",
         "does a kept document answer the query?",
         "an answer, or a good hard negative?",
     ):

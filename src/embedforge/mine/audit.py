@@ -45,7 +45,7 @@ COMPARED: tuple[KeepRule, ...] = (
 _REASONS = {
     Verdict.CHOSEN: "kept as negatives",
     Verdict.SPARE: "would do, not needed",
-    Verdict.REJECTED: "too near to the positive, by the rule",
+    Verdict.REJECTED: "rejected by the rule",
     Verdict.POSITIVE: "a positive of the query, or its copy",
     Verdict.QUERY: "the query's own text",
     Verdict.GIVEN: "given as a negative already",
@@ -169,12 +169,8 @@ def _total(counts: Mapping[str, Mapping[str, int]]) -> dict[str, int]:
 
 
 def _summary(sample: _Sample, choice: Choice, facts: Mapping[str, Any]) -> list[Sentence]:
-    sentences = [
-        Sentence(
-            f"Rule: {choice.rule.kind} {choice.rule.threshold:g}, {choice.candidates} candidates a query of "
-            f"each teacher."
-        )
-    ]
+    rule = " ".join([choice.rule.kind, *_value_of(choice.rule)])
+    sentences = [Sentence(f"Rule: {rule}, {choice.candidates} candidates a query of each teacher.")]
     total = _total(facts["counts"])
     empty = total["without a negative"] / max(1, total["examples"])
     if empty > 0.1:
@@ -197,10 +193,12 @@ def _summary(sample: _Sample, choice: Choice, facts: Mapping[str, Any]) -> list[
 
 
 def _sources(counts: Mapping[str, Mapping[str, int]]) -> Table:
-    shown = ["examples", "without a negative", *(verdict.name.lower() for verdict in _REASONS)]
-    names = ["source", "Examples", "without a negative", *_REASONS.values()]
+    """Count verdicts, those that occur."""
+    total = _total(counts)
+    found = {reason.name.lower(): text for reason, text in _REASONS.items() if total[reason.name.lower()]}
+    shown = {"examples": "Examples", "without a negative": "without a negative", **found}
     rows: list[list[str | int]] = [[name, *(own[key] for key in shown)] for name, own in counts.items()]
-    return Table("What became of the candidates, by source", names, rows)
+    return Table("What became of the candidates, by source", ["source", *shown.values()], rows)
 
 
 def _rules(sample: _Sample, choice: Choice, facts: Mapping[str, Any]) -> Table:
@@ -241,12 +239,17 @@ def _row_of(rule: KeepRule, sample: _Sample, choice: Choice, used: bool) -> list
     short = float((kept.sum(axis=1) < choice.n_negatives).mean())
     return [
         f"{rule.kind} (used)" if used else rule.kind,
-        "" if rule.kind == "top_k" else f"{rule.threshold:g}",
+        "".join(_value_of(rule)),
         f"{kept.sum(axis=1).mean():.1f}",
         f"{short:.1%}",
         float(sample.scores[best].mean()) if best.any() else None,
         float(gaps.mean()) if len(gaps) else None,
     ]
+
+
+def _value_of(rule: KeepRule) -> list[str]:
+    """Return the rule's value as text; none where it has none."""
+    return [] if rule.kind == "top_k" else [f"{rule.threshold:g}"]
 
 
 def _charts(sample: _Sample, judge: str) -> list[Chart]:
@@ -261,7 +264,7 @@ def _charts(sample: _Sample, judge: str) -> list[Chart]:
     return [
         Chart(
             title,
-            score_distributions(panels, title=title, x_label=f"score by {judge}"),
+            score_distributions(panels, title=title, x_label=f"score by {judge}", other="candidate"),
             "Candidates that overlap the positives are the hard ones; those above them are suspect.",
         )
     ]

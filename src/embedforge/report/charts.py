@@ -163,12 +163,17 @@ def grouped_bars(
 
 @_styled
 def score_distributions(
-    panels: Mapping[str, tuple[ArrayLike, ArrayLike]], *, title: str, x_label: str = "cosine similarity"
+    panels: Mapping[str, tuple[ArrayLike, ArrayLike]],
+    *,
+    title: str,
+    x_label: str = "cosine similarity",
+    other: str = "negative",
 ) -> str:
     """Draw, for each model, the densities of the scores of positives and of negatives.
 
     `panels` maps a name ("before", "after") to (positive scores [P], negative scores [N]). Each panel
-    states how often a positive scores above a negative (the area under the ROC curve).
+    states how often a positive scores above a negative (the area under the ROC curve), or above what
+    `other` calls the second.
     """
     figure, rows = _figure(0.6 + 1.35 * len(panels), rows=len(panels), share_x=True)
     arrays = {
@@ -177,12 +182,12 @@ def score_distributions(
     everything = np.concatenate([a for pair in arrays.values() for a in pair])
     edges = np.linspace(everything.min(), everything.max() + 1e-9, 61)
     for axes, (name, (positive, negative)) in zip(rows, arrays.items(), strict=True):
-        for scores, colour, label in ((negative, NEGATIVE, "negatives"), (positive, POSITIVE, "positives")):
+        for scores, colour, label in ((negative, NEGATIVE, f"{other}s"), (positive, POSITIVE, "positives")):
             x, density = _density(scores, edges)
             axes.fill_between(x, density, color=colour, alpha=0.28, linewidth=0)
             axes.plot(x, density, color=colour, linewidth=1.8, label=label)
         axes.set_title(name)
-        note = f"a positive beats a negative {area_under_roc(positive, negative):.1%} of the time"
+        note = f"a positive beats a {other} {area_under_roc(positive, negative):.1%} of the time"
         axes.text(1, 1.04, note, transform=axes.transAxes, ha="right", va="bottom", fontsize=9.5, color=MUTED)
         axes.set_yticks([])
         axes.set_ylim(bottom=0)
