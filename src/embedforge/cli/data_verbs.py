@@ -26,6 +26,13 @@ def synthesize(
             help="Write queries for the passages of this folder's documents, not for invented tasks."
         ),
     ] = None,
+    test: Annotated[
+        bool,
+        typer.Option(
+            "--test",
+            help="Write queries for the tenth of --corpus that is held out: a test set for `evaluate`.",
+        ),
+    ] = False,
     examples: Annotated[int, typer.Option(min=1, help="How many to ask for; fewer are kept.")] = 1000,
     group: Annotated[
         list[str] | None,
@@ -71,8 +78,10 @@ def synthesize(
     """
     from rich.console import Console
 
-    from embedforge.synthesize import run
+    from embedforge.errors import EmbedforgeError
+    from embedforge.synthesize import run, terminal
     from embedforge.synthesize.budget import Budget
+    from embedforge.synthesize.test_set import TestSet
 
     settings = run.Settings(
         endpoint,
@@ -88,13 +97,21 @@ def synthesize(
         timeout=timeout,
         key_variable=key_variable,
     )
-    passages = None if corpus is None else run.read_passages(corpus, seed=seed)
+    passages, test_set = None, None
+    if corpus is not None:
+        documents = run.read_documents(corpus, seed=seed)
+        for notice in documents.notices:
+            typer.echo(notice, err=True)
+        passages = documents.held_out if test else documents.train
+        test_set = TestSet(corpus.resolve().name, documents.train) if test else None
+    elif test:
+        raise EmbedforgeError("--test writes queries for held-out documents; name their folder with --corpus")
     if show_prompts:
-        run.print_preview(run.plan_of(settings, passages), Console())
+        terminal.print_preview(run.plan_of(settings, passages), Console())
         return
     budget = Budget(max_requests, max_tokens, max_cost, price_in, price_out)
-    result = run.synthesize(out, settings, passages=passages, budget=budget)
-    run.print_result(out, result, Console())
+    result = run.synthesize(out, settings, passages=passages, test=test_set, budget=budget)
+    terminal.print_result(out, result, Console(), test_set)
     if result.is_interrupt:
         raise typer.Exit(130)
 

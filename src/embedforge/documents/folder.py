@@ -76,7 +76,7 @@ def read_folder(
         max_files: most files to read.
         max_bytes: larger files are passed over; PDFs, which hold images, may be ten times as large.
         max_characters: most text to keep; files are read in an order drawn by the seed until it is reached.
-        max_pairs: most held-out pairs to keep.
+        max_pairs: most held-out pairs to keep; 0 for a caller that wants none.
         max_distractors: most distractors to keep.
         progress: called after every file.
 
@@ -104,7 +104,7 @@ def read_folder(
     sentences = distinct([*sentences, *_descriptions(cuts, starts)])
     if counts["files_held_out_in_part"]:
         notices.append(_held_out_in_part(counts))
-    if hold_out and len(pairs) < PAIRS_TO_TRUST:
+    if hold_out and max_pairs and len(pairs) < PAIRS_TO_TRUST:
         notices.append(
             f"Only {len(pairs)} held-out questions could be made of headings, docstrings and sentences; "
             f"with fewer than {PAIRS_TO_TRUST} a measured gain says little."

@@ -63,6 +63,8 @@ class Sample:
 class Tally:
     """Counts and samples of outcomes, for the report."""
 
+    wants_negatives: bool = True
+    """Whether examples of a corpus should have a hard negative; a test set's have none."""
     planned: Counter[str] = field(default_factory=Counter)
     kept: Counter[str] = field(default_factory=Counter)
     pending: Counter[str] = field(default_factory=Counter)
@@ -96,7 +98,8 @@ class Tally:
 
     def _add_kept(self, name: str, outcome: Outcome, item: Item, example: Example) -> None:
         self.kept[name] += 1
-        wants_negative = "negative" in outcome.group.answer.values() or item.passage is not None
+        from_corpus = item.passage is not None and self.wants_negatives
+        wants_negative = "negative" in outcome.group.answer.values() or from_corpus
         self.without_negative[name] += wants_negative and not example.negatives
         self.languages[item.query_language or "as the passage"] += 1
         self.instructions[name].add(example.instruction)
@@ -116,13 +119,16 @@ class Harvest:
         journal: what was answered.
         sampling: of the requests.
         detector: of languages.
+        negatives: whether the queries of a corpus get hard negatives.
     """
 
-    def __init__(self, plan: Plan, journal: Journal, sampling: Sampling, detector: Detector) -> None:
+    def __init__(
+        self, plan: Plan, journal: Journal, sampling: Sampling, detector: Detector, *, negatives: bool = True
+    ) -> None:
         self._plan, self._journal, self._sampling = plan, journal, sampling
         self._filters = filters(detector)
         self._duplicates = Duplicates()
-        self._neighbours = Neighbours(plan.passages) if isinstance(plan, CorpusPlan) else None
+        self._neighbours = Neighbours(plan.passages) if isinstance(plan, CorpusPlan) and negatives else None
         self.used: set[str] = set()
         """Keys of the journal's answers that the plan has a use for."""
 
@@ -161,8 +167,9 @@ class Harvest:
     def _draft(self, item: Item, fields: Mapping[str, str]) -> tuple[Draft, Chunk | None]:
         roles = {role: fields[key] for key, role in item.group.answer.items()}
         negative = None
-        if item.passage is not None and self._neighbours is not None:
-            negative = self._neighbours.negative(roles["query"], item.passage)
+        if item.passage is not None:
+            if self._neighbours is not None:
+                negative = self._neighbours.negative(roles["query"], item.passage)
             roles |= {"positive": item.passage.text, "negative": negative.text if negative else ""}
         draft = Draft(
             item.group,

@@ -8,14 +8,13 @@ import json
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from embedforge.documents import Chunk, read_folder
+from embedforge.documents import Chunk, Folder, read_folder
 from embedforge.errors import EmbedforgeError
 from embedforge.synthesize.ask import Asker, Patience, Stop
 from embedforge.synthesize.budget import Budget
@@ -27,7 +26,8 @@ from embedforge.synthesize.journal import Journal
 from embedforge.synthesize.languages import Detector
 from embedforge.synthesize.plan import Item, Lookup, NoTask, PaperPlan, Plan, Request, Sampling, Wanted
 from embedforge.synthesize.report import report_of, write_report
-from embedforge.synthesize.write import EXAMPLES, GROUPS, MIX, write_examples
+from embedforge.synthesize.test_set import TestSet, check_purpose, write_test_set
+from embedforge.synthesize.write import write_examples, write_passages
 
 JOURNAL = "journal.jsonl"
 NO_LIMITS = Budget()
@@ -90,6 +90,7 @@ def synthesize(
     settings: Settings,
     *,
     passages: Sequence[Chunk] | None = None,
+    test: TestSet | None = None,
     budget: Budget = NO_LIMITS,
     patience: Patience = PATIENCE,
     console: Console | None = None,
@@ -103,6 +104,7 @@ def synthesize(
         out: folder of the journal, the Examples (examples.jsonl, groups/, mix.yaml) and the report.
         settings: what to make.
         passages: of the user's documents, to write queries for; None for the paper's groups.
+        test: write a test set of these passages' queries instead of training data.
         budget: when to stop.
         patience: how to repeat requests that fail.
         console: where progress is shown; the standard error output by default.
@@ -117,12 +119,18 @@ def synthesize(
     detector = Detector()  # before anything is paid for: a package may be missing
     if out.exists() and not out.is_dir():
         raise EmbedforgeError(f"{out}: this is a file, a folder is to be written here; name another one")
+    check_purpose(out, is_test=test is not None)
     with Journal(out / JOURNAL) as journal:
         stop = asyncio.run(_ask_all(plan, url, key, settings, journal, budget, patience, console))
-        harvest = Harvest(plan, journal, settings.sampling, detector)
-        tally = write_examples(out, harvest.outcomes())
+        harvest = Harvest(plan, journal, settings.sampling, detector, negatives=test is None)
+        if test is None:
+            tally = write_examples(out, harvest.outcomes())
+            if passages is not None:
+                write_passages(out, passages)
+        else:
+            tally = write_test_set(out, test, passages or (), harvest.outcomes())
         report = report_of(
-            _shown(settings, url, budget, passages),
+            _shown(settings, url, budget, passages, test),
             tally,
             journal,
             budget,
@@ -138,13 +146,24 @@ def synthesize(
     return Result(report, stop.reason, stop.is_interrupt)
 
 
-def read_passages(folder: Path, *, seed: int) -> list[Chunk]:
-    """Return the passages of a folder's documents that are not held out for testing (`read_folder`).
+def read_documents(folder: Path, *, seed: int, console: Console | None = None) -> Folder:
+    """Return a folder's passages: `train` to write training data for, `held_out` for a test set.
+
+    Args:
+        folder: of documents.
+        seed: decides what is held out.
+        console: where progress is shown; the standard error output by default.
 
     Raises:
         EmbedforgeError: no such folder, or nothing in it that can be read.
     """
-    return read_folder(folder, seed=seed, chunks_needed=1).train
+    with _bar(console) as bar:
+        task = bar.add_task("Reading", total=None, note="")
+
+        def show(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        return read_folder(folder, seed=seed, chunks_needed=1, max_pairs=0, max_distractors=0, progress=show)
 
 
 def plan_of(settings: Settings, passages: Sequence[Chunk] | None) -> Plan:
@@ -263,7 +282,9 @@ def _note(journal: Journal, budget: Budget) -> str:
     return tokens if cost is None else f"{tokens}, cost {cost:.2f}"
 
 
-def _shown(settings: Settings, url: str, budget: Budget, passages: Sequence[Chunk] | None) -> dict[str, Any]:
+def _shown(
+    settings: Settings, url: str, budget: Budget, passages: Sequence[Chunk] | None, test: TestSet | None
+) -> dict[str, Any]:
     """The settings as the report tells them; never the key."""
     values: dict[str, Any] = {
         "model": settings.model,
@@ -279,37 +300,7 @@ def _shown(settings: Settings, url: str, budget: Budget, passages: Sequence[Chun
     }
     if passages is not None:
         values["passages"] = len(passages)
+    if test is not None:
+        values |= {"test set": test.folder, "passages without a query": len(test.distractors)}
     limits = ("max_requests", "max_tokens", "max_cost", "price_in", "price_out")
     return values | {name: getattr(budget, name) for name in limits if getattr(budget, name) is not None}
-
-
-def print_preview(plan: Plan, console: Console) -> None:
-    """Print the first prompts of each group, and how many examples are planned; nothing is asked."""
-    for name, texts in preview(plan).items():
-        for text in texts:
-            console.rule(name)
-            console.print(text, markup=False, highlight=False)
-    console.rule()
-    console.print(f"{len(plan):,} examples are planned; nothing was asked.")
-
-
-def print_result(out: Path, result: Result, console: Console) -> None:
-    """Print what came of a run, where it is, and how to go on."""
-    say = partial(console.print, highlight=False, soft_wrap=True)
-    report = result.report
-    totals, spent = report["totals"], report["spent"]
-    judged = totals["kept"] + totals["dropped"]
-    say(f"{totals['kept']:,} examples kept of {judged:,} answered; {totals['planned']:,} planned.")
-    for reason, count in report["dropped"].items():
-        say(f"  {count:>6,}  {reason}")
-    tokens = f"{spent['tokens in']:,} tokens in, {spent['tokens out']:,} out"
-    cost = "" if spent["cost"] is None else f", cost {spent['cost']:.4f}"
-    say(f"{spent['requests']:,} requests in all, {tokens}{cost}.")
-    if totals["kept"]:
-        say(f"Examples: {out / EXAMPLES}, by group in {out / GROUPS}; for a recipe: {out / MIX}")
-    say(f"Report: {out / 'report.html'}")
-    if result.stopped:
-        how = "" if result.is_interrupt else " with a higher limit"
-        say(f"Stopped: {result.stopped}; the same command{how} goes on, and asks nothing twice.")
-    elif totals["not asked yet"]:
-        say(f"{totals['not asked yet']:,} requests failed; the same command asks them again.")

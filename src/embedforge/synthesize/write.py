@@ -1,4 +1,4 @@
-"""The files of a run: Examples as JSONL, all together and by group, and the sources for a recipe's mix."""
+"""The files of a run: Examples as JSONL, all together and by group, sources for a recipe's mix, passages."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import IO
 import yaml
 
 from embedforge.data.fields import record_of
+from embedforge.documents.document import Chunk
 from embedforge.files import replace_folder, write_text
 from embedforge.synthesize.groups import Group, groups
 from embedforge.synthesize.harvest import Outcome, Tally
@@ -19,6 +20,7 @@ from embedforge.synthesize.harvest import Outcome, Tally
 EXAMPLES = "examples.jsonl"
 GROUPS = "groups"
 MIX = "mix.yaml"
+PASSAGES = "passages.jsonl"
 _MARKER = "README.txt"
 _NOTE = "Examples by group, written anew by every `embedforge synthesize` run with this folder as --out.\n"
 
@@ -50,6 +52,12 @@ def write_examples(out: Path, outcomes: Iterable[Outcome]) -> Tally:
         (out / EXAMPLES).unlink()
         (out / MIX).unlink(missing_ok=True)
     return tally
+
+
+def write_passages(out: Path, passages: Iterable[Chunk]) -> None:
+    """Write the passages that queries are written for, as `embedforge mine --corpus` reads them."""
+    records = ({"_id": passage.id, "text": passage.text} for passage in passages)
+    write_text(out / PASSAGES, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
 
 
 def mix_of(kept: Iterable[Group]) -> str:
