@@ -331,7 +331,7 @@ def setting(args: argparse.Namespace, facts: Mapping[str, Mapping[str, Facts]]) 
     return (
         f"{sum(own.examples for own in naive.values()):,} training queries of {', '.join(naive)}, ranked by "
         f"{teacher}. Students start from {start} and take {args.steps} steps of {BATCH} queries, "
-        f"{len(args.seeds)} seeds.{changed} Of naive mining's negatives so many repeat a labelled answer: "
+        f"{len(args.seeds)} seed{'s' * (len(args.seeds) > 1)}.{changed} Of naive mining's negatives so many repeat a labelled answer: "
         f"{suspects}. {machine(versions())}"
     )
 
