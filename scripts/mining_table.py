@@ -326,12 +326,13 @@ def setting(args: argparse.Namespace, facts: Mapping[str, Mapping[str, Facts]]) 
     teacher = own if args.teacher == OWN_TEACHER else f"`{args.teacher}`"
     start = {BASE: "the bundled decoder", OWN_TEACHER: "the teacher's weights"}.get(args.base, args.base)
     naive = facts[NAIVE]
+    seeds = "1 seed" if len(args.seeds) == 1 else f"{len(args.seeds)} seeds"
     suspects = ", ".join(f"{task} {own.suspects / own.negatives:.2%}" for task, own in naive.items())
     changed = f" Changed: {', '.join(args.changes)}." if args.changes else ""
     return (
         f"{sum(own.examples for own in naive.values()):,} training queries of {', '.join(naive)}, ranked by "
         f"{teacher}. Students start from {start} and take {args.steps} steps of {BATCH} queries, "
-        f"{len(args.seeds)} seed{'s' * (len(args.seeds) > 1)}.{changed} Of naive mining's negatives so many repeat a labelled answer: "
+        f"{seeds}.{changed} Of naive mining's negatives so many repeat a labelled answer: "
         f"{suspects}. {machine(versions())}"
     )
 
