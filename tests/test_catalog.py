@@ -1,23 +1,15 @@
-"""The catalogue: every entry is read in its published layout; the facts of the papers; the hub's answers."""
+"""The catalogue: every entry is read in its published layout; the facts of the papers."""
 
 from __future__ import annotations
 
 import gzip
-import io
 import json
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import huggingface_hub
 import pytest
 import yaml
-from rich.console import Console
 
 from embedforge.data.catalog import Entry, find_entry, load_catalog, read_catalog, with_catalog_defaults
-from embedforge.data.catalog_check import check_entries
-from embedforge.data.catalog_show import catalog
 from embedforge.data.columns import open_entry, read_entry
 from embedforge.data.convert import read_source
 from embedforge.errors import EmbedforgeError
@@ -139,10 +131,31 @@ def test_a_prepared_file_of_classes_may_hold_rows_or_examples(at: Path) -> None:
     assert [example.positives for example in read("imdbclassification")] == [("passage 1",)]
 
 
+def test_label_documents_have_no_effect_on_prepared_examples_and_it_is_said(
+    at: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_rows(at / "data" / "imdbclassification.jsonl.gz", [ROW])
+    read("imdbclassification")
+    assert not caplog.records
+    read("imdbclassification", label_documents="labels")
+    assert "label_documents: labels has no effect" in caplog.text
+
+
 def test_the_folder_of_relative_paths_is_that_of_the_source(tmp_path: Path) -> None:
     write_rows(tmp_path / "there" / "data" / "nq.jsonl.gz", [ROW])
     source = Source(path="catalog:nq")
     assert read_source(source, seed=0, folder=tmp_path / "there")[0].query == "query 1"
+
+
+def test_a_prepared_file_may_lie_in_a_folder_of_data(at: Path) -> None:
+    """Each curation has a folder of its own, with its report and its mark."""
+    write_rows(at / "data" / "curated" / "nq.jsonl.gz", [ROW])
+    assert read("nq")[0].query == "query 1"
+    write_rows(at / "data" / "nq.jsonl.gz", [ROW])
+    with pytest.raises(
+        EmbedforgeError, match=r"data/nq.jsonl.gz and data/curated/nq.jsonl.gz are both there"
+    ):
+        read("nq")
 
 
 def test_two_prepared_files_are_ambiguous(at: Path) -> None:
@@ -242,83 +255,6 @@ def test_a_wrong_entry_is_refused(tmp_path: Path, change: dict, message: str) ->
         read_catalog(path)
     path.write_text(yaml.safe_dump({"mine": ENTRY}))
     assert read_catalog(path) == {"mine": Entry.model_validate(ENTRY)}
-
-
-# --- printed, and compared with a hub --------------------------------------------------------------
-
-
-def printed(*arguments: object, **options: object) -> str:
-    console = Console(width=160, file=io.StringIO())
-    catalog(*arguments, console=console, **options)  # type: ignore[arg-type]
-    return str(console.file.getvalue())  # type: ignore[attr-defined]
-
-
-def test_the_table_lists_what_is_asked_for() -> None:
-    assert all(name in printed() for name in CATALOG)
-    e5 = printed(paper="e5-mistral")
-    assert "t2ranking" in e5
-    assert "emotion" not in e5
-    assert "sts12" in printed(kind="scored_pairs")
-    with pytest.raises(EmbedforgeError, match=r"--paper 'nv-embed' is none of.*Did you mean 'nv-embed-v"):
-        printed(paper="nv-embed")
-    with pytest.raises(EmbedforgeError, match="no entry is of kind 'labels' and used by 'e5-mistral'"):
-        printed(kind="labels", paper="e5-mistral")
-
-
-def test_an_entry_is_shown_in_full() -> None:
-    text = printed("hover")
-    for word in (
-        "catalog:hover",
-        "supporting_facts.key",
-        "mteb/hotpotqa",
-        "17,000",
-        "recalled, not verified",
-    ):
-        assert word in text
-    assert json.loads(printed("hover", as_json=True))["hover"]["layout"] == "titles"
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[huggingface_hub.HfApi]:
-    """A server here that speaks enough of the hub's protocol: one dataset is gated, one is gone."""
-
-    class Answers(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            name = self.path.removeprefix("/api/datasets/").partition("?")[0]
-            code = 404 if name == "mteb/fever" else 200
-            body: dict = {"id": name, "sha": "0123456789", "siblings": [], "tags": []}
-            self.send_response(code)
-            if code == 404:
-                self.send_header("X-Error-Code", "RepoNotFound")
-                body = {"error": "Repository not found"}
-            body["gated"] = "auto" if name == "mteb/nfcorpus" else False
-            self.send_header("Content-Type", "application/json")
-            self.end_headers()
-            self.wfile.write(json.dumps(body).encode())
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield huggingface_hub.HfApi(endpoint=f"http://127.0.0.1:{server.server_port}", token=False)
-    server.shutdown()
-    server.server_close()
-
-
-def test_a_check_says_of_each_entry_what_the_hub_says(hub: huggingface_hub.HfApi) -> None:
-    states = {item.name: item.state for item in check_entries(CATALOG, hub)}
-    assert states == {name: "ok" if entry.hub else "by hand" for name, entry in CATALOG.items()} | {
-        "fever": "failed",
-        "nfcorpus": "gated",
-    }
-
-
-def test_without_a_network_a_check_is_one_error() -> None:
-    with pytest.raises(EmbedforgeError, match="the hub cannot be reached, so nothing was checked"):
-        check_entries(CATALOG)
 
 
 def test_the_columns_of_an_entry_need_the_dataset(at: Path) -> None:

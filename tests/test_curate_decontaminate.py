@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -26,6 +30,7 @@ from embedforge.data.marks import (
 from embedforge.data.task_folder import fingerprint
 from embedforge.errors import EmbedforgeError
 from embedforge.evaluate.tasks import folder_tasks
+from embedforge.lexical import words
 
 LONG = "the quick brown fox jumps over the lazy dog while seven small cats sleep in the sun"
 
@@ -100,6 +105,30 @@ def test_a_text_is_as_similar_to_itself_as_can_be() -> None:
         assert found == query or share <= 1 + 1e-5
 
 
+def test_bm25_finds_what_the_formula_says() -> None:
+    """s(t, e) / max(s(t, t), s(e, e)) with Lucene's BM25, written out; in s(t, e) a word of t counts once."""
+    texts = [sentence(topic, i) for topic in TOPICS for i in range(6)]
+    queries = [words(text) for text in texts]
+    mean = sum(map(len, queries)) / len(queries)
+
+    def score(asked: list[str], text: list[str]) -> float:
+        total = 0.0
+        for word in set(asked):
+            having, found = sum(word in query for query in queries), text.count(word)
+            idf = math.log(1 + (len(queries) - having + 0.5) / (having + 0.5))
+            total += idf * found / (found + 1.2 * (0.25 + 0.75 * len(text) / mean))
+        return total
+
+    asked = [*texts, "nothing of this", *(text.rpartition(" ")[0].rpartition(" ")[0] for text in texts)]
+    for threshold in (0.5, 0.7, 0.9):
+        evaluation = Evaluation([task(*texts)], Settings(bm25=threshold, ngram=0))
+        for text in asked:
+            own = words(text)
+            share = max(score(own, e) / max(score(own, own), score(e, e)) for e in queries)
+            verdict = reasons([Example(f"{text} a", ("a",))], evaluation)  # "a" is no word to BM25
+            assert bool(verdict) == (share > threshold), (text, share)
+
+
 def test_documents_count_only_when_asked_for() -> None:
     tasks = [task("q", documents=("a shared passage",))]
     rows = [Example("train", ("a shared passage",))]
@@ -144,6 +173,12 @@ def test_a_fingerprint_changes_with_the_data(data: Path, tmp_path: Path) -> None
     assert fingerprint(copy) != before
 
 
+@pytest.mark.parametrize("name", ["", "STS12,", " , "])
+def test_an_empty_name_is_not_the_current_folder(name: str) -> None:
+    with pytest.raises(EmbedforgeError, match="an empty name"):
+        find_evaluation_tasks([name])
+
+
 def test_unknown_tasks_and_folders_say_what_is_possible(tmp_path: Path) -> None:
     with pytest.raises(EmbedforgeError, match=r"neither a folder nor an mteb task.*Did you mean 'NFCorpus'"):
         find_evaluation_tasks(["NFCorpos"])
@@ -158,6 +193,68 @@ def test_mteb_tasks_are_known_by_their_revision() -> None:
     first, second = find_evaluation_tasks(["STS12,Banking77Classification"])
     assert first.name == "STS12"
     assert len(second.fingerprint) == 40
+
+
+def test_a_mark_of_another_split_is_no_mark_of_the_test_set(data: Path, tmp_path: Path) -> None:
+    """The fingerprint is of the whole dataset, so the name says which split was kept out."""
+    folder = tmp_path / "sts" / "topics"
+    shutil.copytree(data / "sts" / "topics", folder)
+    shutil.copy(folder / "test.jsonl", folder / "dev.jsonl")
+    (test,), (dev,) = (find_evaluation_tasks([str(folder)], split) for split in ("test", "dev"))
+    assert (test.name, dev.name) == ("sts/topics", "sts/topics (dev)")
+    assert test.fingerprint == dev.fingerprint
+
+
+def test_two_datasets_of_one_name_are_refused_unless_they_are_one(data: Path, tmp_path: Path) -> None:
+    """Otherwise the second would take the first one's place, and nobody would know."""
+    other = tmp_path / "sts" / "topics"
+    shutil.copytree(data / "sts" / "topics", other)
+    given = [str(data / "sts"), str(other)]
+    assert len(find_evaluation_tasks(given)) == 1
+    write_jsonl(other / "test.jsonl", [{"sentence1": "a", "sentence2": "b", "score": 1}])
+    with pytest.raises(EmbedforgeError, match="two datasets 'sts/topics' with different data"):
+        find_evaluation_tasks(given)
+
+
+def test_a_folder_may_have_a_comma_in_its_name(data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "my, tests"
+    shutil.copytree(data / "sts", folder / "sts")
+    assert [found.name for found in find_evaluation_tasks([str(folder)])] == ["sts/topics"]
+
+
+def test_an_aggregate_of_mteb_gives_the_texts_of_its_members(data: Path) -> None:
+    """CQADupstackRetrieval, of MTEB(eng, v1), has twelve tasks and no data of its own."""
+    members = folder_tasks(data)
+    metadata = SimpleNamespace(name="All", dataset={"path": "none", "revision": "1"})
+    both = mteb_task(SimpleNamespace(tasks=members, metadata=metadata, data_loaded=False, dataset=None))
+    assert (both.name, both.fingerprint) == ("All", "1")
+    apart = [mteb_task(member) for member in members]
+    assert list(both.queries()) == [text for found in apart for text in found.queries()]
+    assert list(both.documents("all")) == [text for found in apart for text in found.documents("all")]
+    assert list(both.documents("none")) == []
+
+
+def mteb_table(load: Callable[[], None] = lambda: None, **attributes: Any) -> SimpleNamespace:
+    rows = [{"text": "a long day", "label": 1, "label_text": "joy", "mood": "glad", "lang": "eng"}]
+    metadata = SimpleNamespace(name="Mood", dataset={"revision": "1"})
+    dataset = {"test": rows, "train": [{"text": "not asked about"}]}
+    return SimpleNamespace(
+        dataset=dataset, metadata=metadata, eval_splits=["test"], load_data=load, **attributes
+    )
+
+
+def test_labels_of_a_task_are_no_texts_to_keep_out() -> None:
+    """Training on label documents, NV-Embed v1's way, "joy" is the document of thousands of queries."""
+    task = mteb_table(data_loaded=True, label_column_name="mood")
+    assert list(mteb_task(task).queries()) == ["a long day"]
+
+
+def test_a_task_that_mteb_cannot_load_is_named() -> None:
+    def load() -> None:
+        raise ConnectionError("no network")
+
+    with pytest.raises(EmbedforgeError, match=r"--against Mood: mteb cannot load its data \(no network\)"):
+        list(mteb_task(mteb_table(load, data_loaded=False)).queries())
 
 
 # --- marks -----------------------------------------------------------------------------------------

@@ -102,15 +102,26 @@ def test_the_same_curation_writes_the_same_bytes(files: Path) -> None:
     assert digests("out") == digests("again") == digests("out")
 
 
-def test_labels_are_curated_as_the_examples_they_become(files: Path) -> None:
+def test_labels_and_texts_stay_rows_for_the_recipe_to_draw_from(files: Path) -> None:
+    """What they become, the recipe says: nv-embed-v1 and v2 read one file, one with labels as documents."""
     labelled = [{"text": sentence(t, i), "label": t} for i in range(4) for t in TOPICS]
-    write_jsonl(files / "classes.jsonl", labelled)
-    source = source_of("classes.jsonl", kind="labels")
-    curate([source], files / "out", Curation(), folder=files, console=quiet())
-    first = rows(files / "out" / "classes.jsonl.gz")[0]
-    assert first["query"] == sentence("bread", 0)
-    assert first["positives"][0].split()[0] in TOPICS["bread"]
-    assert not (files / "out" / "decontaminated.json").exists()
+    write_jsonl(files / "classes.jsonl", [*labelled, {"text": "find the deep harbour", "label": "sea"}])
+    write_jsonl(
+        files / "texts.jsonl", [{"text": "one two"}, {"title": "one", "text": "two"}, {"text": "a b"}]
+    )
+    sources = [source_of("classes.jsonl", kind="labels"), source_of("texts.jsonl", kind="texts")]
+    more = {"document_length": Limits(2), "teacher": "bm25"}  # a label is no document, and no pair
+    curate(sources, files / "out", settings(files, **more), folder=files, console=quiet())
+    assert rows(files / "out" / "classes.jsonl.gz") == labelled
+    assert rows(files / "out" / "texts.jsonl.gz") == [{"text": "one two"}, {"text": "a b"}]
+    for documents in ("examples", "labels"):
+        kind = {"kind": "labels", "label_documents": documents}
+        raw, curated = (
+            read_source(Source(path=str(files / path), name="c", **kind), seed=0)
+            for path in ("classes.jsonl", "out/classes.jsonl.gz")
+        )
+        assert [item.query for item in curated] == [item.query for item in raw[:-1]]
+    assert {item.positives[0] for item in curated} == set(TOPICS)
 
 
 def test_an_empty_result_says_which_step_dropped_how_much(files: Path) -> None:
@@ -143,18 +154,50 @@ def test_a_failure_leaves_the_older_result(files: Path, monkeypatch: pytest.Monk
 
 def test_a_folder_with_something_else_is_left_alone(files: Path) -> None:
     run(files, "bread.jsonl")
-    with pytest.raises(EmbedforgeError, match="holds a curation of bread, which would be deleted"):
+    with pytest.raises(EmbedforgeError, match=r"holds a curation of bread.jsonl.gz, which would be deleted"):
         run(files, "sea.jsonl")
-    (files / "mine").mkdir()
-    (files / "mine" / "thesis.txt").write_text("years of work")
-    with pytest.raises(EmbedforgeError, match="this folder holds something else"):
-        run(files, "bread.jsonl", out="mine")
+    by_hand = files / "out" / "bioasq.jsonl"
+    by_hand.write_text("written by hand")
+    with pytest.raises(
+        EmbedforgeError, match=r"holds something else \(bioasq.jsonl\), which would be deleted"
+    ):
+        run(files, "bread.jsonl")
+    assert by_hand.read_text() == "written by hand"
+    by_hand.unlink()
+    run(files, "bread.jsonl")
+
+
+@pytest.mark.parametrize(
+    "report", [None, '{"settings": {}, "totals": {}}', '{"sources": ["a"], "steps": []}', "[1", "[]"]
+)
+def test_reports_of_other_commands_are_no_leave_to_delete(files: Path, report: str | None) -> None:
+    """`synthesize`, `quickstart` and `adapt` write a report.json too, beside what was paid for or trained."""
+    mine = files / "mine"
+    mine.mkdir()
+    (mine / "journal.jsonl").write_text("paid for")
+    if report is not None:
+        (mine / "report.json").write_text(report)
+    with pytest.raises(EmbedforgeError, match=r"holds something else \(journal.jsonl"):
+        run(files, "absent.jsonl", out="mine")  # before anything is read
+    assert (mine / "journal.jsonl").read_text() == "paid for"
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(
+    files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(EmbedforgeError, match="this is a file"):
+        run(files, "absent.jsonl", out="bread.jsonl")
+    with pytest.raises(EmbedforgeError, match="is no folder that may be written"):
+        run(files, "absent.jsonl", out="bread.jsonl/out")
+    monkeypatch.setattr("embedforge.curate.folder.os.access", lambda *_: False)  # root may write anywhere
+    with pytest.raises(EmbedforgeError, match="is no folder that may be written"):
+        run(files, "absent.jsonl", out="deep/out")
 
 
 def test_two_sources_of_one_name_are_refused(files: Path) -> None:
     (files / "other").mkdir()
     write_jsonl(files / "other" / "bread.jsonl", pairs("bread", 0, 1))
-    with pytest.raises(EmbedforgeError, match="two sources are named 'bread'"):
+    with pytest.raises(EmbedforgeError, match=r"two sources are named 'bread'.*NAME=PATH"):
         run(files, "bread.jsonl", "other/bread.jsonl")
 
 
@@ -163,7 +206,16 @@ def test_two_sources_of_one_name_are_refused(files: Path) -> None:
     [
         ({"unit": "word"}, "--unit 'word' is none of words, characters, tokens. Did you mean 'words'"),
         ({"documents": "relevent"}, "--documents 'relevent'.*Did you mean 'relevant'"),
-        ({"near": 1.5}, "--near is above 0 and at most 1, got 1.5"),
+        ({"near": 1.5}, "--near is from 0.5 to 1.*got 1.5"),
+        ({"near": 0.2}, "--near is from 0.5 to 1: of less similar texts MinHash finds too few, got 0.2"),
+        ({"unit": "tokens"}, "--unit tokens has no effect without --query-length or --document-length"),
+        ({"bm25": 0.8}, "--bm25 0.8 has no effect without --against"),
+        ({"documents": "all"}, "--documents all has no effect without --against"),
+        ({"ngram": 8}, "--ngram 8 has no effect without --against"),
+        ({"language_confidence": 0.5}, "--language-confidence 0.5 has no effect without --languages"),
+        ({"top_k": 5}, "--top-k 5 has no effect without --teacher"),
+        ({"device": "cuda"}, "--device cuda has no effect without --teacher"),
+        ({"teacher": "nowhere"}, "'nowhere' is no folder here"),
         ({"ngram": 3}, "--ngram is 0 .*got 3"),
         ({"bm25": 2.0}, "--bm25"),
         ({"top_k": 0}, "--top-k"),
@@ -209,3 +261,24 @@ def test_the_summary_names_steps_and_files(files: Path) -> None:
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert "exact duplicate (3)" in text
     assert "bread: 10 of 13 Examples in bread.jsonl.gz" in text
+
+
+def test_names_in_brackets_are_printed_as_they_are(files: Path) -> None:
+    (files / "tasks" / "clustering" / "waters").rename(files / "tasks" / "clustering" / "[red]waters")
+    (files / "sea.jsonl").rename(files / "[bold]sea.jsonl")
+    console = Console(file=io.StringIO(), width=200)
+    curate([source_of("[bold]sea.jsonl")], files / "out", settings(files), folder=files, console=console)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "clustering/[red]waters (1)" in text
+    assert "[bold]sea: 6 of 8 Examples" in text
+
+
+def test_the_page_says_what_was_dropped_and_what_was_not_asked(files: Path) -> None:
+    report = run(files, "bread.jsonl", "sea.jsonl")
+    page = (files / "out" / "report.html").read_text()
+    assert re.search(r'Kept</div><div class="value">15</div><div class="remark">71\.4 % of 21 Examples', page)
+    assert re.search(r'In the test sets</div><div class="value">1</div>', page)
+    assert report.steps[-1].settings["texts"] == 2  # what was read of the test sets
+    curate([source_of("bread.jsonl")], files / "other", Curation(), folder=files, console=quiet())
+    page = (files / "other" / "report.html").read_text()
+    assert re.search(r'In the test sets</div><div class="value">\?</div>', page)

@@ -15,16 +15,25 @@ def curate(
     sources: Annotated[
         list[str],
         typer.Argument(
-            help="Files of Examples, BEIR folders (--kind retrieval), hub:owner/name, or catalog:NAME."
+            help="Files, BEIR folders, hub:owner/name, catalog:NAME; or NAME=PATH for another name."
         ),
     ],
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Folder of NAME.jsonl.gz, report.html and the mark.")
     ] = Path("curated"),
     kind: Annotated[
-        str | None, typer.Option(help="What the sources' rows are (docs/data.md); a catalogue entry knows.")
+        str | None, typer.Option(help="What the rows are (docs/data.md); by default their keys tell.")
     ] = None,
     split: Annotated[str | None, typer.Option(help="Split of BEIR folders and hub datasets.")] = None,
+    instruction: Annotated[
+        str | None, typer.Option(help="Of queries that bring none of their own, for --teacher.")
+    ] = None,
+    cap: Annotated[
+        int | None, typer.Option(min=1, help="At most so many Examples of each source, drawn by --seed.")
+    ] = None,
+    threshold: Annotated[
+        float | None, typer.Option(help="Scored pairs: the lowest score of a positive; 4 by default.")
+    ] = None,
     query_length: Annotated[
         str | None, typer.Option(metavar="LEAST:MOST", help="Drop queries outside: 2:64, 2: or :64.")
     ] = None,
@@ -45,7 +54,7 @@ def curate(
         bool, typer.Option("--exact/--no-exact", help="Drop exact duplicates, case and punctuation aside.")
     ] = True,
     near: Annotated[
-        float | None, typer.Option(help="Drop near duplicates of at least this Jaccard similarity, say 0.8.")
+        float | None, typer.Option(help="Drop near duplicates of at least this Jaccard similarity, 0.5 to 1.")
     ] = None,
     duplicates_of: Annotated[
         str, typer.Option(help="What must repeat: pair (query and positive) or query.")
@@ -78,22 +87,25 @@ def curate(
     dropped, and why, is in OUT/report.html.
     """
     from embedforge.curate.evaluation_texts import find_evaluation_tasks
+    from embedforge.curate.language import parse_languages
     from embedforge.curate.lengths import parse_limits
     from embedforge.curate.run import curate as run
+    from embedforge.curate.sources import sources_of
     from embedforge.curate.steps import Curation
-    from embedforge.recipe import source_of
 
     curation = Curation(
-        query_length=parse_limits(query_length, "--query-length") if query_length else None,
-        document_length=parse_limits(document_length, "--document-length") if document_length else None,
+        query_length=parse_limits(query_length, "--query-length") if query_length is not None else None,
+        document_length=parse_limits(document_length, "--document-length")
+        if document_length is not None
+        else None,
         unit=unit,  # type: ignore[arg-type]
         tokenizer=tokenizer,
-        languages=tuple(filter(None, (languages or "").split(","))),
+        languages=parse_languages(languages) if languages is not None else (),
         language_confidence=language_confidence,
         exact=exact,
         near=near,
         duplicates_of=duplicates_of,  # type: ignore[arg-type]
-        tasks=find_evaluation_tasks(against, against_split) if against else (),
+        tasks=find_evaluation_tasks(against or [], against_split),
         documents=documents,  # type: ignore[arg-type]
         ngram=ngram,
         bm25=bm25,
@@ -103,7 +115,10 @@ def curate(
         seed=seed,
         device=device,
     )
-    run([source_of(path, kind=kind, split=split) for path in sources], out, curation)
+    chosen = sources_of(
+        sources, kind=kind, split=split, instruction=instruction, cap=cap, threshold=threshold
+    )
+    run(chosen, out, curation)
     typer.echo(f"Report: {out / 'report.html'}")
 
 

@@ -14,12 +14,11 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from numpy.typing import NDArray
 
-from embedforge.curate.outcome import Dropped, Outcome, without
+from embedforge.curate.outcome import Dropped, Outcome, RowText, without
 from embedforge.curate.teacher import Teacher
 from embedforge.curate.words import normalized
 from embedforge.data.example import Example
 from embedforge.errors import EmbedforgeError
-from embedforge.lexical import Bm25
 
 TOP_K = 2
 POOL = 100_000
@@ -44,13 +43,18 @@ def drop_inconsistent(examples: Sequence[Example], ranks: Ranks, *, top_k: int =
     """Drop positives that rank below `top_k`, and Examples that are left without one.
 
     Args:
-        examples: in the order of `ranks`.
-        ranks: from `ranks_by_vectors` or `ranks_by_bm25`.
+        examples: with texts that are no pairs among them, which stay.
+        ranks: of the pairs, in their order, from `ranks_by_vectors` or `ranks_by_bm25`.
         top_k: the worst rank that stays.
     """
     kept: list[Example] = []
     dropped: list[Dropped] = []
-    for example, places in zip(examples, ranks, strict=True):
+    ranked = iter(ranks)
+    for example in examples:
+        if isinstance(example, RowText):
+            kept.append(example)
+            continue
+        places = next(ranked)
         lost = {place for place, rank in enumerate(places) if rank > top_k}
         if len(lost) == len(places):
             best = min(range(len(places)), key=places.__getitem__)
@@ -119,6 +123,8 @@ def ranks_by_bm25(
 
     A positive that shares no word with its query ranks after every passage.
     """
+    from embedforge.lexical import Bm25  # which needs torch: not loaded for the other steps
+
     row_of = {normalized(text): row for row, text in enumerate(passages)}
     texts, pool = list(passages), len(passages)
     for example in examples:
@@ -129,9 +135,16 @@ def ranks_by_bm25(
     ranks: Ranks = []
     for example in examples:
         scores = index.scores(example.query)
-        against = np.delete(scores[:pool], classes.of(example))
+        against, aside = scores[:pool], scores[classes.of(example)]
         own = [float(scores[row_of[normalized(text)]]) for text in example.positives]
-        ranks.append([1 + int((against > score).sum()) if score > 0 else 1 + len(against) for score in own])
+        ranks.append(
+            [
+                1 + int((against > score).sum() - (aside > score).sum())
+                if score > 0
+                else 1 + pool - len(aside)
+                for score in own
+            ]
+        )
         progress(1)
     return ranks
 

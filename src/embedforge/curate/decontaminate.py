@@ -8,6 +8,7 @@ check of GPT-3 (arXiv 2005.14165).
 
 from __future__ import annotations
 
+import functools
 import math
 from array import array
 from collections import Counter
@@ -18,14 +19,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedforge.curate.evaluation_texts import Documents, EvaluationTask
-from embedforge.curate.outcome import Outcome, Part, Verdict, judge_texts
+from embedforge.curate.outcome import Outcome, Part, Verdict, judge_texts, shorten
 from embedforge.curate.words import Hashes, NgramHasher, normalized, text_hash, words_of
 from embedforge.data.example import Example
-from embedforge.lexical import Bm25, words
 
 NGRAM = 13
 _K1, _B = 1.2, 0.75
 _SHOWN = 80
+_REMEMBERED = 100_000
+"""Verdicts: many Examples share a document."""
 
 
 class Settings(NamedTuple):
@@ -111,13 +113,16 @@ class Evaluation:
             if found:
                 shared = " ".join(spoken[found[0] : found[0] + self.settings.ngram])
                 return Verdict(
-                    f"shares {self.settings.ngram} words with {self.names[found[1]]}", f"'{shared}'"
+                    f"shares {self.settings.ngram} words with {self.names[found[1]]}",
+                    f"'{shorten(shared, 2 * _SHOWN)}'",
                 )
         if self._similar is not None and part == "query":
             similar = self._similar.find(text)
             if similar:
                 share, query, task = similar
-                return Verdict(f"BM25 close to {self.names[task]}", f"{share:.2f} of '{query[:_SHOWN]}'")
+                return Verdict(
+                    f"BM25 close to {self.names[task]}", f"{share:.2f} of '{shorten(query, _SHOWN)}'"
+                )
         return None
 
 
@@ -125,13 +130,12 @@ def decontaminate(
     examples: Sequence[Example], evaluation: Evaluation, progress: Callable[[int], None] = lambda _: None
 ) -> Outcome:
     """Drop Examples whose query or positive stands in an evaluation task, and negatives that do."""
+    verdict = functools.lru_cache(_REMEMBERED)(evaluation.verdict)
 
     def judge(text: str, part: Part) -> Verdict | None:
-        if part == "query":
-            progress(1)
-        return evaluation.verdict(text, part)
+        return verdict(text, "query" if part == "query" else "positive")
 
-    return judge_texts(examples, judge)
+    return judge_texts(examples, judge, progress)
 
 
 class _Gathered:
@@ -157,7 +161,9 @@ class _Similar:
     """
 
     def __init__(self, queries: Sequence[tuple[str, int]], threshold: float) -> None:
-        self._queries, self._threshold = queries, threshold
+        from embedforge.lexical import Bm25, words  # which needs torch: not loaded for other checks
+
+        self._queries, self._threshold, self._words = queries, threshold, words
         texts = [text for text, _ in queries]
         self._index = Bm25(texts, k1=_K1, b=_B)
         tokens = [words(text) for text in texts]
@@ -167,15 +173,19 @@ class _Similar:
 
     def find(self, text: str) -> tuple[float, str, int] | None:
         """Return the similarity, the evaluation query and its task, if the threshold is reached."""
-        tokens = words(text)
+        tokens = self._words(text)
         if not tokens:
             return None
-        most = np.maximum(self._own, self._with_itself(tokens))
-        shares = self._index.scores(" ".join(dict.fromkeys(tokens))) / most
+        own = self._with_itself(tokens)
+        scores = self._index.scores(" ".join(dict.fromkeys(tokens)))
+        near = np.flatnonzero(scores >= self._threshold * own)
+        if not len(near):
+            return None
+        shares = scores[near] / np.maximum(self._own[near], own)
         best = int(np.argmax(shares))
         if shares[best] < self._threshold:
             return None
-        return float(shares[best]), *self._queries[best]
+        return float(shares[best]), *self._queries[near[best]]
 
     def _with_itself(self, tokens: Sequence[str]) -> float:
         """Return the score of a text with itself, by the index's frequencies (Lucene's BM25)."""

@@ -6,17 +6,19 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 from embedforge.curate.near import Shingled, earlier_twins
-from embedforge.curate.outcome import Dropped, Outcome
-from embedforge.curate.words import normalized, text_hash
+from embedforge.curate.outcome import Dropped, Outcome, RowText, shorten
+from embedforge.curate.words import canonical, text_hash
 from embedforge.data.example import Example
 
 Unit = Literal["pair", "query"]
 THRESHOLD = 0.8
-_SHOWN = 80
+_SHOWN = 150
 
 
 def drop_exact_duplicates(examples: Sequence[Example], *, unit: Unit = "pair") -> Outcome:
     """Keep the first of Examples that are equal in all but case, punctuation and white space.
+
+    Symbols count: a question about C++ is none about C#.
 
     Args:
         examples: earlier ones win.
@@ -27,9 +29,9 @@ def drop_exact_duplicates(examples: Sequence[Example], *, unit: Unit = "pair") -
     kept: list[Example] = []
     dropped: list[Dropped] = []
     for place, example in enumerate(examples):
-        key: tuple[int, ...] = (text_hash(normalized(example.query)),)
+        key: tuple[int, ...] = (text_hash(canonical(example.query)),)
         if unit == "pair":
-            key += tuple(sorted({text_hash(normalized(text)) for text in example.positives}))
+            key += tuple(sorted({text_hash(canonical(text)) for text in example.positives}))
         earlier = first.setdefault(key, place)
         if earlier == place:
             kept.append(example)
@@ -70,7 +72,8 @@ def drop_near_duplicates(
             for other in examples[early].positives
         )
 
-    twins = earlier_twins(queries, same, shingled, progress=progress)
+    documents = [example.positives for example in examples] if unit == "pair" else None
+    twins = earlier_twins(queries, documents, same, shingled, progress=progress)
     kept, dropped = [], []
     for example, twin in zip(examples, twins, strict=True):
         if twin is None:
@@ -81,4 +84,7 @@ def drop_near_duplicates(
 
 
 def _repeats(example: Example, earlier: Example, reason: str) -> Dropped:
-    return Dropped(example, "example", example.query, reason, f"repeats '{earlier.query[:_SHOWN]}'")
+    detail = f"repeats '{shorten(earlier.query, _SHOWN)}'"
+    if not isinstance(earlier, RowText):
+        detail += f" with '{shorten(earlier.positives[0], _SHOWN)}'"
+    return Dropped(example, "example", example.query, reason, detail)

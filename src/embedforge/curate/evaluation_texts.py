@@ -28,6 +28,20 @@ _KEYS = {
     "bitext": ("sentence1", "sentence2"),
 }
 """Where the texts of a type stand; retrieval and reranking have queries and documents."""
+_NO_TEXTS = {
+    "id",
+    "idx",
+    "label",
+    "labels",
+    "label_text",
+    "lang",
+    "genre",
+    "dataset",
+    "split",
+    "sid",
+    "pair_id",
+}
+"""Columns of mteb's tables that hold words which are no texts: a label "joy" is no text to keep out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,22 +62,40 @@ def find_evaluation_tasks(tasks: Sequence[str], split: str = "test") -> list[Eva
         split: of the datasets in folders; tasks of mteb have their own.
 
     Raises:
-        EmbedforgeError: a folder without a dataset, or a name that mteb does not know.
+        EmbedforgeError: a folder without a dataset, a name that mteb does not know, two datasets of one name,
+            or a split where there is no folder.
     """
-    # A comma inside parentheses belongs to a benchmark's name: "MTEB(eng, v2)".
-    names = [name for item in tasks for name in re.split(r",\s*(?![^(]*\))", item.strip())]
-    found = {}
-    for name in names:
+    found: dict[str, EvaluationTask] = {}
+    folders = 0
+    for name in (name for item in tasks for name in _names(item)):
         if "/" in name and not Path(name).exists():
             near = did_you_mean(Path(name).name, (path.name for path in Path(name).parent.glob("*")))
             raise EmbedforgeError(f"--against {name}: there is no such folder.{near}")
         if Path(name).is_dir():
+            folders += 1
             chosen = [_folder_task(dataset, split) for dataset in find_datasets(Path(name), split)]
         else:
             purpose = f"decontaminating against '{name}', which is no folder,"
             chosen = [mteb_task(task) for task in hub_tasks(name, option="--against", purpose=purpose)]
-        found.update({task.name: task for task in chosen})
+        for task in chosen:
+            if found.setdefault(task.name, task).fingerprint != task.fingerprint:
+                raise EmbedforgeError(
+                    f"--against {name}: there are two datasets '{task.name}' with different data, and marks "
+                    "know them by this name; rename one"
+                )
+    if split != "test" and not folders:
+        raise EmbedforgeError(
+            f"--against-split {split} has no effect without a folder in --against; tasks of mteb have theirs"
+        )
     return list(found.values())
+
+
+def _names(item: str) -> list[str]:
+    """Split at commas, but for those of a folder's name and those in parentheses: "MTEB(eng, v2)"."""
+    names = [item] if Path(item).is_dir() else re.split(r",\s*(?![^(]*\))", item)
+    if not all(name.strip() for name in names):
+        raise EmbedforgeError(f"--against '{item}': an empty name; name folders, tasks or benchmarks")
+    return [name.strip() for name in names]
 
 
 def _folder_task(dataset: Path, split: str) -> EvaluationTask:
@@ -89,7 +121,9 @@ def _folder_task(dataset: Path, split: str) -> EvaluationTask:
             for key in ("positive", "negative") if which == "all" else ("positive",):
                 yield from _texts(record, key)
 
-    return EvaluationTask(task_name(dataset), fingerprint(dataset), queries, documents)
+    # The fingerprint is of all splits: what was checked against `dev` is not checked against `test`.
+    name = task_name(dataset) if split == "test" else f"{task_name(dataset)} ({split})"
+    return EvaluationTask(name, fingerprint(dataset), queries, documents)
 
 
 def _texts(record: Record, key: str) -> Iterator[str]:
@@ -102,31 +136,51 @@ def mteb_task(task: Any) -> EvaluationTask:
     """Return the texts of an mteb task; its data is loaded when they are first asked for.
 
     Args:
-        task: an `mteb.AbsTask`.
+        task: an `mteb.AbsTask`; of an aggregate of tasks the texts of all.
     """
-
-    def parts() -> Iterator[Mapping[str, Any]]:
-        if not task.data_loaded:
-            task.load_data()
-        yield from _splits(task.dataset, set(task.eval_splits))
-
-    def queries() -> Iterator[str]:
-        for part in parts():
-            if _is_search(part):
-                wanted = set(part["relevant_docs"])
-                yield from (row["text"] for row in part["queries"] if str(row["id"]) in wanted)
-            else:
-                yield from _all_texts(part)
-
-    def documents(which: Documents) -> Iterator[str]:
-        if which == "none":
-            return
-        for part in parts():
-            if _is_search(part):
-                yield from _corpus(part, only_relevant=which == "relevant")
-
+    members = list(getattr(task, "tasks", None) or [task])
     metadata = task.metadata
-    return EvaluationTask(metadata.name, str(metadata.dataset["revision"]), queries, documents)
+    return EvaluationTask(
+        metadata.name,
+        str(metadata.dataset["revision"]),
+        lambda: _mteb_queries(members),
+        lambda which: iter(()) if which == "none" else _mteb_documents(members, which),
+    )
+
+
+def _mteb_queries(tasks: Sequence[Any]) -> Iterator[str]:
+    for task, part in _parts(tasks):
+        if _is_search(part):
+            wanted = set(part["relevant_docs"])
+            yield from (row["text"] for row in part["queries"] if str(row["id"]) in wanted)
+        else:
+            yield from _all_texts(part, without=getattr(task, "label_column_name", ""))
+
+
+def _mteb_documents(tasks: Sequence[Any], which: Documents) -> Iterator[str]:
+    for _, part in _parts(tasks):
+        if _is_search(part):
+            yield from _corpus(part, only_relevant=which == "relevant")
+
+
+def _parts(tasks: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
+    """Yield each task with the data of each of its splits."""
+    for task in tasks:
+        _load(task)
+        for part in _splits(task.dataset, set(task.eval_splits)):
+            yield task, part
+
+
+def _load(task: Any) -> None:
+    if task.data_loaded:
+        return
+    try:
+        task.load_data()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise EmbedforgeError(
+            f"--against {task.metadata.name}: mteb cannot load its data ({error}). Check the network, or "
+            "name a folder with the test set"
+        ) from error
 
 
 def _corpus(part: Mapping[str, Any], *, only_relevant: bool) -> Iterator[str]:
@@ -150,10 +204,17 @@ def _splits(dataset: Mapping[str, Any], wanted: set[str]) -> Iterator[Any]:
             yield from _splits(part, wanted)
 
 
-def _all_texts(rows: Any) -> Iterator[str]:
-    """Yield every text of a table's rows, also of lists; labels that are words count as texts too."""
+def _all_texts(rows: Any, *, without: str) -> Iterator[str]:
+    """Yield every text of a table's rows, also of lists, but for labels: they are no text of the task.
+
+    Args:
+        rows: of one split.
+        without: the task's own name for its column of labels, besides the usual ones.
+    """
     for row in rows:
-        for value in row.values():
+        for column, value in row.items():
+            if column == without or column in _NO_TEXTS:
+                continue
             for text in value if isinstance(value, list) else [value]:
                 if isinstance(text, str) and text.strip():
                     yield text

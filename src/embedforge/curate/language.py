@@ -15,6 +15,18 @@ _JUDGED_CHARACTERS = 2000
 """The start of a text tells its language."""
 
 
+def parse_languages(text: str) -> tuple[str, ...]:
+    """Read "en" or "en, de": codes apart by commas, in either case.
+
+    Raises:
+        EmbedforgeError: an empty code.
+    """
+    codes = tuple(code.strip().lower() for code in text.split(","))
+    if not all(codes):
+        raise EmbedforgeError(f"--languages '{text}': an empty code; write en, or en,de")
+    return codes
+
+
 def detector(languages: Sequence[str]) -> Callable[[str], Guess]:
     """Return the function that guesses a text's language.
 
@@ -42,6 +54,7 @@ def drop_languages(
     *,
     confidence: float = CONFIDENCE,
     least_characters: int = LEAST_CHARACTERS,
+    progress: Callable[[int], None] = lambda _: None,
 ) -> Outcome:
     """Drop queries and documents that are in another language.
 
@@ -58,4 +71,4 @@ def drop_languages(
         what = "query" if part == "query" else "document"
         return Verdict(f"{what} in another language", f"{found.language}, {found.probability:.2f}")
 
-    return judge_texts(examples, judge)
+    return judge_texts(examples, judge, progress)

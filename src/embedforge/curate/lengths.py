@@ -25,7 +25,9 @@ class Limits(NamedTuple):
         return isinstance(length, int) and self.least <= length and (self.most is None or length <= self.most)
 
     def __str__(self) -> str:
-        return f"{self.least}:{'' if self.most is None else self.most}"
+        if self.most is None:
+            return f"{self.least:,} and more" if self.least else "any"
+        return f"{self.least:,} to {self.most:,}"
 
 
 def parse_limits(text: str, option: str) -> Limits:
@@ -52,6 +54,7 @@ def drop_lengths(
     document: Limits,
     measure: Callable[[str], int],
     unit: Unit = "words",
+    progress: Callable[[int], None] = lambda _: None,
 ) -> Outcome:
     """Drop queries and documents whose length lies outside the limits."""
 
@@ -60,9 +63,9 @@ def drop_lengths(
         length = measure(text)
         if length in limits:
             return None
-        return Verdict(f"{what} too {'short' if length < limits.least else 'long'}", f"{length} {unit}")
+        return Verdict(f"{what} too {'short' if length < limits.least else 'long'}", f"{length:,} {unit}")
 
-    return judge_texts(examples, judge)
+    return judge_texts(examples, judge, progress)
 
 
 def measure_of(unit: Unit, tokenizer: str = "embedforge:base") -> Callable[[str], int]:

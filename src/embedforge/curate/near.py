@@ -1,4 +1,4 @@
-"""Near-duplicate search in one long list of texts, in memory of some 130 bytes a text.
+"""Near-duplicate search in one long list of texts, or of pairs of texts.
 
 The signatures are those of `embedforge.documents.near_duplicates`. Measured on 20,000 texts of 60 words
 against datasketch: half its time, and less memory; and candidates are verified, which an LSH index does not.
@@ -9,17 +9,21 @@ from __future__ import annotations
 import functools
 import itertools
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from embedforge.documents.near_duplicates import BANDS, Hashes, band_keys, jaccard, shingles_of
 
-TEXTS_PER_BLOCK = 20_000
+SHINGLES_PER_BLOCK = 1_000_000
+"""Bounds the memory; the result does not depend on it."""
 MOST_COMPARED = 200
 """Kept texts of one bucket that a text is compared with: templates fill buckets with texts that differ."""
 _REMEMBERED = 20_000
+
+Buckets = NDArray[np.int64]
+"""[texts, BANDS]: numbers of the buckets that a text lies in, -1 for one that it has to itself."""
 
 
 class Shingled:
@@ -39,57 +43,95 @@ class Shingled:
 
 
 def earlier_twins(
-    texts: Sequence[str],
+    queries: Sequence[str],
+    documents: Sequence[Sequence[str]] | None,
     same: Callable[[int, int], bool],
     shingled: Shingled,
     *,
     progress: Callable[[int], None] = lambda _: None,
 ) -> list[int | None]:
-    """Return for each text the place of an earlier kept text that `same` accepts, None for a text to keep.
+    """Return for each pair the place of an earlier kept one that `same` accepts, None for a pair to keep.
+
+    A pair is compared with those that share a bucket of its query or one of its documents, whichever are
+    fewer: a thousand answers to one question have few in common, as have a thousand questions about one text.
 
     Args:
-        texts: what MinHash finds candidates by.
+        queries: one a pair.
+        documents: of each pair; None where only the queries count.
         same: decides about two places, the later one first; asked about candidates only.
         shingled: makes the sets.
-        progress: called with the number of texts done since the last call.
+        progress: called with the number of pairs done since the last call.
     """
-    keys, filled = _keys(texts, shingled, progress)
-    groups = _shared_buckets(keys, filled)
-    kept: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
-    twins: list[int | None] = [None] * len(texts)
-    for place in sorted(groups):
-        buckets = [kept[bucket] for bucket in groups[place]]
-        candidates = sorted({early for bucket in buckets for early in bucket[-MOST_COMPARED:]})
+    by_query = _buckets(queries, shingled)
+    places = np.flatnonzero((by_query >= 0).any(axis=1)).tolist()
+    progress(len(queries) - len(places))
+    sides = [{place: by_query[place] for place in places}]
+    if documents is not None:
+        sides.append(_buckets_of_lists([(place, documents[place]) for place in places], shingled))
+    kept: list[defaultdict[int, list[int]]] = [defaultdict(list) for _ in sides]
+    twins: list[int | None] = [None] * len(queries)
+    for place in places:
+        found = [
+            [buckets[number] for number in side[place].tolist() if number >= 0]
+            for side, buckets in zip(sides, kept, strict=True)
+        ]
+        fewest = min(found, key=lambda lists: sum(map(len, lists)))
+        candidates = sorted({early for bucket in fewest for early in bucket[-MOST_COMPARED:]})
         twins[place] = next((early for early in candidates if same(place, early)), None)
         if twins[place] is None:
-            for bucket in buckets:
+            for bucket in itertools.chain.from_iterable(found):
                 bucket.append(place)
+        progress(1)
     return twins
 
 
-def _keys(
-    texts: Sequence[str], shingled: Shingled, progress: Callable[[int], None]
-) -> tuple[Hashes, NDArray[np.bool_]]:
+def _buckets(texts: Sequence[str], shingled: Shingled) -> Buckets:
+    """Return the buckets of every text; a text without a word lies in none that counts."""
+    numbers = np.full((len(texts), BANDS), -1, dtype=np.int64)
+    keys, filled = _keys(texts, shingled)
+    rows, first = np.flatnonzero(filled), 0
+    for band in range(BANDS):
+        values, inverse, counts = np.unique(keys[rows, band], return_inverse=True, return_counts=True)
+        numbers[rows, band] = np.where(counts[inverse] > 1, inverse + first, -1)
+        first += len(values)
+    return numbers
+
+
+def _buckets_of_lists(
+    lists: Sequence[tuple[int, Sequence[str]]], shingled: Shingled
+) -> dict[int, NDArray[np.int64]]:
+    """Return for each place the buckets of all its texts."""
+    flat = [text for _, texts in lists for text in texts]
+    numbers = _buckets(flat, shingled)
+    ends = np.cumsum([len(texts) for _, texts in lists])
+    return {
+        place: np.unique(numbers[end - len(texts) : end])
+        for (place, texts), end in zip(lists, ends.tolist(), strict=True)
+    }
+
+
+def _keys(texts: Sequence[str], shingled: Shingled) -> tuple[Hashes, NDArray[np.bool_]]:
     """Return every text's band keys, uint64 [texts, BANDS], and which texts have a word, bool [texts]."""
     keys = np.zeros((len(texts), BANDS), dtype=np.uint64)
     filled = np.zeros(len(texts), dtype=np.bool_)
-    for start in range(0, len(texts), TEXTS_PER_BLOCK):
-        block = [shingled.once(text) for text in texts[start : start + TEXTS_PER_BLOCK]]
-        rows = slice(start, start + len(block))
+    first = 0
+    for block in _blocks(texts, shingled):
+        rows = slice(first, first + len(block))
         keys[rows] = band_keys(block)
         filled[rows] = [len(shingles) > 0 for shingles in block]
-        progress(len(block))
+        first += len(block)
     return keys, filled
 
 
-def _shared_buckets(keys: Hashes, filled: NDArray[np.bool_]) -> dict[int, list[tuple[int, int]]]:
-    """Return the (band, key) buckets that a text shares with another, for the texts that share any."""
-    rows = np.flatnonzero(filled)
-    groups: defaultdict[int, list[tuple[int, int]]] = defaultdict(list)
-    for band in range(BANDS):
-        column = keys[rows, band]
-        _, inverse, counts = np.unique(column, return_inverse=True, return_counts=True)
-        shared = counts[inverse] > 1
-        for place, key in zip(rows[shared].tolist(), column[shared].tolist(), strict=True):
-            groups[place].append((band, key))
-    return dict(groups)
+def _blocks(texts: Sequence[str], shingled: Shingled) -> Iterator[list[Hashes]]:
+    """Yield the shingles of all texts, in blocks of some size."""
+    block: list[Hashes] = []
+    size = 0
+    for text in texts:
+        block.append(shingled.once(text))
+        size += len(block[-1])
+        if size >= SHINGLES_PER_BLOCK:
+            yield block
+            block, size = [], 0
+    if block:
+        yield block

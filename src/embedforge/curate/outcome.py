@@ -11,6 +11,24 @@ from embedforge.data.example import Example
 Part = Literal["query", "positive", "negative"]
 
 
+class RowText(Example):
+    """A text that is no half of a pair: steps judge it as a query, and nothing else of its row."""
+
+    __slots__ = ()
+
+
+class LabelledText(RowText):
+    """A text of a class or cluster; its one positive is the label."""
+
+    __slots__ = ()
+
+
+class PlainText(RowText):
+    """A text alone, for masked next token prediction and SimCSE; its own positive."""
+
+    __slots__ = ()
+
+
 class Verdict(NamedTuple):
     """Why a text cannot stay."""
 
@@ -40,22 +58,31 @@ class Outcome(NamedTuple):
     dropped: list[Dropped]
 
 
-def judge_texts(examples: Sequence[Example], judge: Callable[[str, Part], Verdict | None]) -> Outcome:
+def judge_texts(
+    examples: Sequence[Example],
+    judge: Callable[[str, Part], Verdict | None],
+    progress: Callable[[int], None] = lambda _: None,
+) -> Outcome:
     """Ask about every text of every Example, and drop what is found at fault.
 
     A query at fault drops its Example. A positive or negative at fault is taken out of it, and an Example
-    whose last positive goes, goes with it.
+    whose last positive goes, goes with it. Of a `RowText` only the query is asked about.
 
     Args:
         examples: in any order.
         judge: a verdict for a text that has to go, None for one that stays; told which part it is.
+        progress: called with the number of Examples done since the last call.
     """
     kept: list[Example] = []
     dropped: list[Dropped] = []
     for example in examples:
+        progress(1)
         verdict = judge(example.query, "query")
         if verdict is not None:
             dropped.append(Dropped(example, "example", example.query, *verdict))
+            continue
+        if isinstance(example, RowText):
+            kept.append(example)
             continue
         positives = [judge(text, "positive") for text in example.positives]
         lost = [(place, found) for place, found in enumerate(positives) if found is not None]
@@ -95,3 +122,8 @@ def without(example: Example, positives: set[int], negatives: set[int]) -> Examp
 
 def _left(texts: tuple[str, ...], places: set[int]) -> tuple[str, ...]:
     return tuple(text for place, text in enumerate(texts) if place not in places)
+
+
+def shorten(text: str, most: int) -> str:
+    """Return the start of a text, marked as such if it is not all of it."""
+    return text if len(text) <= most else text[:most].rstrip() + " …"

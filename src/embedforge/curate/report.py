@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import random
 from collections import Counter, defaultdict
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from embedforge.curate.outcome import Dropped, Outcome
-from embedforge.curate.steps import Step
-from embedforge.data.example import Example
+from embedforge.curate.outcome import Dropped, Outcome, shorten
 
 SAMPLES = 5
 """Dropped texts shown for each reason."""
@@ -52,6 +50,12 @@ class StepReport:
         """Whole Examples dropped."""
         return self.examples_in - self.examples_out
 
+    def rows(self) -> list[tuple[str, str, int]]:
+        """Return (part, reason, how many), whole Examples first, then the most frequent."""
+        return [
+            (part, reason, count) for part, counts in self.dropped.items() for reason, count in counts.items()
+        ]
+
 
 @dataclass(frozen=True, slots=True)
 class SourceReport:
@@ -59,6 +63,7 @@ class SourceReport:
 
     name: str
     path: str
+    kind: str
     file: str
     examples_in: int
     examples_out: int
@@ -73,19 +78,26 @@ class Report:
     sources: list[SourceReport]
     steps: list[StepReport]
 
+    @property
+    def documents_dropped(self) -> int:
+        """Positives and negatives taken out of Examples that the step kept."""
+        return sum(count for step in self.steps for part, _, count in step.rows() if part != "example")
+
     def as_json(self) -> dict[str, Any]:
         """Return the report as plain JSON values."""
         return asdict(self)
 
 
-def report_of(step: Step, examples: Sequence[Example], outcome: Outcome, seed: int) -> StepReport:
+def report_of(
+    name: str, settings: dict[str, Any], examples_in: int, outcome: Outcome, seed: int
+) -> StepReport:
     """Count what a step did, and draw samples of it by the seed."""
     counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
     by_reason: defaultdict[tuple[str, str], list[Dropped]] = defaultdict(list)
     for item in outcome.dropped:
         counts[item.part][item.reason] += 1
         by_reason[item.part, item.reason].append(item)
-    draw = random.Random(f"{seed}/{step.name}")
+    draw = random.Random(f"{seed}/{name}")
     samples = [
         _sample(item)
         for items in by_reason.values()
@@ -93,9 +105,9 @@ def report_of(step: Step, examples: Sequence[Example], outcome: Outcome, seed: i
     ]
     gone = Counter(item.example.source for item in outcome.dropped if item.part == "example")
     return StepReport(
-        name=step.name,
-        settings=step.settings,
-        examples_in=len(examples),
+        name=name,
+        settings=settings,
+        examples_in=examples_in,
         examples_out=len(outcome.kept),
         dropped={part: dict(reasons.most_common()) for part, reasons in sorted(counts.items())},
         by_source=dict(gone.most_common()),
@@ -108,7 +120,12 @@ def _sample(item: Dropped) -> Sample:
         item.text if item.part != "example" or item.text != item.example.query else item.example.positives[0]
     )
     return Sample(
-        item.example.source, item.part, item.reason, item.detail, item.example.query[:_SHOWN], text[:_SHOWN]
+        item.example.source,
+        item.part,
+        item.reason,
+        item.detail,
+        shorten(item.example.query, _SHOWN),
+        shorten(text, _SHOWN),
     )
 
 
@@ -131,7 +148,9 @@ def print_report(report: Report, console: Console) -> None:
     for step in report.steps:
         reasons = step.dropped.get("example", {})
         most = next((f"{reason} ({count:,})" for reason, count in reasons.items()), "")
-        table.add_row(step.name, f"{step.examples_in:,}", f"{step.removed:,}", f"{step.examples_out:,}", most)
+        table.add_row(
+            step.name, f"{step.examples_in:,}", f"{step.removed:,}", f"{step.examples_out:,}", escape(most)
+        )
     console.print(table, highlight=False)
     for source in report.sources:
         console.print(

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from embedforge import __version__
+from embedforge.curate.folder import REPORT, check_folder
+from embedforge.curate.outcome import Dropped, Outcome
 from embedforge.curate.report import Report, SourceReport, StepReport, print_report, render, report_of
-from embedforge.curate.steps import Curation, planned
-from embedforge.data.convert import read_source, source_file, source_name
+from embedforge.curate.rows import read_rows, write_rows
+from embedforge.curate.steps import Curation, check, planned
+from embedforge.data.convert import source_file, source_name
 from embedforge.data.example import Example
-from embedforge.data.fields import record_of
 from embedforge.data.marks import CheckedTask, Mark, file_hash, training_mark, write_mark
 from embedforge.errors import EmbedforgeError
-from embedforge.files import read_object, replace_folder, write_json, write_text
+from embedforge.files import replace_folder, write_json, write_text
 from embedforge.recipe import Source
-
-REPORT = "report.json"
 
 
 def curate(
@@ -53,19 +51,22 @@ def curate(
             or a folder that holds something else.
     """
     console = console or Console(stderr=True)
-    steps = planned(curation)
+    check(curation)
     names = _names(sources)
-    _check_folder(out, names)
+    check_folder(out, [_file_name(name) for name in names])
     known = training_mark([source_file(source, folder) for source in sources]).tasks
-    examples = [
-        example for source in sources for example in read_source(source, seed=curation.seed, folder=folder)
-    ]
-    before = Counter(example.source for example in examples)
-    reports: list[StepReport] = []
     with _progress(console) as bar:
+        steps = planned(curation, bar)
+        examples, empty = _read(sources, curation.seed, folder, bar)
+        before = Counter(example.source for example in examples)
+        before.update(item.example.source for item in empty if item.part == "example")
+        reports: list[StepReport] = []
+        if empty:
+            outcome = Outcome(examples, empty)
+            reports.append(report_of("empty texts", {}, before.total(), outcome, curation.seed))
         for step in steps:
-            outcome = step.run(examples, bar)
-            reports.append(report_of(step, examples, outcome, curation.seed))
+            outcome = step.run(examples)
+            reports.append(report_of(step.name, step.settings, len(examples), outcome, curation.seed))
             examples = outcome.kept
             _check_that_something_is_left(names, Counter(example.source for example in examples), reports)
     after = Counter(example.source for example in examples)
@@ -73,7 +74,7 @@ def curate(
         made_by=f"embedforge {__version__}",
         seed=curation.seed,
         sources=[
-            SourceReport(name, source.path, _file_name(name), before[name], after[name])
+            SourceReport(name, source.path, source.kind, _file_name(name), before[name], after[name])
             for name, source in zip(names, sources, strict=True)
         ],
         steps=reports,
@@ -81,6 +82,21 @@ def curate(
     _write(out, report, examples, sources, curation, known)
     print_report(report, console)
     return report
+
+
+def _read(
+    sources: Sequence[Source], seed: int, folder: Path | None, bar: Progress
+) -> tuple[list[Example], list[Dropped]]:
+    examples: list[Example] = []
+    empty: list[Dropped] = []
+    row = bar.add_task("reading", total=len(sources))
+    for source in sources:
+        bar.update(row, description=f"reading {escape(source_name(source))}")
+        found = read_rows(source, seed=seed, folder=folder)
+        examples += found.kept
+        empty += found.dropped
+        bar.advance(row)
+    return examples, empty
 
 
 def _names(sources: Sequence[Source]) -> list[str]:
@@ -91,21 +107,9 @@ def _names(sources: Sequence[Source]) -> list[str]:
     if repeated:
         raise EmbedforgeError(
             f"two sources are named '{repeated[0]}', and each becomes the file {_file_name(repeated[0])}; "
-            "rename one, or curate them apart"
+            "name them: NAME=PATH"
         )
     return names
-
-
-def _check_folder(out: Path, names: Sequence[str]) -> None:
-    """Refuse, before the work, to replace a curation of other sources."""
-    if not (out / REPORT).is_file():
-        return
-    older = {str(source.get("name")) for source in read_object(out / REPORT).get("sources", [])}
-    others = sorted(older - set(names))
-    if others:
-        raise EmbedforgeError(
-            f"{out}: holds a curation of {', '.join(others)}, which would be deleted; name another folder"
-        )
 
 
 def _check_that_something_is_left(
@@ -137,26 +141,13 @@ def _write(
     with replace_folder(out, marker=REPORT) as folder:
         for source, made in zip(sources, report.sources, strict=True):
             rows = [example for example in examples if example.source == made.name]
-            _write_examples(folder / made.file, rows, source.instruction)
+            write_rows(folder / made.file, rows, source.instruction)
         write_json(folder / REPORT, report.as_json())
         write_text(folder / "report.html", render(report))
         tasks = {**known, **_checked(curation)}
         if tasks:
             files = {source.file: file_hash(folder / source.file) for source in report.sources}
             write_mark(folder, Mark(tasks=tasks, files=files))
-
-
-def _write_examples(path: Path, examples: Sequence[Example], instruction: str) -> None:
-    """Write Examples; the source's own instruction stays the recipe's, a row's own goes into the row."""
-    with (
-        path.open("wb") as raw,
-        gzip.GzipFile(
-            "", "wb", compresslevel=6, fileobj=raw, mtime=0
-        ) as zipped,  # equal bytes for equal data
-    ):
-        for example in examples:
-            own = replace(example, instruction="") if example.instruction == instruction else example
-            zipped.write((json.dumps(record_of(own), ensure_ascii=False) + "\n").encode())
 
 
 def _checked(curation: Curation) -> dict[str, CheckedTask]:

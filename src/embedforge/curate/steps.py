@@ -12,10 +12,13 @@ from embedforge.curate import consistency, duplicates, language, lengths
 from embedforge.curate.decontaminate import NGRAM, Evaluation, Settings, decontaminate
 from embedforge.curate.evaluation_texts import DOCUMENTS, Documents, EvaluationTask
 from embedforge.curate.lengths import UNITS, Limits, Unit
-from embedforge.curate.outcome import Outcome
+from embedforge.curate.outcome import Outcome, RowText
 from embedforge.curate.teacher import BM25, ModelTeacher
 from embedforge.data.example import Example
 from embedforge.errors import EmbedforgeError, did_you_mean
+
+LEAST_NEAR = 0.5
+_NEAR = f"from {LEAST_NEAR} to 1: of less similar texts MinHash finds too few"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +51,11 @@ class Step(NamedTuple):
 
     name: str
     settings: dict[str, Any]
-    run: Callable[[Sequence[Example], Progress], Outcome]
+    run: Callable[[Sequence[Example]], Outcome]
 
 
 def check(curation: Curation) -> None:
-    """Refuse values that no step can work with.
+    """Refuse values that no step can work with, and settings of steps that are off.
 
     Raises:
         EmbedforgeError: names the option, the value and what is possible.
@@ -68,7 +71,7 @@ def check(curation: Curation) -> None:
                 f"{option} '{value}' is none of {', '.join(known)}.{did_you_mean(value, known)}"
             )
     limits: tuple[tuple[str, float | None, bool, str], ...] = (
-        ("--near", curation.near, curation.near is None or 0 < curation.near <= 1, "above 0 and at most 1"),
+        ("--near", curation.near, curation.near is None or LEAST_NEAR <= curation.near <= 1, _NEAR),
         ("--bm25", curation.bm25, 0 <= curation.bm25 <= 1, "from 0 (off) to 1"),
         ("--ngram", curation.ngram, curation.ngram == 0 or curation.ngram >= 5, "0 (off), or 5 and more"),
         ("--top-k", curation.top_k, curation.top_k >= 1, "1 or more"),
@@ -83,18 +86,46 @@ def check(curation: Curation) -> None:
     for option, number, fits, allowed in limits:
         if not fits:
             raise EmbedforgeError(f"{option} is {allowed}, got {number}")
+    _refuse_unused(curation)
 
 
-def planned(curation: Curation) -> list[Step]:
-    """Return the steps that the curation asks for, in their order.
+def _refuse_unused(curation: Curation) -> None:
+    """Raise for a setting that would have no effect: the step it belongs to was forgotten."""
+    has_lengths = curation.query_length is not None or curation.document_length is not None
+    duplicates_are_dropped = curation.exact or curation.near is not None
+    needs = {
+        "unit": (has_lengths, "--query-length or --document-length"),
+        "tokenizer": (has_lengths and curation.unit == "tokens", "--unit tokens and a length"),
+        "language_confidence": (bool(curation.languages), "--languages"),
+        "duplicates_of": (duplicates_are_dropped, "exact duplicates or --near"),
+        "documents": (bool(curation.tasks), "--against"),
+        "ngram": (bool(curation.tasks), "--against"),
+        "bm25": (bool(curation.tasks), "--against"),
+        "top_k": (curation.teacher is not None, "--teacher"),
+        "pool": (curation.teacher is not None, "--teacher"),
+        "device": (curation.teacher is not None, "--teacher"),
+    }
+    for name, (is_used, needed) in needs.items():
+        value = getattr(curation, name)
+        if not is_used and value != getattr(Curation(), name):
+            option = f"--{name.replace('_', '-')}"
+            raise EmbedforgeError(f"{option} {value} has no effect without {needed}")
 
-    Lengths, languages, exact duplicates, near duplicates, decontamination, consistency.
+
+def planned(curation: Curation, bar: Progress) -> list[Step]:
+    """Return the steps that the curation asks for, in their order, with all that they need.
+
+    Lengths, languages, exact duplicates, near duplicates, decontamination, consistency. Evaluation tasks are
+    read and a teacher is loaded here, so that what fails, fails before the work.
+
+    Args:
+        curation: as `check` lets it pass.
+        bar: shows what is done.
 
     Raises:
-        EmbedforgeError: a value that a step cannot work with, or no step at all.
+        EmbedforgeError: what a step needs cannot be had, or there is no step at all.
     """
-    check(curation)
-    steps = [step for make in _MAKERS for step in make(curation)]
+    steps = [step for make in _MAKERS for step in make(curation, bar)]
     if not steps:
         raise EmbedforgeError(
             "nothing to do: every step is off. Name one: --near, --languages, --query-length, "
@@ -103,87 +134,89 @@ def planned(curation: Curation) -> list[Step]:
     return steps
 
 
-def _lengths(curation: Curation) -> Iterator[Step]:
+def _advancing(bar: Progress, title: str, total: int) -> Callable[[int], None]:
+    row = bar.add_task(title, total=total)
+    return lambda done: bar.advance(row, done)
+
+
+def _lengths(curation: Curation, bar: Progress) -> Iterator[Step]:
     query, document = curation.query_length, curation.document_length
     if query is None and document is None:
         return
     settings = {"query": str(query or Limits()), "document": str(document or Limits()), "unit": curation.unit}
     measure = lengths.measure_of(curation.unit, curation.tokenizer)
-    yield Step(
-        "lengths",
-        settings,
-        lambda examples, _: lengths.drop_lengths(
-            examples, query or Limits(), document or Limits(), measure, curation.unit
-        ),
-    )
+
+    def run(examples: Sequence[Example]) -> Outcome:
+        advance = _advancing(bar, "lengths", len(examples))
+        return lengths.drop_lengths(
+            examples, query or Limits(), document or Limits(), measure, curation.unit, advance
+        )
+
+    yield Step("lengths", settings, run)
 
 
-def _languages(curation: Curation) -> Iterator[Step]:
+def _languages(curation: Curation, bar: Progress) -> Iterator[Step]:
     if not curation.languages:
         return
-    guess = language.detector(curation.languages)
-    settings = {"languages": list(curation.languages), "confidence": curation.language_confidence}
-    yield Step(
-        "languages",
-        settings,
-        lambda examples, _: language.drop_languages(
-            examples, curation.languages, guess, confidence=curation.language_confidence
-        ),
-    )
+    guess, confidence = language.detector(curation.languages), curation.language_confidence
+
+    def run(examples: Sequence[Example]) -> Outcome:
+        advance = _advancing(bar, "languages", len(examples))
+        return language.drop_languages(
+            examples, curation.languages, guess, confidence=confidence, progress=advance
+        )
+
+    yield Step("languages", {"languages": list(curation.languages), "confidence": confidence}, run)
 
 
-def _duplicates(curation: Curation) -> Iterator[Step]:
+def _duplicates(curation: Curation, bar: Progress) -> Iterator[Step]:
     unit, near = curation.duplicates_of, curation.near
     if curation.exact:
         yield Step(
             "exact duplicates",
             {"of": unit},
-            lambda examples, _: duplicates.drop_exact_duplicates(examples, unit=unit),
+            lambda examples: duplicates.drop_exact_duplicates(examples, unit=unit),
         )
     if near is None:
         return
 
-    def run(examples: Sequence[Example], bar: Progress) -> Outcome:
-        row = bar.add_task("near duplicates", total=len(examples))
-        return duplicates.drop_near_duplicates(
-            examples, threshold=near, unit=unit, progress=lambda done: bar.advance(row, done)
-        )
+    def run(examples: Sequence[Example]) -> Outcome:
+        advance = _advancing(bar, "near duplicates", len(examples))
+        return duplicates.drop_near_duplicates(examples, threshold=near, unit=unit, progress=advance)
 
     yield Step("near duplicates", {"of": unit, "similarity": near}, run)
 
 
-def _decontamination(curation: Curation) -> Iterator[Step]:
+def _decontamination(curation: Curation, bar: Progress) -> Iterator[Step]:
     if not curation.tasks:
         return
     settings = Settings(curation.documents, curation.ngram, curation.bm25)
+    reading = _advancing(bar, "reading the evaluation", len(curation.tasks))
+    evaluation = Evaluation(curation.tasks, settings, progress=reading)
 
-    def run(examples: Sequence[Example], bar: Progress) -> Outcome:
-        row = bar.add_task("reading the evaluation", total=len(curation.tasks))
-        evaluation = Evaluation(curation.tasks, settings, progress=lambda done: bar.advance(row, done))
-        row = bar.add_task("decontamination", total=len(examples))
-        return decontaminate(examples, evaluation, progress=lambda done: bar.advance(row, done))
+    def run(examples: Sequence[Example]) -> Outcome:
+        return decontaminate(examples, evaluation, _advancing(bar, "decontamination", len(examples)))
 
-    names = [task.name for task in curation.tasks]
-    yield Step("decontamination", {"against": names, **settings._asdict()}, run)
+    shown = {"against": evaluation.names, "texts": evaluation.texts, **settings._asdict()}
+    yield Step("decontamination", shown, run)
 
 
-def _consistency(curation: Curation) -> Iterator[Step]:
+def _consistency(curation: Curation, bar: Progress) -> Iterator[Step]:
     name = curation.teacher
     if name is None:
         return
+    teacher = None if name == BM25 else ModelTeacher(name, curation.device)
 
-    def run(examples: Sequence[Example], bar: Progress) -> Outcome:
-        passages = consistency.sample_passages(examples, curation.pool, curation.seed)
-        row = bar.add_task(f"consistency among {len(passages):,} passages", total=len(examples))
-
-        def advance(done: int) -> None:
-            bar.advance(row, done)
-
-        if name == BM25:
-            ranks = consistency.ranks_by_bm25(examples, passages, advance)
+    def run(examples: Sequence[Example]) -> Outcome:
+        pairs = [example for example in examples if not isinstance(example, RowText)]
+        if not pairs:
+            return Outcome(list(examples), [])
+        passages = consistency.sample_passages(pairs, curation.pool, curation.seed)
+        advance = _advancing(bar, f"consistency among {len(passages):,} passages", len(pairs))
+        if teacher is None:
+            ranks = consistency.ranks_by_bm25(pairs, passages, advance)
         else:
-            teacher = ModelTeacher(name, curation.device)
-            ranks = consistency.ranks_by_vectors(examples, passages, teacher, progress=advance)
+            ranks = consistency.ranks_by_vectors(pairs, passages, teacher, progress=advance)
         return consistency.drop_inconsistent(examples, ranks, top_k=curation.top_k)
 
     yield Step("consistency", {"teacher": name, "top_k": curation.top_k, "pool": curation.pool}, run)

@@ -22,6 +22,8 @@ CATALOG_PREFIX = "catalog:"
 Paper = Literal["nv-embed-v1", "nv-embed-v2", "e5-mistral"]
 PAPERS: tuple[Paper, ...] = ("nv-embed-v1", "nv-embed-v2", "e5-mistral")
 Family = Literal["nv-embed", "e5-mistral"]
+RECALLED: tuple[Family, ...] = ("nv-embed",)
+"""Whose training instructions are recalled from an appendix; E5-Mistral's are read in its tables."""
 Kind = Literal["examples", "labels", "clusters", "scored_pairs", "nli"]
 Columns = Mapping[str, str | tuple[str, ...]]
 _KEYS: dict[str, frozenset[str]] = {

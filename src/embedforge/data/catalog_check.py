@@ -1,4 +1,7 @@
-"""Are the catalogue's datasets still on the hub? Asks for each one's facts; downloads no data."""
+"""Are the catalogue's datasets still on the hub? Asks for each one's facts; downloads no data.
+
+Beyond that a dataset is there, its files and configurations are compared, as far as the hub lists them.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,14 @@ from embedforge.errors import EmbedforgeError, missing_extra
 TIMEOUT_SECONDS = 20.0
 
 
+State = Literal["ok", "gated", "failed", "by hand"]
+
+
 class Reached(NamedTuple):
     """What the hub said of one entry."""
 
     name: str
-    state: Literal["ok", "gated", "failed", "by hand"]
+    state: State
     detail: str
 
 
@@ -58,26 +64,50 @@ _NO_ANSWER = "no answer: "
 
 
 def _check(name: str, entry: Entry, ask: Callable[..., Any]) -> Reached:
-    import huggingface_hub.errors as hub
-
     if entry.hub is None:
         return Reached(name, "by hand", entry.note)
+    state, detail = _ask(entry.hub, ask, lambda info: _missing(entry, info))
+    if state == "ok" and entry.corpus:
+        other, what = _ask(entry.corpus, ask, lambda _: "")
+        state, detail = other, f"{detail}, {what}" if other == "ok" else what
+    return Reached(name, state, detail)
+
+
+def _ask(dataset: str, ask: Callable[..., Any], missing: Callable[[Any], str]) -> tuple[State, str]:
+    """Return what the hub says of a dataset, and what `missing` finds wrong with it."""
+    import huggingface_hub.errors as hub
+
     try:
-        info = ask(entry.hub, timeout=TIMEOUT_SECONDS)
+        info = ask(dataset, timeout=TIMEOUT_SECONDS)
     except hub.GatedRepoError:
-        return Reached(name, "gated", f"{entry.hub} asks for an account's consent")
+        return "gated", f"{dataset} asks for an account's consent"
     except hub.RepositoryNotFoundError:
-        return Reached(name, "failed", f"{entry.hub} is not there, or is private")
+        return "failed", f"{dataset} is not there, or is private"
     except hub.HfHubHTTPError as error:
-        return Reached(name, "failed", f"{entry.hub}: {str(error).splitlines()[0]}")
+        return "failed", f"{dataset}: {str(error).splitlines()[0]}"
     except OSError as error:
-        return Reached(name, "failed", f"{_NO_ANSWER}{error}")
+        return "failed", f"{_NO_ANSWER}{error}"
     except Exception as error:
-        if not type(error).__module__.startswith(
-            "httpx"
-        ):  # the client is httpx or httpx2, by the hub's version
+        # The client is httpx or httpx2, by the hub's version.
+        if not type(error).__module__.startswith("httpx"):
             raise
-        return Reached(name, "failed", f"{_NO_ANSWER}{error}")
+        return "failed", f"{_NO_ANSWER}{error}"
+    lost = missing(info)
+    if lost:
+        return "failed", f"{dataset}: {lost}"
     if getattr(info, "gated", False):
-        return Reached(name, "gated", f"{entry.hub} asks for an account's consent")
-    return Reached(name, "ok", f"{entry.hub} at {str(info.sha)[:8]}")
+        return "gated", f"{dataset} asks for an account's consent"
+    return "ok", f"{dataset} at {str(info.sha)[:8]}"
+
+
+def _missing(entry: Entry, info: Any) -> str:
+    """Say which files or configurations the entry names and the hub does not; "" where it lists none."""
+    card = getattr(info, "card_data", None) or {}
+    listed = {str(config.get("config_name")) for config in card.get("configs") or ()}
+    wanted = ("corpus", "queries", "default") if entry.layout == "beir" else entry.configs
+    files = {item.rfilename for item in getattr(info, "siblings", None) or ()}
+    for what, names, known in (("configuration", wanted, listed), ("file", entry.files, files)):
+        lost = [name for name in names if known and name not in known]
+        if lost:
+            return f"there is no {what} {', '.join(lost)}"
+    return ""

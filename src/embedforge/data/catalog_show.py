@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from typing import get_args
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from embedforge.data.catalog import PAPERS, Entry, Use, find_entry, load_catalog
+from embedforge.data.catalog import PAPERS, RECALLED, Entry, Kind, Use, find_entry, load_catalog
 from embedforge.data.catalog_check import check_entries
 from embedforge.errors import EmbedforgeError, did_you_mean
 
-KINDS = ("examples", "labels", "clusters", "scored_pairs", "nli")
+KINDS = tuple(dict.fromkeys(get_args(Kind)))
 _SHORT = {"nv-embed-v1": "v1", "nv-embed-v2": "v2", "e5-mistral": "E5"}
+_WIDE = 110
+"""Columns of a terminal from which a table has room for the hub's ids."""
 _STYLE = {"ok": "green", "gated": "yellow", "failed": "red", "by hand": "dim"}
 
 
@@ -44,6 +47,7 @@ def catalog(
         EmbedforgeError: unknown name, paper or kind; nothing to check with.
     """
     console = console or Console()
+    _refuse_unused(name, paper, kind, check=check, as_json=as_json)
     chosen = _chosen(name, paper, kind)
     if check:
         return _print_check(chosen, console)
@@ -55,6 +59,17 @@ def catalog(
     else:
         _print_table(chosen, console)
     return True
+
+
+def _refuse_unused(
+    name: str | None, paper: str | None, kind: str | None, *, check: bool, as_json: bool
+) -> None:
+    """Raise for settings that exclude each other: one of them would have no effect."""
+    if check and as_json:
+        raise EmbedforgeError("--check and --json exclude each other: a check prints what the hub says")
+    for option, value in (("--paper", paper), ("--kind", kind)):
+        if name is not None and value is not None:
+            raise EmbedforgeError(f"{option} {value} has no effect on one entry; leave it or '{name}' out")
 
 
 def _chosen(name: str | None, paper: str | None, kind: str | None) -> dict[str, Entry]:
@@ -71,20 +86,23 @@ def _chosen(name: str | None, paper: str | None, kind: str | None) -> dict[str, 
         if (paper is None or paper in entry.used_by) and (kind is None or entry.kind == kind)
     }
     if not chosen:
-        raise EmbedforgeError(f"no entry is of kind '{kind}' and used by '{paper}'")
+        asked = [f"of kind '{kind}'"] * (kind is not None) + [f"used by '{paper}'"] * (paper is not None)
+        raise EmbedforgeError(f"no entry is {' and '.join(asked)}")
     return chosen
 
 
 def _print_table(entries: Mapping[str, Entry], console: Console) -> None:
+    is_wide = console.width >= _WIDE
     table = Table(box=None, header_style="bold", pad_edge=False, collapse_padding=True)
-    for title in ("name", "kind", "hub"):
+    for title in ("name", "kind", "hub")[: 3 if is_wide else 2]:
         table.add_column(title, overflow="fold")
     for paper in PAPERS:
         table.add_column(_SHORT[paper], justify="right", no_wrap=True)
     for name, entry in entries.items():
         counts = [_count(entry.used_by.get(paper)) for paper in PAPERS]
         doubt = "*" if entry.unverified else ""
-        table.add_row(name + doubt, entry.kind, entry.hub or "[dim]by hand[/dim]", *counts)
+        hub = [entry.hub or "[dim]by hand[/dim]"] if is_wide else []
+        table.add_row(name + doubt, entry.kind, *hub, *counts)
     console.print(table)
     console.print(
         f"{len(entries)} datasets. Examples each paper used: ~ recalled, not verified; ? not said. "
@@ -132,7 +150,9 @@ def _facts(name: str, entry: Entry) -> list[tuple[str, str]]:
         ("kind", entry.kind + (", symmetric" if entry.symmetric else "")),
     ]
     for family, texts in entry.instructions.items():
-        facts += [(f"instruction, {family}" if place == 0 else "", text) for place, text in enumerate(texts)]
+        mark = " (recalled)" if family in RECALLED else ""
+        title = f"instruction, {family}{mark}"
+        facts += [(title if place == 0 else "", text) for place, text in enumerate(texts)]
     for paper, use in entry.used_by.items():
         source = "recalled, not verified" if use.mark == "memory" else "read in the paper"
         count = "number not said" if use.examples is None else f"{use.examples:,} Examples ({source})"

@@ -42,8 +42,8 @@ class Opened(NamedTuple):
 def open_entry(path: str, *, split: str, kind: str, folder: str | Path | None = None) -> Opened:
     """Open a catalogue entry: your prepared file if there is one, else the published dataset.
 
-    A prepared file is `data/NAME.jsonl`, `.jsonl.gz` or `.parquet` below `folder`: what curation and mining
-    made of the dataset. It holds Examples, or rows with the keys of the entry's kind.
+    A prepared file is `data/NAME.jsonl`, `.jsonl.gz` or `.parquet` below `folder`, or in a folder of `data`:
+    what curation and mining made of the dataset. It holds Examples, or rows with the keys of the entry.
 
     Args:
         path: `catalog:NAME`.
@@ -74,8 +74,11 @@ def prepared_file(name: str, folder: str | Path | None = None) -> Path | None:
     Raises:
         EmbedforgeError: there are several, and which one is meant cannot be told.
     """
-    stem = Path(folder or "") / PREPARED_FOLDER / name
-    found = [path for ending in PREPARED_ENDINGS if (path := stem.with_name(name + ending)).exists()]
+    data = Path(folder or "") / PREPARED_FOLDER
+    files = [name + ending for ending in PREPARED_ENDINGS]
+    found = [
+        path for file in files for path in (data / file, *sorted(data.glob(f"*/{file}"))) if path.is_file()
+    ]
     if len(found) > 1:
         raise EmbedforgeError(f"catalog:{name}: {found[0]} and {found[1]} are both there; keep one")
     return found[0] if found else None

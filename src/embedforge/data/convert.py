@@ -25,18 +25,20 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from embedforge.data.catalog import CATALOG_PREFIX
-from embedforge.data.columns import open_entry, prepared_file
+from embedforge.data.columns import Opened, open_entry, prepared_file
 from embedforge.data.example import Example
 from embedforge.data.fields import example_of
 from embedforge.data.labels import from_classes, from_labels
+from embedforge.data.nli import from_nli
 from embedforge.data.readers import HUB_PREFIX, Retrieval, join_title, read_beir, read_records
 from embedforge.data.record import Record
+from embedforge.data.sample import Item, sampled
 from embedforge.errors import EmbedforgeError, did_you_mean
 
 logger = logging.getLogger(__name__)
 
-_NLI = {0: "entailment", 1: "neutral", 2: "contradiction", -1: "-"}
-_NLI_NAMES = ("entailment", "neutral", "contradiction", "not_entailment", "-")
+CLASSES = ("labels", "clusters")
+"""Kinds whose records have a text and a label."""
 
 
 class SourceSpec(Protocol):
@@ -123,7 +125,8 @@ def read_source(
 
     Each Example gets the source's name, its semantics (in-batch negatives, symmetric) and its
     instruction, unless the record brings an instruction of its own. Of more than `cap` Examples the
-    seed chooses which are kept, in their order.
+    seed chooses which are kept, in their order; of labels and clusters it chooses records, and documents are
+    drawn from those. Memory is that of the `cap`, however large the dataset.
 
     Args:
         source: a recipe's source.
@@ -135,12 +138,72 @@ def read_source(
         EmbedforgeError: a bad record (file, line, value), a source without a usable one, or a setting
             that its kind does not know.
     """
+    if source.kind != "retrieval":
+        opened = open_source(source, folder=folder)
+        if opened.kind not in CLASSES and source.label_documents == "labels":
+            logger.warning(
+                "source '%s': the prepared file holds Examples, which have their documents; "
+                "label_documents: labels has no effect on it",
+                source_name(source),
+            )
+        return examples_of(source, opened.kind, opened.records, seed=seed, negatives=negatives)
     _refuse_unused_settings(source)
+    if source.path.startswith(HUB_PREFIX):
+        raise EmbedforgeError(
+            f"{source.path}: kind 'retrieval' reads a BEIR folder; download the dataset into one"
+        )
+    examples = from_retrieval(read_beir(Path(folder or "") / source.path, source.split))
+    return _finished(source, source.kind, examples, seed)
+
+
+def open_source(source: SourceSpec, *, folder: str | Path | None = None) -> Opened:
+    """Open a source that has records: any but a BEIR folder.
+
+    Args:
+        source: a recipe's source.
+        folder: where a relative path starts.
+
+    Raises:
+        EmbedforgeError: no such file or entry, or a setting that the source's kind does not know.
+    """
+    _refuse_unused_settings(source)
+    if source.path.startswith(CATALOG_PREFIX):
+        return open_entry(source.path, split=source.split, kind=source.kind, folder=folder)
+    is_hub = source.path.startswith(HUB_PREFIX)
+    path = source.path if is_hub else str(Path(folder or "") / source.path)
+    return Opened(source.kind, read_records(path, split=source.split))
+
+
+def examples_of(
+    source: SourceSpec, kind: str, records: Iterable[Record], *, seed: int, negatives: int = 7
+) -> list[Example]:
+    """Convert the records of a source, as `read_source` does.
+
+    Args:
+        source: whose name, semantics, instruction and cap the Examples get.
+        kind: which converter, as `open_source` says.
+        records: all, or those that are wanted.
+        seed: see `read_source`.
+        negatives: see `read_source`.
+    """
+    if kind in ("examples", *CLASSES):
+        records = drawn(source, records, seed)
+    return _finished(
+        source, kind, _convert(source, kind, records, f"{seed}/{source_name(source)}", negatives), seed
+    )
+
+
+def drawn(source: SourceSpec, items: Iterable[Item], seed: int) -> Iterable[Item]:
+    """Return the items of a source, or `cap` of them, drawn by the seed, where there are more."""
+    if source.cap is None:
+        return items
+    return sampled(items, source.cap, random.Random(f"{seed}/{source_name(source)}/cap"))
+
+
+def _finished(source: SourceSpec, kind: str, converted: Iterable[Example], seed: int) -> list[Example]:
+    """Give Examples what their source says of them, and draw `cap` of them."""
     name = source_name(source)
-    path = source.path
-    if folder is not None and not path.startswith((HUB_PREFIX, CATALOG_PREFIX)):
-        path = str(Path(folder) / path)
-    examples = [
+    named = (
         replace(
             example,
             source=name,
@@ -148,33 +211,20 @@ def read_source(
             in_batch_negatives=source.in_batch_negatives,
             symmetric=source.symmetric,
         )
-        for example in _convert(source, path, folder, f"{seed}/{name}", negatives)
-    ]
+        for example in converted
+    )
+    examples = list(drawn(source, named, seed))
     if not examples:
         raise EmbedforgeError(
-            f"{path}: no Example came out of its records as '{source.kind}'; check kind and split"
+            f"{source.path}: no Example came out of its records as '{kind}'; check kind and split"
         )
-    if source.cap is not None and len(examples) > source.cap:
-        kept = random.Random(f"{seed}/{name}/cap").sample(range(len(examples)), source.cap)
-        examples = [examples[row] for row in sorted(kept)]
     return examples
 
 
 def _convert(
-    source: SourceSpec, path: str, folder: str | Path | None, seed: str, negatives: int
+    source: SourceSpec, kind: str, records: Iterable[Record], seed: str, negatives: int
 ) -> Iterator[Example]:
-    kind = source.kind
-    if kind == "retrieval":
-        if path.startswith(HUB_PREFIX):
-            raise EmbedforgeError(
-                f"{path}: kind 'retrieval' reads a BEIR folder; download the dataset into one"
-            )
-        return from_retrieval(read_beir(path, source.split))
-    if path.startswith(CATALOG_PREFIX):
-        kind, records = open_entry(path, split=source.split, kind=kind, folder=folder)
-    else:
-        records = read_records(path, split=source.split)
-    if kind in ("labels", "clusters"):
+    if kind in CLASSES:
         return _classes(source, records, seed, negatives)
     converters: dict[str, Callable[[Iterable[Record]], Iterator[Example]]] = {
         "examples": from_examples,
@@ -183,9 +233,9 @@ def _convert(
         "texts": from_texts,
     }
     if kind not in converters:
-        known = [*converters, "retrieval", "labels", "clusters"]
+        known = [*converters, "retrieval", *CLASSES]
         raise EmbedforgeError(
-            f"{path}: kind '{kind}' is none of {', '.join(known)}.{did_you_mean(kind, known)}"
+            f"{source.path}: kind '{kind}' is none of {', '.join(known)}.{did_you_mean(kind, known)}"
         )
     return converters[kind](records)
 
@@ -213,7 +263,7 @@ def _refuse_unused_settings(source: SourceSpec) -> None:
         ),
         (
             "label_documents",
-            source.kind not in ("labels", "clusters") and source.label_documents != "examples",
+            source.kind not in CLASSES and source.label_documents != "examples",
             "kinds labels and clusters",
         ),
         ("threshold", source.kind != "scored_pairs" and source.threshold != 4.0, "kind scored_pairs"),
@@ -284,36 +334,3 @@ def from_scored_pairs(records: Iterable[Record], *, threshold: float) -> Iterato
             f"{path}: no pair reaches the threshold {threshold:g}; the highest score is {highest:g}. "
             "Set the source's threshold on the scale of its scores"
         )
-
-
-def from_nli(records: Iterable[Record]) -> Iterator[Example]:
-    """Give one Example a premise: entailed hypotheses are its positives, contradictions its negatives.
-
-    The supervised form of SimCSE and LLM2Vec. Labels are entailment, neutral, contradiction or
-    not_entailment, or 0, 1, 2 in the order of SNLI and MNLI; "-" or -1 is a pair without a gold label.
-    A premise from which nothing follows gives no Example. A hypothesis labelled both ways stays a positive.
-    """
-    by_premise: defaultdict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
-    for record in records:
-        premise, hypothesis = record.text("premise"), record.text("hypothesis")
-        by_premise[premise][_nli_label(record)].append(hypothesis)
-    for premise, hypotheses in by_premise.items():
-        positives = tuple(dict.fromkeys(hypotheses["entailment"]))
-        negatives = tuple(
-            text for text in dict.fromkeys(hypotheses["contradiction"]) if text not in positives
-        )
-        if positives:
-            yield Example(premise, positives, negatives)
-
-
-def _nli_label(record: Record) -> str:
-    label = record.label("label")
-    if isinstance(label, str) and label.lstrip("-").isdigit():
-        label = int(label)  # from a CSV cell
-    name = _NLI.get(label, str(label)) if isinstance(label, int) else label.strip().lower()
-    if name not in _NLI_NAMES:
-        raise record.error(
-            f"'label' is {record.values['label']!r}; known are {', '.join(_NLI_NAMES)}, or 0, 1, 2 and -1."
-            f"{did_you_mean(name, _NLI_NAMES)}"
-        )
-    return name

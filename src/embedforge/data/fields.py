@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from typing import Any
 
 from embedforge.data.example import Example
@@ -87,16 +88,22 @@ def record_of(example: Example) -> dict[str, Any]:
     return values
 
 
+def other_kind(keys: Collection[str]) -> str | None:
+    """Return the kind of source that rows with these keys are of; None for Examples, and for unknown rows."""
+    if not {"query", "anchor"}.isdisjoint(keys):
+        return None
+    return next((kind for needed, kind in _OTHER_KINDS.items() if set(needed) <= set(keys)), None)
+
+
 def _refuse_other_kinds(record: Record) -> None:
     """Raise for a row of another kind: all its keys would be unknown, and none of them misspelt."""
-    if not {"query", "anchor"}.isdisjoint(record.values):
-        return
-    for keys, kind in _OTHER_KINDS.items():
-        if record.values.keys() >= set(keys):
-            raise record.error(
-                f"a row with {', '.join(map(repr, keys))} is no Example (query, positives, …); "
-                f"to read such rows, give the source `kind: {kind}`"
-            )
+    kind = other_kind(record.values)
+    if kind is not None:
+        keys = next(needed for needed, other in _OTHER_KINDS.items() if other == kind)
+        raise record.error(
+            f"a row with {', '.join(map(repr, keys))} is no Example (query, positives, …); "
+            f"to read such rows, give the source `kind: {kind}`"
+        )
 
 
 def _written(texts: tuple[str, ...], ids: tuple[str, ...]) -> list[Any]:
