@@ -217,6 +217,24 @@ def test_results_terminal_and_report_say_what_was_not_checked(
     assert sentence("checked", [], 1) in (tmp_path / "clean" / "report.html").read_text()
 
 
+def test_a_split_that_was_checked_is_not_another(data: Path, model_folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("mteb")
+    from embedforge.evaluate.run import evaluate
+
+    checked = Path(shutil.copytree(model_folder, tmp_path / "checked"))
+    dataset = Path(shutil.copytree(data / "sts" / "topics", tmp_path / "tasks" / "sts" / "topics"))
+    shutil.copy(dataset / "test.jsonl", dataset / "dev.jsonl")
+    (task,) = find_evaluation_tasks([str(tmp_path / "tasks")], "dev")
+    write_mark(checked, Mark(tasks={task.name: CheckedTask(fingerprint=task.fingerprint)}))
+    found = {
+        split: evaluate(
+            [str(checked)], str(tmp_path / "tasks"), tmp_path / split, device="cpu", split=split
+        ).undecontaminated
+        for split in ("dev", "test")
+    }
+    assert found == {"dev": {"checked": ()}, "test": {"checked": ("sts/topics",)}}
+
+
 def test_of_other_models_nothing_is_said(tmp_path: Path) -> None:
     models = {"a": str(tmp_path), "b": "owner/name", "bm25": "bm25", "base": "embedforge:base@mean"}
     assert unchecked_tasks(models, {"sts/x": FINGERPRINT}) == {}

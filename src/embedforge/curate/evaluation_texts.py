@@ -15,7 +15,14 @@ from typing import Any, Literal
 
 from embedforge.data.readers import read_corpus, read_qrels, read_queries, read_records
 from embedforge.data.record import Record
-from embedforge.data.task_folder import find_datasets, fingerprint, hub_tasks, split_file, task_name
+from embedforge.data.task_folder import (
+    checked_name,
+    find_datasets,
+    fingerprint,
+    hub_tasks,
+    split_file,
+    task_name,
+)
 from embedforge.errors import EmbedforgeError, did_you_mean
 
 Documents = Literal["none", "relevant", "all"]
@@ -121,9 +128,7 @@ def _folder_task(dataset: Path, split: str) -> EvaluationTask:
             for key in ("positive", "negative") if which == "all" else ("positive",):
                 yield from _texts(record, key)
 
-    # The fingerprint is of all splits: what was checked against `dev` is not checked against `test`.
-    name = task_name(dataset) if split == "test" else f"{task_name(dataset)} ({split})"
-    return EvaluationTask(name, fingerprint(dataset), queries, documents)
+    return EvaluationTask(checked_name(task_name(dataset), split), fingerprint(dataset), queries, documents)
 
 
 def _texts(record: Record, key: str) -> Iterator[str]:

@@ -48,6 +48,11 @@ def task_name(dataset: Path) -> str:
     return f"{dataset.parent.name}/{dataset.name}"
 
 
+def checked_name(task: str, split: str) -> str:
+    """Return a task's name in a mark of decontamination; what was checked against `dev` is not `test`."""
+    return task if split == "test" else f"{task} ({split})"
+
+
 def split_file(dataset: Path, split: str) -> Path:
     """Return the file of a split, whatever its format; without one, the path that the error will name."""
     for ending in ENDINGS:

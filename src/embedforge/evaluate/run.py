@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from embedforge import __version__
+from embedforge.data.task_folder import checked_name
 from embedforge.errors import EmbedforgeError, missing_extra
 from embedforge.evaluate.decontamination import unchecked_tasks
 from embedforge.evaluate.instructions import check_names, instruction_of
@@ -105,7 +106,10 @@ def evaluate(
             runner = _Runner(model, label, settings, device, progress, len(found))
             for task in found:
                 table[task.metadata.name][label] = runner.result(task, out, resume=resume)
-    revisions = {task.metadata.name: str(task.metadata.revision) for task in found}
+    revisions = {  # tasks of mteb have no split of ours
+        checked_name(task.metadata.name, getattr(task, "split", "test")): str(task.metadata.revision)
+        for task in found
+    }
     unchecked = unchecked_tasks(dict(zip(labels, models, strict=True)), revisions)
     results = Results(out, labels, table, unchecked)
     write_summary(results, settings)
