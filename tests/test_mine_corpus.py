@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +14,7 @@ from embedforge.data.example import Example
 from embedforge.errors import EmbedforgeError
 from embedforge.lexical import Bm25
 from embedforge.mine import corpus as corpus_module
+from embedforge.mine import vectors as vectors_module
 from embedforge.mine.candidates import QueryBlock
 from embedforge.mine.corpus import Document, build_corpus
 from embedforge.mine.dense import DenseRanker
@@ -180,6 +184,43 @@ def test_embedding_goes_on_at_the_first_shard_that_is_missing(corpus, tmp_path: 
     seen.insert(0, "one more")
     embed_corpus(tmp_path / "v", corpus, embed)
     assert seen[1:] == [document.text for document in DOCUMENTS]
+
+
+def test_within_a_shard_only_the_window_under_way_is_lost(
+    corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """An endpoint that fails after an hour has been paid for that hour."""
+    monkeypatch.setattr(vectors_module, "TEXTS_PER_WINDOW", 2)
+    calls: list[list[str]] = []
+
+    def embed(texts: list[str]) -> np.ndarray:
+        calls.append(texts)
+        if len(calls) == 3:
+            raise EmbedforgeError("the endpoint is gone")
+        return np.array([[float(text.split()[-1]), 1] for text in texts], dtype=np.float32)
+
+    with pytest.raises(EmbedforgeError, match="gone"):
+        embed_corpus(tmp_path / "v", corpus, embed)
+    embed_corpus(tmp_path / "v", corpus, embed)
+    assert calls[2] == calls[3]
+    assert [text for texts in calls[:2] + calls[3:] for text in texts] == [item.text for item in DOCUMENTS]
+    files = document_files(tmp_path / "v", corpus)
+    assert np.concatenate(list(map(read_vectors, files)))[:, 0].tolist() == list(range(40))
+    assert sorted((tmp_path / "v").iterdir()) == sorted(files)
+
+
+def test_vectors_of_another_width_are_no_vectors_of_this_teacher(tmp_path: Path):
+    with pytest.raises(EmbedforgeError, match="of 12 dimensions, then of 5"):
+        write_vectors(tmp_path / "a.npy", [random_vectors(3), random_vectors(3)[:, :5]])
+
+
+def test_what_a_killed_writer_left_is_removed(tmp_path: Path):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    for process in (gone.pid, os.getppid()):
+        (tmp_path / f".a.npy.{process}.partial").write_bytes(b"half")
+    write_vectors(tmp_path / "a.npy", [random_vectors(3)])
+    assert {path.name for path in tmp_path.iterdir()} == {"a.npy", f".a.npy.{os.getppid()}.partial"}
 
 
 # --- rankings ----------------------------------------------------------------------------------------

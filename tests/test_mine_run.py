@@ -163,6 +163,40 @@ def test_another_rule_needs_no_vector_anew(
     assert mined(out) != first
 
 
+def test_another_instruction_is_another_question(source: Source, model_folder: Path, tmp_path: Path):
+    """The vectors are told apart by it, so the finished blocks have to be as well."""
+    teachers = Teachers((str(model_folder),))
+    other = source.model_copy(update={"instruction": "Name a dish of the French kitchen"})
+    for spec, out in ((source, "again"), (other, "again"), (other, "fresh")):
+        mine(spec, tmp_path / out, teachers, CHOICE, device="cpu", work=tmp_path / f"{out}-work")
+    scores = [(tmp_path / out / "scores.jsonl").read_text() for out in ("again", "fresh")]
+    assert scores[0] == scores[1]
+
+
+def test_a_run_file_is_asked_by_the_queries_ids(tmp_path: Path):
+    pairs, run_file = tmp_path / "pairs.jsonl", tmp_path / "run.trec"
+    run_file.write_text("a Q0 near 1 2.0 t\nb Q0 far 1 2.0 t\n")
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text('{"id": "near", "text": "a bay"}\n{"id": "far", "text": "a law"}\n')
+    for name in ("a", "b"):
+        pairs.write_text(json.dumps({"query": "sea", "query_id": name, "positives": ["the sea"]}) + "\n")
+        choice = Choice(1, 2, KeepRule("top_k"))
+        mine(Source(path=str(pairs)), tmp_path / "out", Teachers((f"run:{run_file}",)), choice, corpus=corpus)
+        assert mined(tmp_path / "out")[0].negative_ids == (("near",) if name == "a" else ("far",))
+
+
+def test_a_run_that_fails_leaves_an_earlier_ones_results_and_what_is_said_of_them(
+    source: Source, tmp_path: Path
+):
+    out = tmp_path / "out"
+    facts = mine(source, out, Teachers(("bm25",)), CHOICE)
+    before = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
+    with pytest.raises(EmbedforgeError, match="no such file"):
+        mine(source, out, Teachers(("bm25",)), CHOICE, corpus=Path("none.jsonl"))
+    assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == before
+    assert json.loads((out / "mine.json").read_text())["counts"] == facts["counts"]
+
+
 def test_a_killed_run_goes_on_and_ends_as_an_unbroken_one(
     source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -209,36 +243,6 @@ def test_the_audit_page_shows_scores_reasons_rules_and_suspects(
         assert text in page
     assert page.count("<svg") == 1
     assert "http://" not in page.replace("http://www.w3.org", "")
-
-
-# --- what is refused ---------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("teachers", "options", "message"),
-    [
-        (Teachers(()), {}, "name at least one --teacher"),
-        (Teachers(("bm25", "bm25")), {}, "named twice"),
-        (Teachers(("bm25:letters",)), {}, "there are bm25, bm25:words, bm25:identifiers"),
-        (Teachers(("bm25",), index="IVF16,SQ8"), {}, "--index IVF16,SQ8 has no effect"),
-        (Teachers(("bm25",), max_tokens=9), {}, "--max-tokens 9 has no effect"),
-        (Teachers(("bm25",)), {"memory_gb": 0.1}, "at least 1 is needed"),
-        (Teachers(("bm25",)), {"corpus": Path("none.jsonl")}, "none.jsonl: there is no such file"),
-        (Teachers(("http://127.0.0.1:9/v1",)), {}, "add the model's name"),
-    ],
-)
-def test_settings_without_sense_are_refused(
-    source: Source, tmp_path: Path, teachers: Teachers, options: dict, message: str
-):
-    with pytest.raises(EmbedforgeError, match=message):
-        mine(source, tmp_path / "out", teachers, CHOICE, **options)
-
-
-def test_a_folder_with_something_else_is_left_alone(source: Source, tmp_path: Path):
-    (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(EmbedforgeError, match="holds something else"):
-        mine(source, tmp_path, Teachers(("bm25",)), CHOICE)
-    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
 # --- mining again between stages ---------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -56,6 +57,17 @@ def test_identities_tell_settings_apart(model_folder: Path):
     assert (
         len({json.dumps(identity(**c)) for c in ({}, {"max_tokens": 8}, {"document_instruction": "x"})}) == 3
     )
+
+
+def test_weights_tell_models_apart_whose_goldens_hold_no_vectors(model_folder: Path, tmp_path: Path):
+    """So sentence-transformers' trainer leaves them: the same path may hold another model tomorrow."""
+    st, identities = load(str(model_folder), device="cpu"), []
+    for _ in range(2):
+        st.save(str(tmp_path / "model"))
+        identities.append(open_model(str(tmp_path / "model"), prompts=Prompts(), device="cpu").identity)
+        for parameter in st.parameters():
+            parameter.data *= 1.5
+    assert identities[0] != identities[1]
 
 
 def test_a_prompt_for_a_model_with_a_contract_is_refused(model_folder: Path):
@@ -120,6 +132,11 @@ def good(texts: list[str]) -> tuple[int, dict]:
     items = [{"object": "embedding", "index": i, "embedding": vector_of(t)} for i, t in enumerate(texts)]
     usage = {"prompt_tokens": 1, "total_tokens": 1}
     return 200, {"object": "list", "model": "m", "data": items[::-1], "usage": usage}
+
+
+def changed(texts: list[str], change: Callable[[dict], dict]) -> tuple[int, dict]:
+    status, content = good(texts)
+    return status, content | {"data": [change(item) for item in content["data"]]}
 
 
 class Server:
@@ -189,13 +206,52 @@ def test_a_failing_endpoint_is_asked_again(server: Server, status: int):
         (lambda _: (401, {"error": {"message": "no such key"}}), r"no such key.*\$OPENAI_API_KEY"),
         (lambda texts: good(texts[:1]), "not one of /v1/embeddings for 2 texts"),
         (lambda _: (200, {"text": "hello"}), "not one of /v1/embeddings|No embedding data"),
+        (lambda texts: changed(texts, lambda item: item | {"index": 0}), "are numbered"),
+        (lambda texts: changed(texts, lambda item: {"embedding": item["embedding"]}), "are numbered"),
+        (lambda texts: changed(texts, lambda item: item | {"embedding": None}), "not one of"),
     ],
-    ids=["refused", "too few", "something else"],
+    ids=["refused", "too few", "something else", "one number for all", "no number", "no vector"],
 )
 def test_a_wrong_answer_is_an_error_that_says_so(server: Server, answer: Answer, message: str):
     server.answers = [answer]
     with pytest.raises(EmbedforgeError, match=message):
         EndpointTeacher(server.name, Prompts()).documents(["a", "b"])
+
+
+def test_base64_is_understood_unasked(server: Server):
+    def encode(item: dict) -> dict:
+        numbers = np.array(item["embedding"], dtype="<f4")
+        return item | {"embedding": base64.b64encode(numbers.tobytes()).decode()}
+
+    server.answers = [lambda texts: changed(texts, encode)]
+    expected = unit(np.array([vector_of("abc"), vector_of("e")]))
+    found = EndpointTeacher(server.name, Prompts()).documents(["abc", "e"])
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_answers_of_different_width_are_refused(server: Server, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(endpoint, "TEXTS_PER_REQUEST", 1)
+    server.answers = [lambda texts: changed(texts, lambda item: item | {"embedding": [1.0]})]
+    with pytest.raises(EmbedforgeError, match="vectors of 1 and of 3 dimensions"):
+        EndpointTeacher(server.name, Prompts()).documents(["a", "b", "c"])
+
+
+def test_an_error_stops_at_once_what_is_not_sent_and_what_is_under_way(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+):
+    """Ctrl-C as well: the rest would be paid for in vain, and an answer may take minutes."""
+    monkeypatch.setattr(endpoint, "TEXTS_PER_REQUEST", 1)
+    stopped = threading.Event()
+
+    def slow(texts: list[str]) -> tuple[int, dict]:
+        assert stopped.wait(30), "the error waited for this answer"
+        return good(texts)
+
+    server.answers = [slow, lambda _: (401, {"error": {"message": "no"}}), *[slow] * 40]
+    with pytest.raises(EmbedforgeError, match="AuthenticationError"):
+        EndpointTeacher(server.name, Prompts()).documents([f"text {n}" for n in range(40)])
+    stopped.set()
+    assert len(server.requests) <= endpoint.REQUESTS_AT_ONCE + 1
 
 
 def test_an_endpoint_without_a_model_is_refused():

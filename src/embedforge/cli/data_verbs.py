@@ -119,7 +119,10 @@ def synthesize(
 @app.command()
 def mine(
     source: Annotated[
-        str, typer.Argument(help="Examples (.jsonl, .csv, .parquet), a BEIR folder, or hub:owner/name.")
+        str,
+        typer.Argument(
+            help="Examples (.jsonl, .csv, .parquet), a BEIR folder, catalog:NAME or hub:owner/name."
+        ),
     ],
     teacher: Annotated[
         list[str],
@@ -136,10 +139,17 @@ def mine(
     ] = None,
     kind: Annotated[
         str | None,
-        typer.Option(help="As in a recipe; retrieval for a BEIR folder, else examples by default."),
+        typer.Option(
+            help="examples, retrieval, nli, scored_pairs or texts: what a record is (docs/data.md); "
+            "retrieval for a BEIR folder, the entry's for catalog:NAME, else examples by default."
+        ),
     ] = None,
-    split: Annotated[str, typer.Option(help="Of a BEIR folder or a hub dataset.")] = "train",
-    instruction: Annotated[str, typer.Option(help="Of queries that bring none of their own.")] = "",
+    split: Annotated[
+        str | None, typer.Option(help="Of a BEIR folder or a hub dataset; train by default.")
+    ] = None,
+    instruction: Annotated[
+        str | None, typer.Option(help="Of queries without their own; catalog:NAME brings one.")
+    ] = None,
     cap: Annotated[int | None, typer.Option(min=1, help="At most so many Examples.")] = None,
     negatives: Annotated[int, typer.Option(min=1, help="Most negatives an Example gets.")] = 7,
     candidates: Annotated[int, typer.Option(min=1, help="Taken from each teacher's ranking.")] = 100,
@@ -184,12 +194,13 @@ def mine(
     from embedforge.mine.embedder import Prompts
     from embedforge.mine.keep import KeepRule
     from embedforge.mine.pipeline import Choice
-    from embedforge.mine.run import Teachers
     from embedforge.mine.run import mine as run
+    from embedforge.mine.settings import Teachers
+    from embedforge.mine.terminal import summary
     from embedforge.recipe import source_of
     from embedforge.train.progress import progress_bar
 
-    kind = kind or ("retrieval" if (Path(source) / "qrels").is_dir() else "examples")
+    kind = kind or ("retrieval" if (Path(source) / "qrels").is_dir() else None)
     spec = source_of(source, kind=kind, split=split, instruction=instruction, cap=cap)
     with progress_bar() as bar:
 
@@ -199,20 +210,20 @@ def mine(
 
         prompts = Prompts(query_prompt, document_prompt)
         kept = KeepRule(rule, value, sample_from, keep_first)  # type: ignore[arg-type]
-        facts = run(
-            spec,
-            out,
-            Teachers(tuple(teacher), prompts, max_tokens, dtype, key_variable, index),
-            Choice(negatives, candidates, kept, seed),
-            corpus=corpus,
-            memory_gb=memory_gb,
-            device=device,
-            work=work,
-            progress=progress,
-        )
-    counts = facts["counts"].values()
-    typer.echo(
-        f"{sum(own['chosen'] for own in counts):,} negatives for {sum(own['examples'] for own in counts):,} "
-        f"Examples, {sum(own['without a negative'] for own in counts):,} without any: "
-        f"{out / 'examples.jsonl'}; read {out / 'audit.html'}"
-    )
+        try:
+            facts = run(
+                spec,
+                out,
+                Teachers(tuple(teacher), prompts, max_tokens, dtype, key_variable, index),
+                Choice(negatives, candidates, kept, seed),
+                corpus=corpus,
+                memory_gb=memory_gb,
+                device=device,
+                work=work,
+                progress=progress,
+            )
+        except KeyboardInterrupt:
+            bar.stop()
+            typer.echo("Stopped. The same command goes on from there.", err=True)
+            raise typer.Exit(130) from None
+    typer.echo(summary(out, facts))

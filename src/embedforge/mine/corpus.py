@@ -178,7 +178,9 @@ def build_corpus(
     origin = hash_of([VERSION, SHARD_ROWS, source, [list(document) for document in positives]])
     path = folder / CORPUS_FILE
     if source and path.exists() and (facts := read_object(path)).get("origin") == origin:
-        return Corpus(folder, tuple(Shard(**shard) for shard in facts["shards"]), facts["added"])
+        found = Corpus(folder, tuple(Shard(**shard) for shard in facts["shards"]), facts["added"])
+        progress(len(found))
+        return found
     folder.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
     missing = _Missing(positives)
@@ -261,3 +263,11 @@ def _part_of(keys: NDArray[np.uint64], part: int, parts: int) -> NDArray[np.uint
 def hash_of(value: object) -> str:
     """Return a short hash of what JSON can hold."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def hash_of_all(values: Iterable[object]) -> str:
+    """Return a short hash of values that JSON can hold, without all of their JSON in memory."""
+    digest = hashlib.sha256()
+    for value in values:
+        digest.update(json.dumps(value, sort_keys=True).encode() + b"\n")
+    return digest.hexdigest()[:32]

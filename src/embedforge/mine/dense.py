@@ -16,7 +16,14 @@ from embedforge.errors import EmbedforgeError
 from embedforge.mine.candidates import QueryBlock
 from embedforge.mine.corpus import Corpus, hash_of
 from embedforge.mine.faiss_index import FaissIndex
-from embedforge.mine.vectors import ROWS_PER_READ, document_files, pair_scores, read_blocks, read_vectors
+from embedforge.mine.vectors import (
+    ROWS_PER_READ,
+    document_files,
+    pair_scores,
+    read_blocks,
+    read_vectors,
+    sweep,
+)
 from embedforge.ranking import Floats, Indices, Nearest
 
 
@@ -95,9 +102,11 @@ class DenseRanker:
 def save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
     """Write arrays to an .npz file in one step."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial.npz")
+    sweep(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        np.savez(partial, allow_pickle=False, **arrays)
+        with partial.open("wb") as file:  # savez adds an ending to a name
+            np.savez(file, allow_pickle=False, **arrays)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

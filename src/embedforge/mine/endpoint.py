@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from queue import Empty, SimpleQueue
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -28,6 +31,18 @@ def is_endpoint(name: str) -> bool:
     return name.startswith(("http://", "https://"))
 
 
+def split_name(name: str) -> tuple[str, str]:
+    """Return an endpoint's address and model.
+
+    Raises:
+        EmbedforgeError: there is no model in the name.
+    """
+    url, _, model = name.partition("#")
+    if not model:
+        raise EmbedforgeError(f"--teacher {name}: add the model's name after '#': {name.rstrip('/#')}#MODEL")
+    return url, model
+
+
 class EndpointTeacher:
     """A model behind `URL#MODEL`; vectors are scaled to unit length.
 
@@ -44,11 +59,7 @@ class EndpointTeacher:
     """
 
     def __init__(self, name: str, prompts: Prompts, *, key_variable: str = KEY_VARIABLE) -> None:
-        url, _, model = name.partition("#")
-        if not model:
-            raise EmbedforgeError(
-                f"--teacher {name}: add the model's name after '#': {name.rstrip('/')}#MODEL"
-            )
+        url, model = split_name(name)
         prompts.check()
         try:
             import openai
@@ -75,33 +86,86 @@ class EndpointTeacher:
         return self._embed(self._prompts.document_texts(texts))
 
     def _embed(self, texts: Sequence[str]) -> Floats:
-        with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
-            return np.concatenate(list(pool.map(self._request, _batches(texts))))
+        found = _map_in_threads(self._request, list(_batches(texts)))
+        if len(widths := {vectors.shape[1] for vectors in found}) > 1:
+            raise EmbedforgeError(
+                f"{self.name}: gave vectors of {' and of '.join(map(str, sorted(widths)))} dimensions"
+            )
+        return np.concatenate(found)
 
     def _request(self, texts: list[str]) -> Floats:
         try:
             answer = self._client.embeddings.create(model=self._model, input=texts, encoding_format="float")
-            vectors = _vectors_of(answer, len(texts))
+            return _vectors_of(answer, len(texts))
         except self._errors as error:
+            refused = getattr(error, "status_code", None) in (401, 403)
+            key = f"The key is read from ${self._key_variable}. " if refused else ""
             raise EmbedforgeError(
-                f"{self.name}: {type(error).__name__}: {error}. The key is read from ${self._key_variable}; "
-                "what is embedded so far is kept: run again to go on"
+                f"{self.name}: {type(error).__name__}: {str(error).rstrip('.')}. {key}"
+                "What is embedded so far is kept: run again to go on"
             ) from error
         except (ValueError, TypeError, AttributeError) as error:
             raise EmbedforgeError(
                 f"{self.name}: the answer is not one of /v1/embeddings for {len(texts)} texts: {error}"
             ) from error
-        return vectors
+
+
+def _map_in_threads(request: Callable[[list[str]], Floats], batches: Sequence[list[str]]) -> list[Floats]:
+    """Call `request` for each batch, a few at a time.
+
+    An error or Ctrl-C ends it at once: nothing more is sent, and nobody waits for what is under way, which
+    may take minutes. An executor's threads would be waited for, at the latest by the interpreter.
+    """
+    waiting: SimpleQueue[int] = SimpleQueue()
+    done: SimpleQueue[tuple[int, Floats | BaseException]] = SimpleQueue()
+    for place in range(len(batches)):
+        waiting.put(place)
+
+    def work() -> None:
+        with contextlib.suppress(Empty):
+            while True:
+                place = waiting.get_nowait()
+                try:
+                    done.put((place, request(batches[place])))
+                except BaseException as error:
+                    done.put((place, error))
+
+    for _ in range(min(REQUESTS_AT_ONCE, len(batches))):
+        Thread(target=work, daemon=True).start()
+    found: dict[int, Floats] = {}
+    try:
+        while len(found) < len(batches):
+            place, result = done.get()
+            if isinstance(result, BaseException):
+                raise result
+            found[place] = result
+    finally:
+        with contextlib.suppress(Empty):
+            while True:
+                waiting.get_nowait()
+    return [found[place] for place in range(len(batches))]
 
 
 def _vectors_of(answer: Any, count: int) -> Floats:
-    items = sorted(answer.data, key=lambda item: item.index)
-    if [item.index for item in items] != list(range(count)):
-        raise ValueError(f"it holds vectors number {[item.index for item in items]!r:.80}")
-    vectors = np.array([item.embedding for item in items], dtype=np.float32)
-    if vectors.ndim != 2 or not vectors.shape[1] or not np.isfinite(vectors).all():
-        raise ValueError(f"its vectors have shape {vectors.shape}, or are not finite")
-    return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12))
+    items = getattr(answer, "data", None)
+    if not isinstance(items, list):
+        raise ValueError(f"it has no 'data'; it begins {str(answer)!r:.60}")
+    if len(items) != count:
+        raise ValueError(f"it holds {len(items)} vectors")
+    vectors = {item.index: _numbers(item.embedding) for item in items}
+    if vectors.keys() != set(range(count)):
+        raise ValueError(f"its vectors are numbered {[item.index for item in items]!r:.40}, not from 0 on")
+    found = np.array([vectors[place] for place in range(count)], dtype=np.float32)
+    if found.ndim != 2 or not found.shape[1] or not np.isfinite(found).all():
+        raise ValueError(f"its vectors have shape {found.shape}, or are not finite")
+    return np.asarray(found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12))
+
+
+def _numbers(embedding: Any) -> Any:
+    """Return a vector's numbers; some servers send base64 of float32 whatever they are asked for."""
+    if not isinstance(embedding, str):
+        return embedding
+    return np.frombuffer(base64.b64decode(embedding, validate=True), dtype="<f4")
 
 
 def _batches(texts: Iterable[str]) -> Iterator[list[str]]:

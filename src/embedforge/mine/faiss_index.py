@@ -7,6 +7,7 @@ only the recall is approximate, and it is measured: see `FaissIndex.recall`.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ class FaissIndex:
             index = self._faiss.index_factory(self._width, self.factory, self._faiss.METRIC_INNER_PRODUCT)
         except RuntimeError as error:
             raise EmbedforgeError(
-                f"--index {self.factory}: faiss does not know this index ({str(error).splitlines()[-1]}); "
+                f"--index {self.factory}: faiss does not know this index ({_said(error)}); "
                 "for example IVF4096,SQ8"
             ) from None
         needed = self._rows * (index.sa_code_size() + 8) if hasattr(index, "sa_code_size") else 0
@@ -85,7 +86,7 @@ class FaissIndex:
         except RuntimeError as error:
             raise EmbedforgeError(
                 f"--index {self.factory}: cannot be trained on {len(sample):,} vectors "
-                f"({str(error).splitlines()[-1]}); use fewer lists, or --index exact"
+                f"({_said(error)}); use fewer lists, or --index exact"
             ) from None
 
     def _blocks(self) -> Iterator[Floats]:
@@ -119,6 +120,11 @@ class FaissIndex:
         truth, _ = nearest.result()
         found, _ = self.search(some, k, self._files)
         return float(np.mean([len(set(a) & set(b)) / len(a) for a, b in zip(truth, found, strict=True)]))
+
+
+def _said(error: RuntimeError) -> str:
+    """Return faiss's message without the place in its source and the condition that failed."""
+    return re.sub(r"^Error in .*?\.\w+:\d+: (Error: '.*?' failed: )?", "", str(error).splitlines()[-1])
 
 
 def _total(files: Sequence[Path]) -> tuple[int, int]:

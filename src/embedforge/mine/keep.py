@@ -25,6 +25,20 @@ _PAPER_VALUES: dict[Kind, float] = {
     "margin": 0.05,
     "percentage": 0.95,
 }
+_LIMITS: dict[Kind, tuple[float, float]] = {
+    "top_k": (-math.inf, math.inf),
+    "shifted": (0, math.inf),
+    "absolute": (-math.inf, math.inf),
+    "margin": (0, math.inf),
+    "percentage": (0, 2),  # NV-Retriever's search went to 1.05
+}
+_MEANINGS: dict[Kind, str] = {
+    "top_k": "it has none",
+    "shifted": "it is how many of the first candidates to pass over",
+    "absolute": "it is the score that a negative stays below",
+    "margin": "it is how far below the positive's score a negative stays, 0 or more",
+    "percentage": "it is a share of the positive's score: 0.95 for 95 %",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +66,11 @@ class KeepRule:
     def __post_init__(self) -> None:
         if self.kind not in _PAPER_VALUES:
             raise EmbedforgeError(f"no keep rule '{self.kind}'; there are {', '.join(_PAPER_VALUES)}")
-        if not math.isfinite(self.threshold) or (self.kind == "shifted" and self.threshold < 0):
-            raise EmbedforgeError(f"keep rule '{self.kind}' cannot have the value {self.value}")
+        lowest, highest = _LIMITS[self.kind]
+        if not (math.isfinite(self.threshold) and lowest <= self.threshold <= highest):
+            raise EmbedforgeError(
+                f"keep rule '{self.kind}' cannot have the value {self.value:g}; {_MEANINGS[self.kind]}"
+            )
         if self.sample_from is not None and self.sample_from < 1:
             raise EmbedforgeError(f"sample_from is {self.sample_from}; it must be at least 1, or None")
         if self.keep_first and self.sample_from is None:

@@ -17,13 +17,13 @@ import numpy as np
 from embedforge.data.example import Example
 from embedforge.errors import EmbedforgeError
 from embedforge.mine.candidates import QueryBlock, Ranker, fuse
-from embedforge.mine.corpus import Corpus, hash_of
+from embedforge.mine.corpus import Corpus, hash_of, hash_of_all
 from embedforge.mine.decide import Candidates, Pairs, Verdict, Verdicts, as_pairs, decide, padded
 from embedforge.mine.dense import load_arrays, save_arrays
 from embedforge.mine.embedder import Embedder
 from embedforge.mine.keep import PERCENTAGE, KeepRule
 from embedforge.mine.pool import id_key, text_key
-from embedforge.mine.vectors import embed_corpus, write_vectors
+from embedforge.mine.vectors import TEXTS_PER_WINDOW, embed_corpus, embed_windows
 from embedforge.ranking import NOTHING, Floats, Indices
 
 Progress = Callable[[str, int], Callable[[int], None]]
@@ -87,12 +87,22 @@ def embed(
     report = progress(f"queries by {embedder.name}", sum(len(block.examples) for block in blocks))
     for block in blocks:
         path = folder / f"queries-{block.key}.npy"
-        if not path.exists():
-            queries = [example.query for example in block.examples]
-            instructions = [example.instruction for example in block.examples]
-            write_vectors(path, [embedder.queries(queries, instructions)])
-        report(len(block.examples))
+        if path.exists():
+            report(len(block.examples))
+        else:
+            embed_windows(path, _windows(block), lambda asked: _queries(embedder, asked), report)
     return folder
+
+
+def _windows(block: QueryBlock) -> Iterator[Sequence[Example]]:
+    for start in range(0, len(block.examples), TEXTS_PER_WINDOW):
+        yield block.examples[start : start + TEXTS_PER_WINDOW]
+
+
+def _queries(embedder: Embedder, examples: Sequence[Example]) -> Floats:
+    return embedder.queries(
+        [example.query for example in examples], [example.instruction for example in examples]
+    )
 
 
 class Barred:
@@ -161,7 +171,7 @@ def mine_blocks(
     work: Path,
 ) -> Iterator[Mined]:
     """Mine block after block; a finished one is read back."""
-    everything = hash_of([_facts_of(example) for block in blocks for example in block.examples])
+    everything = hash_of_all(_facts_of(example) for block in blocks for example in block.examples)
     asked = [asdict(choice), [ranker.key for ranker in rankers], corpus.fingerprint, everything]
     for block in blocks:
         path = work / "blocks" / f"{hash_of([block.first, len(block.examples), asked])}.npz"
@@ -175,8 +185,10 @@ def mine_blocks(
 
 
 def _facts_of(example: Example) -> list[Any]:
-    texts = [text_key(text) for text in (*example.positives, *example.negatives)]
-    return [example.query, texts, example.positive_ids, example.negative_ids]
+    """Return all of an Example that decides about its negatives; a run file knows it by its id alone."""
+    asked = [example.query_id, example.query, example.instruction]
+    texts = [list(map(text_key, of)) for of in (example.positives, example.negatives)]
+    return [asked, texts, example.positive_ids, example.negative_ids]
 
 
 def _mine_block(

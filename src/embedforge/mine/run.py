@@ -15,9 +15,9 @@ import importlib.metadata
 import json
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +27,14 @@ from embedforge.data.convert import read_source, source_file, source_name
 from embedforge.data.example import Example
 from embedforge.data.fields import record_of
 from embedforge.data.marks import carry_mark
-from embedforge.errors import EmbedforgeError
 from embedforge.files import read_object, write_json
 from embedforge.mine.candidates import Ranker
-from embedforge.mine.corpus import Corpus, hash_of
+from embedforge.mine.corpus import Corpus, hash_of_all
 from embedforge.mine.decide import Verdict
 from embedforge.mine.dense import DenseRanker
 from embedforge.mine.documents import document_instruction, open_corpus
-from embedforge.mine.embedder import Embedder, Prompts
-from embedforge.mine.endpoint import KEY_VARIABLE, EndpointTeacher, is_endpoint
+from embedforge.mine.embedder import Embedder
+from embedforge.mine.endpoint import EndpointTeacher, is_endpoint
 from embedforge.mine.faiss_index import FaissIndex
 from embedforge.mine.lexical_ranker import NAMES, LexicalRanker
 from embedforge.mine.mine import with_negatives
@@ -51,28 +50,20 @@ from embedforge.mine.pipeline import (
     silent,
 )
 from embedforge.mine.run_file import PREFIX, RunRanker
-from embedforge.mine.vectors import document_files, read_vectors
+from embedforge.mine.settings import (
+    AUDIT,
+    EXACT,
+    EXAMPLES,
+    FACTS,
+    RECALL,
+    SCORES,
+    UNRANKED,
+    Teachers,
+    check,
+)
+from embedforge.mine.vectors import document_files, read_vectors, sweep
 from embedforge.recipe import Source
 from embedforge.runtime import pick_device
-
-FACTS, EXAMPLES, SCORES, AUDIT = "mine.json", "examples.jsonl", "scores.jsonl", "audit.html"
-EXACT = "exact"
-LEAST_MEMORY = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Teachers:
-    """Who ranks, and how their models are run."""
-
-    names: tuple[str, ...]
-    """See `embedforge.mine.teachers`; several are fused by reciprocal rank."""
-    prompts: Prompts = field(default=Prompts())
-    """For models without a contract and for endpoints."""
-    max_tokens: int | None = None
-    dtype: str | None = None
-    key_variable: str = KEY_VARIABLE
-    index: str = EXACT
-    """`exact`, or what faiss is to build: `IVF4096,SQ8`."""
 
 
 def mine(
@@ -107,11 +98,12 @@ def mine(
         EmbedforgeError: bad data, an unknown teacher or option, a full disk.
     """
     choice = choice or Choice()
-    _check(out, teachers, memory_gb)
+    check(source, out, teachers, choice, memory_gb)
     examples = read_source(source, seed=choice.seed)
     work, memory = work or out / "work", int(memory_gb * 1e9)
-    asked = _asked(source, corpus, teachers, choice, memory_gb)
-    write_json(out / FACTS, {**asked, "finished": False})
+    unfinished = _asked(source, corpus, teachers, choice, memory_gb) | {"finished": False}
+    if not finished(out):  # else it goes on to speak of the results that are there
+        write_json(out / FACTS, unfinished)
     if corpus is None and source.kind == "retrieval":
         corpus = Path(source.path)
     documents = open_corpus(corpus, examples, work, progress("documents read", 0))
@@ -121,9 +113,9 @@ def mine(
     def mined() -> Iterator[Mined]:
         return mine_blocks(blocks, rankers, documents, barred, choice, work)
 
-    facts = asked | {
+    facts = unfinished | {
         "fingerprints": {
-            "examples": hash_of([record_of(example) for example in examples]),
+            "examples": hash_of_all(record_of(example) for example in examples),
             "corpus": documents.fingerprint,
             **about,
         },
@@ -131,7 +123,7 @@ def mine(
         "judge kind": judge_of(rankers).kind,
         "documents": len(documents),
         "positives added to the corpus": documents.added,
-        "counts": _write(out, mined(), documents),
+        "counts": _write(out, mined(), documents, unfinished),
         "finished": True,
     }
     from embedforge.mine.audit import write_audit  # matplotlib and jinja2, at the end only
@@ -157,30 +149,6 @@ def _asked(
     }
 
 
-def _check(out: Path, teachers: Teachers, memory_gb: float) -> None:
-    if not teachers.names:
-        raise EmbedforgeError("name at least one --teacher: a model, bm25, run:FILE or http://HOST/v1#MODEL")
-    if len(set(teachers.names)) < len(teachers.names):
-        raise EmbedforgeError(f"a --teacher is named twice: {', '.join(teachers.names)}")
-    for name in teachers.names:
-        if name.startswith("bm25") and name not in NAMES:
-            raise EmbedforgeError(f"--teacher {name}: there are {', '.join(NAMES)}")
-    if memory_gb < LEAST_MEMORY:
-        raise EmbedforgeError(f"--memory-gb {memory_gb:g}: at least {LEAST_MEMORY:g} is needed")
-    models = [name for name in teachers.names if name not in NAMES and not name.startswith(PREFIX)]
-    for option, value, default in (
-        ("--index", teachers.index, EXACT),
-        ("--query-prompt", teachers.prompts.query, None),
-        ("--document-prompt", teachers.prompts.document, None),
-        ("--max-tokens", teachers.max_tokens, None),
-        ("--dtype", teachers.dtype, None),
-    ):
-        if value != default and not models:
-            raise EmbedforgeError(f"{option} {value} has no effect: no --teacher is a model; leave it out")
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / FACTS).exists())):
-        raise EmbedforgeError(f"{out}: holds something else, there is no {FACTS} in it; name another --out")
-
-
 def _rankers(
     teachers: Teachers,
     choice: Choice,
@@ -204,7 +172,7 @@ def _rankers(
         elif name.startswith(PREFIX):
             listed = RunRanker(name, corpus, examples, k)
             rankers.append(listed)
-            about[name] = {"file": listed.key, "queries that it lacks": listed.missing}
+            about[name] = {"file": listed.key, UNRANKED: listed.missing}
         else:
             folder, identity = _embedded(name, teachers, examples, corpus, work, memory, device, progress)
             ranker, recall = _dense(
@@ -246,9 +214,6 @@ def _open(name: str, teachers: Teachers, document_instruction: str, device: str 
             dtype=teachers.dtype,
             max_tokens=teachers.max_tokens,
         )
-    for option, value in (("--max-tokens", teachers.max_tokens), ("--dtype", teachers.dtype)):
-        if value is not None:
-            raise EmbedforgeError(f"{option} {value}: {name} decides that itself; leave it out")
     return EndpointTeacher(name, teachers.prompts, key_variable=teachers.key_variable)
 
 
@@ -278,13 +243,17 @@ def _dense(
     if built is None:
         return ranker, {}
     queries = read_vectors(ranker.query_file(query_blocks(examples, memory)[0]))
-    return ranker, {"recall of the index": round(built.recall(queries, k), 4)}
+    return ranker, {RECALL: round(built.recall(queries, k), 4)}
 
 
-def _write(out: Path, mined: Iterable[Mined], corpus: Corpus) -> dict[str, Any]:
+def _write(
+    out: Path, mined: Iterable[Mined], corpus: Corpus, unfinished: Mapping[str, Any]
+) -> dict[str, Any]:
     """Write Examples and scores, both in one step, and count what became of the candidates."""
     verdicts: defaultdict[str, Counter[str]] = defaultdict(Counter)
     paths = [out / name for name in (EXAMPLES, SCORES)]
+    for path in paths:
+        sweep(path)
     partial = [path.with_name(f".{path.name}.{os.getpid()}.partial") for path in paths]
     try:
         with ExitStack() as stack:
@@ -294,6 +263,7 @@ def _write(out: Path, mined: Iterable[Mined], corpus: Corpus) -> dict[str, Any]:
                     files[0].write(json.dumps(record_of(example), ensure_ascii=False) + "\n")
                     files[1].write(json.dumps(scores) + "\n")
                 _count(block, verdicts)
+        write_json(out / FACTS, unfinished)
         for old, new in zip(partial, paths, strict=True):
             old.replace(new)
     finally:

@@ -92,8 +92,7 @@ class ContractTeacher:
             "dtype": str(model.decoder.dtype),
             "document instruction": document_instruction,
             **self._options,
-            # The goldens of a saved model hold numbers of its vectors, and were checked when it was loaded.
-            "weights": "" if model.contract.goldens else _weights(model),
+            "weights": "" if _is_known_by_goldens(model) else _weights(model),
         }
 
     def queries(self, texts: Sequence[str], instructions: Sequence[str]) -> Floats:
@@ -170,6 +169,15 @@ def _is_ours(st: SentenceTransformer) -> bool:
     except EmbedforgeError:
         return False
     return True
+
+
+def _is_known_by_goldens(model: EmbeddingModel) -> bool:
+    """Say whether the contract tells the weights: goldens with vectors, checked when the model was loaded.
+
+    Those of a model that sentence-transformers saved, or that was converted, hold token ids alone.
+    """
+    goldens = model.contract.goldens
+    return bool(goldens) and all(golden.vector for golden in goldens)
 
 
 def _weights(model: nn.Module) -> str:

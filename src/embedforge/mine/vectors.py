@@ -2,15 +2,17 @@
 
 A file is named by the fingerprint of its texts, and lies in a folder named by the fingerprint of the teacher
 and of what it puts round a text. So a file that is there is the right one, whichever run wrote it, and a run
-that was killed goes on at the first that is missing.
+that was killed goes on at the first that is missing. While a file is in the making its windows lie in a
+folder beside it, so that no more than the window under way is lost, and paid for twice.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sized
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,25 +21,31 @@ from embedforge.errors import EmbedforgeError
 from embedforge.mine.corpus import Corpus
 from embedforge.ranking import Floats, Indices
 
-TEXTS_PER_WINDOW = 2048
+TEXTS_PER_WINDOW = 1024
+"""Texts embedded together: enough to sort by length and to keep an endpoint busy, few enough to lose."""
 ROWS_PER_READ = 8192
+
+Window = TypeVar("Window", bound=Sized)
 
 
 def write_vectors(path: Path, windows: Iterable[Floats]) -> None:
     """Write windows of vectors, [any number, dimensions] each, to one .npy file, in one step.
 
     Raises:
-        EmbedforgeError: a window holds what is not finite, or the disk is full.
+        EmbedforgeError: a window holds what is not finite, or has other dimensions than those before it, or
+            the disk is full.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    sweep(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     rows, width = 0, 0
     try:
         with partial.open("wb") as file:
             _write_header(file, 0, 0)
             for window in windows:
-                _check(window, path)
-                rows, width = rows + len(window), window.shape[1]
+                width = width or window.shape[1]
+                _check(window, width, path)
+                rows += len(window)
                 file.write(np.ascontiguousarray(window, dtype="<f4").tobytes())
             file.seek(0)
             _write_header(file, rows, width)
@@ -58,7 +66,32 @@ def _write_header(file: IO[bytes], rows: int, width: int) -> None:
     file.write(np.lib.format.magic(1, 0) + len(text).to_bytes(2, "little") + text)
 
 
-def _check(window: Floats, path: Path) -> None:
+def sweep(path: Path) -> None:
+    """Remove what processes that are no more have left of their attempts to write `path`."""
+    for partial in path.parent.glob(f".{path.name}.*.partial"):
+        writer = partial.name.split(".")[-2]
+        if writer.isdecimal() and not _is_alive(int(writer)):
+            partial.unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    if os.name != "posix":  # signal 0 asks there only
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        return True
+    return True
+
+
+def _check(window: Floats, width: int, path: Path) -> None:
+    if window.shape[1] != width:
+        raise EmbedforgeError(
+            f"{path}: the teacher gave vectors of {width} dimensions, then of {window.shape[1]}; "
+            "see whether the model behind its name was exchanged"
+        )
     if not np.isfinite(window).all():
         raise EmbedforgeError(
             f"{path}: the teacher gave a vector that is not finite (NaN or infinity); "
@@ -123,16 +156,39 @@ def embed_corpus(
     for shard, path in zip(corpus.shards, document_files(folder, corpus), strict=True):
         if path.exists():
             progress(shard.rows)
-            continue
-        write_vectors(path, _embedded(corpus.windows(shard, TEXTS_PER_WINDOW), embed, progress))
+        else:
+            embed_windows(path, corpus.windows(shard, TEXTS_PER_WINDOW), embed, progress)
 
 
-def _embedded(
-    windows: Iterable[list[str]], embed: Callable[[list[str]], Floats], progress: Callable[[int], None]
-) -> Iterator[Floats]:
-    for texts in windows:
-        yield embed(texts)
-        progress(len(texts))
+def embed_windows(
+    path: Path,
+    windows: Iterable[Window],
+    embed: Callable[[Window], Floats],
+    progress: Callable[[int], None] = lambda _: None,
+) -> None:
+    """Embed window after window and write all of them to `path`.
+
+    Each is kept, until all are there, under the numbers of its texts in a folder beside `path`; those that
+    an earlier call left there are not embedded again.
+
+    Args:
+        path: the file to be, named by a fingerprint of all texts; it does not exist.
+        windows: texts, in order; the same for each call.
+        embed: a window to vectors, [texts, dimensions].
+        progress: called with the number of texts finished since the last call.
+    """
+    folder = path.with_name(f"{path.stem}.parts")
+    parts: list[Path] = []
+    first = 0
+    for window in windows:
+        part = folder / f"{first}-{first + len(window)}.npy"
+        if not part.exists():
+            write_vectors(part, [embed(window)])
+        parts.append(part)
+        first += len(window)
+        progress(len(window))
+    write_vectors(path, (vectors for part in parts for vectors in read_blocks(part)))
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def pair_scores(
