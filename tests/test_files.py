@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -134,3 +138,54 @@ def test_a_linked_folder_is_replaced_where_it_lies(tmp_path: Path) -> None:
         (folder / "mark").write_text(json.dumps(1))
     assert link.is_symlink()
     assert names(disk) == ["mark"]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from embedforge.files import replace_file, replace_folder
+
+path, moment = Path(sys.argv[1]), sys.argv[2]
+if moment == "file":
+    with replace_file(path) as partial:
+        partial.write_text("half")
+        os.kill(os.getpid(), signal.SIGKILL)
+honest, renames = Path.rename, []
+
+def rename(self, other):
+    renames.append(honest(self, other))
+    if moment == "between the renames":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Path.rename = rename
+with replace_folder(path, "mark") as folder:
+    (folder / "mark").write_text("half")
+    if moment == "inside":
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="only there a process can be asked whether it lives")
+@pytest.mark.parametrize("moment", ["inside", "between the renames", "file"])
+def test_what_a_killed_process_leaves_is_cleared_up_at_the_next_attempt(tmp_path: Path, moment: str) -> None:
+    target = tmp_path / "run [1]"  # a pattern to glob
+    if moment == "file":
+        target.write_text("old")
+    else:
+        write_text(target / "mark", "old")
+    foreign = [".run [1].1.partial", ".run [1].backup", ".run [1].mine.old", ".run 1.999999999.partial"]
+    for name in foreign:  # the first one's process lives
+        (tmp_path / name).touch()
+    dead = subprocess.run([sys.executable, "-c", KILLED, str(target), moment], check=False)
+    assert dead.returncode == -signal.SIGKILL
+    assert names(tmp_path) != sorted([target.name, *foreign])
+    if moment == "file":
+        assert target.read_text() == "old"
+        write_text(target, "new")
+        assert target.read_text() == "new"
+    else:
+        with pytest.raises(KeyError), replace_folder(target, "mark"):  # noqa: PT012
+            assert (target / "mark").read_text() == "old"
+            raise KeyError
+        assert (target / "mark").read_text() == "old"
+    assert names(tmp_path) == sorted([target.name, *foreign])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
 import shutil
@@ -16,13 +17,8 @@ from embedforge.errors import EmbedforgeError
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` in one step: readers see the old file or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with replace_file(path) as partial:
         partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -64,11 +60,28 @@ def follow_umask(path: Path) -> None:
 
 
 @contextlib.contextmanager
+def replace_file(path: Path) -> Iterator[Path]:
+    """Yield the path of a file to write beside `path`; on success it takes `path`'s place, else it vanishes.
+
+    What a killed process has left of an attempt at the same file is removed.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
 def replace_folder(path: Path, marker: str) -> Iterator[Path]:
     """Yield an empty folder beside `path`; on success it takes `path`'s place, on failure it vanishes.
 
-    A full disk or a crash while writing therefore leaves an older folder at `path` untouched. Only a folder
-    that is empty or holds the file `marker`, as the new one will, is replaced: no other was ours to delete.
+    A full disk or a crash while writing therefore leaves an older folder at `path` untouched; what a killed
+    process has left is removed at the next attempt. Only a folder that is empty or holds the file `marker`,
+    as the new one will, is replaced: no other was ours to delete.
 
     Raises:
         EmbedforgeError: there is a file at `path`, or a folder with something else in it.
@@ -81,7 +94,10 @@ def replace_folder(path: Path, marker: str) -> Iterator[Path]:
             f"{path}: this folder holds something else, there is no {marker} in it; name a new or empty one"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
+    _sweep(path)
+    partial = Path(
+        tempfile.mkdtemp(prefix=f".{path.name}.", suffix=f".{os.getpid()}.partial", dir=path.parent)
+    )
     try:
         yield partial
         follow_umask(partial)
@@ -98,3 +114,33 @@ def replace_folder(path: Path, marker: str) -> Iterator[Path]:
             partial.rename(path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _sweep(path: Path) -> None:
+    """Clear up after processes that were killed while they replaced `path`.
+
+    A folder is set aside (`.old`) for the moment in which the new one takes its place: killed there, the
+    process has left none at `path`, and the old one goes back.
+    """
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        writer = left.stem.rpartition(".")[2]
+        if left.suffix not in (".partial", ".old") or not writer.isdecimal() or _is_alive(int(writer)):
+            continue
+        if left.suffix == ".old" and not path.exists():
+            left.rename(path)
+        elif left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    if os.name != "posix":  # signal 0 asks there only
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # another user's; or no process number at all
+        return True
+    return True

@@ -25,6 +25,7 @@ from embedforge.data.example import Example
 from embedforge.data.packing import Chunks
 from embedforge.encode import encode
 from embedforge.errors import EmbedforgeError
+from embedforge.files import replace_file
 from embedforge.model.encoder import EmbeddingModel, embedding_model, load
 from embedforge.model.language_head import load_head
 from embedforge.recipe import Recipe
@@ -57,10 +58,8 @@ class Seen:
 
     def write(self, path: Path) -> None:
         """Write the arrays to `path` in one step."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(".partial.npz")
-        np.savez(unfinished, allow_pickle=False, **vars(self))
-        unfinished.replace(path)
+        with replace_file(path) as partial, partial.open("wb") as file:  # savez adds an ending to a name
+            np.savez(file, allow_pickle=False, **vars(self))
 
     @classmethod
     def read(cls, path: Path) -> Seen:

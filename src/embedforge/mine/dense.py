@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from embedforge.errors import EmbedforgeError
+from embedforge.files import replace_file
 from embedforge.mine.candidates import QueryBlock
 from embedforge.mine.corpus import Corpus, hash_of
 from embedforge.mine.faiss_index import FaissIndex
@@ -22,7 +22,6 @@ from embedforge.mine.vectors import (
     pair_scores,
     read_blocks,
     read_vectors,
-    sweep,
 )
 from embedforge.ranking import Floats, Indices, Nearest
 
@@ -101,15 +100,8 @@ class DenseRanker:
 
 def save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
     """Write arrays to an .npz file in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sweep(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:  # savez adds an ending to a name
-            np.savez(file, allow_pickle=False, **arrays)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replace_file(path) as partial, partial.open("wb") as file:  # savez adds an ending to a name
+        np.savez(file, allow_pickle=False, **arrays)
 
 
 def load_arrays(path: Path) -> dict[str, NDArray[Any]] | None:

@@ -13,10 +13,8 @@ from __future__ import annotations
 import gc
 import importlib.metadata
 import json
-import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,7 +25,7 @@ from embedforge.data.convert import read_source, source_file, source_name
 from embedforge.data.example import Example
 from embedforge.data.fields import record_of
 from embedforge.data.marks import carry_mark
-from embedforge.files import read_object, write_json
+from embedforge.files import read_object, replace_file, write_json
 from embedforge.mine.candidates import Ranker
 from embedforge.mine.corpus import Corpus, hash_of_all
 from embedforge.mine.decide import Verdict
@@ -61,7 +59,7 @@ from embedforge.mine.settings import (
     Teachers,
     check,
 )
-from embedforge.mine.vectors import document_files, read_vectors, sweep
+from embedforge.mine.vectors import document_files, read_vectors
 from embedforge.recipe import Source
 from embedforge.runtime import pick_device
 
@@ -251,24 +249,14 @@ def _write(
 ) -> dict[str, Any]:
     """Write Examples and scores, both in one step, and count what became of the candidates."""
     verdicts: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    paths = [out / name for name in (EXAMPLES, SCORES)]
-    for path in paths:
-        sweep(path)
-    partial = [path.with_name(f".{path.name}.{os.getpid()}.partial") for path in paths]
-    try:
-        with ExitStack() as stack:
-            files = [stack.enter_context(path.open("w", encoding="utf-8")) for path in partial]
+    with replace_file(out / EXAMPLES) as examples, replace_file(out / SCORES) as scored:
+        with examples.open("w", encoding="utf-8") as rows, scored.open("w", encoding="utf-8") as numbers:
             for block in mined:
                 for example, scores in _finished(block, corpus):
-                    files[0].write(json.dumps(record_of(example), ensure_ascii=False) + "\n")
-                    files[1].write(json.dumps(scores) + "\n")
+                    rows.write(json.dumps(record_of(example), ensure_ascii=False) + "\n")
+                    numbers.write(json.dumps(scores) + "\n")
                 _count(block, verdicts)
         write_json(out / FACTS, unfinished)
-        for old, new in zip(partial, paths, strict=True):
-            old.replace(new)
-    finally:
-        for path in partial:
-            path.unlink(missing_ok=True)
     return {source: dict(counts) for source, counts in verdicts.items()}
 
 

@@ -8,7 +8,6 @@ folder beside it, so that no more than the window under way is lost, and paid fo
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sized
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedforge.errors import EmbedforgeError
+from embedforge.files import replace_file
 from embedforge.mine.corpus import Corpus
 from embedforge.ranking import Floats, Indices
 
@@ -35,12 +35,9 @@ def write_vectors(path: Path, windows: Iterable[Floats]) -> None:
         EmbedforgeError: a window holds what is not finite, or has other dimensions than those before it, or
             the disk is full.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sweep(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     rows, width = 0, 0
     try:
-        with partial.open("wb") as file:
+        with replace_file(path) as partial, partial.open("wb") as file:
             _write_header(file, 0, 0)
             for window in windows:
                 width = width or window.shape[1]
@@ -49,14 +46,11 @@ def write_vectors(path: Path, windows: Iterable[Floats]) -> None:
                 file.write(np.ascontiguousarray(window, dtype="<f4").tobytes())
             file.seek(0)
             _write_header(file, rows, width)
-        partial.replace(path)
     except OSError as error:
         raise EmbedforgeError(
             f"{path}: the vectors could not be written ({error.strerror}); free some space, or name a "
             "--work folder on a larger disk, and run again: finished shards are kept"
         ) from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _write_header(file: IO[bytes], rows: int, width: int) -> None:
@@ -64,26 +58,6 @@ def _write_header(file: IO[bytes], rows: int, width: int) -> None:
     header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({rows}, {width}), }}"
     text = header.ljust(117).encode("latin1") + b"\n"
     file.write(np.lib.format.magic(1, 0) + len(text).to_bytes(2, "little") + text)
-
-
-def sweep(path: Path) -> None:
-    """Remove what processes that are no more have left of their attempts to write `path`."""
-    for partial in path.parent.glob(f".{path.name}.*.partial"):
-        writer = partial.name.split(".")[-2]
-        if writer.isdecimal() and not _is_alive(int(writer)):
-            partial.unlink(missing_ok=True)
-
-
-def _is_alive(process: int) -> bool:
-    if os.name != "posix":  # signal 0 asks there only
-        return True
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # another user's
-        return True
-    return True
 
 
 def _check(window: Floats, width: int, path: Path) -> None:

@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 from embedforge.encode import encode
+from embedforge.files import replace_file
 from embedforge.model.encoder import EmbeddingModel, build
 from embedforge.model.pooling import build_pooler
 from embedforge.model.trained_base import own_attention
@@ -129,10 +130,8 @@ def _write(path: Path, vectors: BaseVectors, speed: Speed) -> None:
     }
     arrays |= {f"queries {name}": values for name, values in vectors.queries.items()}
     arrays |= {f"documents {name}": values for name, values in vectors.documents.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial.npz")
-    np.savez(partial, allow_pickle=False, **arrays)
-    partial.replace(path)
+    with replace_file(path) as partial, partial.open("wb") as file:  # savez adds an ending to a name
+        np.savez(file, allow_pickle=False, **arrays)
 
 
 def _read(path: Path) -> tuple[BaseVectors, Speed]:
