@@ -22,10 +22,10 @@ from embedforge.curate.language import Guess, detector, drop_languages
 from embedforge.curate.lengths import Limits, drop_lengths, measure_of, parse_limits
 from embedforge.curate.outcome import Verdict, judge_texts
 from embedforge.curate.teacher import ModelTeacher
-from embedforge.curate.words import NgramHasher, normalized, words_of
 from embedforge.data.example import Example
 from embedforge.errors import EmbedforgeError
 from embedforge.model.encoder import load
+from embedforge.text.words import NgramHasher, normalized, words_of
 
 WORDS = [f"word{i}" for i in range(400)]
 

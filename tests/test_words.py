@@ -1,4 +1,4 @@
-"""What makes two texts equal for curation, in any script, and which of them are compared."""
+"""What makes two texts equal, in any script, and which texts curation compares."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from embedforge.curate.decontaminate import Evaluation, decontaminate
 from embedforge.curate.duplicates import drop_exact_duplicates, drop_near_duplicates
 from embedforge.curate.evaluation_texts import EvaluationTask
 from embedforge.curate.near import Shingled, earlier_twins
-from embedforge.curate.words import canonical, normalized, words_of
 from embedforge.data.example import Example
+from embedforge.documents.near_duplicates import near_duplicates
+from embedforge.text.words import canonical, normalized, words_of
 
 WORDS = [f"word{i}" for i in range(400)]
 
@@ -42,6 +43,7 @@ def text_of(seed: int, words: int = 30) -> str:
 def test_one_text_written_in_two_ways(left: str, right: str) -> None:
     assert normalized(left) == normalized(right)
     assert canonical(left) == canonical(right)
+    assert near_duplicates([left], [right]) == [True]
 
 
 @pytest.mark.parametrize(
@@ -57,8 +59,10 @@ def test_one_text_written_in_two_ways(left: str, right: str) -> None:
 )
 def test_two_texts_that_differ_in_their_marks(left: str, right: str) -> None:
     assert normalized(left) != normalized(right)
-    kept = drop_exact_duplicates([Example(left, ("a",)), Example(right, ("a",))], unit="query").kept
-    assert len(kept) == 2
+    examples = [Example(left, ("a",)), Example(right, ("a",))]
+    assert drop_exact_duplicates(examples, unit="query").kept == examples
+    assert drop_near_duplicates(examples, unit="query").kept == examples
+    assert near_duplicates([left], [right]) == [False]
     evaluation = Evaluation([EvaluationTask("t", "f", lambda: iter([left]), lambda _: iter(()))])
     assert decontaminate([Example(right, ("a",))], evaluation).dropped == []
 
@@ -78,6 +82,7 @@ def test_symbols_count_among_duplicates() -> None:
     ]
     examples = [Example(query, ("a",)) for query in queries]
     assert drop_exact_duplicates(examples, unit="query").kept == examples
+    assert drop_near_duplicates(examples, unit="query").kept == examples
     assert normalized("What is C++?") == normalized("What is C#")
 
 

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from embedforge.curate.outcome import Dropped, Outcome, RowText, without
 from embedforge.curate.teacher import Teacher
-from embedforge.curate.words import normalized
 from embedforge.data.example import Example
 from embedforge.errors import EmbedforgeError
+from embedforge.text.words import normalized
 
 TOP_K = 2
 POOL = 100_000

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from embedforge.curate.evaluation_texts import Documents, EvaluationTask
 from embedforge.curate.outcome import Outcome, Part, Verdict, judge_texts, shorten
-from embedforge.curate.words import Hashes, NgramHasher, normalized, text_hash, words_of
 from embedforge.data.example import Example
+from embedforge.text.words import Hashes, NgramHasher, normalized, text_hash, words_of
 
 NGRAM = 13
 _K1, _B = 1.2, 0.75

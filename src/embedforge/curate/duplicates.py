@@ -7,8 +7,8 @@ from typing import Literal
 
 from embedforge.curate.near import Shingled, earlier_twins
 from embedforge.curate.outcome import Dropped, Outcome, RowText, shorten
-from embedforge.curate.words import canonical, text_hash
 from embedforge.data.example import Example
+from embedforge.text.words import canonical, text_hash
 
 Unit = Literal["pair", "query"]
 THRESHOLD = 0.8

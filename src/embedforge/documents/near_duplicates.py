@@ -7,12 +7,13 @@ decides. 16 bands of 4 rows find a pair of similarity 0.8 with probability 1 - (
 from __future__ import annotations
 
 import itertools
-import re
 from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+
+from embedforge.text.words import words_and_symbols_of
 
 Hashes = NDArray[np.uint64]
 
@@ -21,12 +22,14 @@ BANDS = 16
 ROWS = 4
 TEXTS_AT_ONCE = 4096
 """Bounds the memory; the result does not depend on it."""
-_TOKEN = re.compile(r"\w+")
 
 
 def normalized(text: str) -> str:
-    """Return the words of a text, lower case, one space between: equal for texts that differ in layout."""
-    return " ".join(_TOKEN.findall(text.lower()))
+    """Return the words and symbols of a text, one space between: equal for texts that differ in layout.
+
+    A text without a word gives the empty string.
+    """
+    return " ".join(words_and_symbols_of(text))
 
 
 def repeats(texts: Sequence[str], references: Sequence[str], threshold: float = 0.8) -> list[bool]:
@@ -45,7 +48,7 @@ def near_duplicates(texts: Sequence[str], references: Sequence[str], threshold: 
     Args:
         texts: the texts to judge.
         references: the texts they must not repeat.
-        threshold: least Jaccard similarity of the sets of three-word shingles, in (0, 1].
+        threshold: least Jaccard similarity of the sets of shingles of three words, in (0, 1].
 
     Returns:
         One flag a text. Texts without a word repeat nothing.
@@ -66,7 +69,7 @@ def near_duplicates(texts: Sequence[str], references: Sequence[str], threshold: 
 
 
 def shingles_of(text: str, vocabulary: defaultdict[str, int]) -> Hashes:
-    """Return the shingle set of a text: a hash of every run of three tokens, or of all of a shorter text.
+    """Return the shingle set of a text: of every run of three words or symbols, or of all of a shorter text.
 
     Args:
         text: of any length.
@@ -75,7 +78,7 @@ def shingles_of(text: str, vocabulary: defaultdict[str, int]) -> Hashes:
     Returns:
         uint64 [shingles], sorted, each once; empty for a text without a word.
     """
-    tokens = np.array([vocabulary[token] for token in _TOKEN.findall(text.lower())], dtype=np.uint64)
+    tokens = np.array([vocabulary[token] for token in words_and_symbols_of(text)], dtype=np.uint64)
     width = min(SHINGLE_TOKENS, len(tokens))
     if not width:
         return tokens

@@ -1,4 +1,4 @@
-"""How curation sees a text: its words, what makes two texts equal, and its n-grams as numbers."""
+"""What the words of a text are, what makes two texts equal, and n-grams of words as numbers."""
 
 from __future__ import annotations
 
@@ -95,12 +95,22 @@ def normalized(text: str) -> str:
     return " ".join(words_of(text)) or text.strip()
 
 
-def canonical(text: str) -> str:
-    """Return the words and symbols with one space between: as `normalized`, but C++, C# and C differ.
+def words_and_symbols_of(text: str) -> list[str]:
+    """Return the words as `words_of` does, and runs of symbols between them; none of a text without a word.
 
     Symbols are those of mathematics and currencies, emoji, %, and # after a word. Where two texts are to be
     one for good, as duplicates are, 1 + 1 is not 1 = 1.
+
+    >>> words_and_symbols_of("C++, or C#?")
+    ['c', '++', 'or', 'c#']
     """
+    plain, patterns = _prepared(text)
+    found = patterns.words_and_symbols.findall(plain)
+    return found if patterns.words.search(plain) else []
+
+
+def canonical(text: str) -> str:
+    """Return the words and symbols with one space between: as `normalized`, but C++, C# and C differ."""
     plain, patterns = _prepared(text)
     return " ".join(patterns.words_and_symbols.findall(plain)) or text.strip()
 
