@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import torch
 from sentence_transformers import SentenceTransformer
-from transformers import AutoConfig
 
 from embedforge.errors import EmbedforgeError
-from embedforge.model.decoder import find_folder
+from embedforge.model.decoder import find_folder, read_config
 from embedforge.model.encoder import build, to_sentence_transformer
 from embedforge.model.pooling import STATELESS
 from embedforge.model.trained_base import own_attention
@@ -45,7 +44,7 @@ def load_untrained(
             f"{name}: an untrained baseline is DECODER@POOLING with one of {', '.join(sorted(STATELESS))}"
         )
     decoder, pooling = parts
-    config = AutoConfig.from_pretrained(find_folder(decoder)).get_text_config()
+    config = read_config(find_folder(decoder), trust_remote_code=False).get_text_config()
     contract = Contract(
         attention=own_attention(decoder),
         pooling=pooling,
