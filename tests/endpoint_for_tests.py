@@ -40,7 +40,9 @@ class Act:
     usage: bool = True
     delay: float = 0.0
     raw: bytes | None = None
-    """The whole body."""
+    """The whole body, of whatever status."""
+    message_fields: dict[str, Any] | None = None
+    """Of the answer, in place of its content."""
     cut: int | None = None
     """Bytes after which the connection is closed, though more were announced."""
 
@@ -86,12 +88,17 @@ def serve(behaviour: Behaviour = lambda number, body: None) -> Iterator[Server]:
                 with server.lock:
                     server.under_way -= 1
 
+        def do_GET(self) -> None:
+            self.send_error(404)  # where a redirected request ends
+
         def answer(self, body: dict[str, Any], act: Act) -> None:
             time.sleep(act.delay)
-            if act.status != 200:
+            if act.raw is not None:
+                payload = act.raw
+            elif act.status != 200:
                 payload = json.dumps({"error": {"message": act.message, "code": act.code}}).encode()
             else:
-                payload = act.raw if act.raw is not None else completion(body, act)
+                payload = completion(body, act)
             with contextlib.suppress(OSError):
                 self.send_response(act.status)
                 for name, value in {"Content-Type": "application/json", **act.headers}.items():
@@ -119,13 +126,15 @@ def serve(behaviour: Behaviour = lambda number, body: None) -> Iterator[Server]:
 
 def completion(body: dict[str, Any], act: Act) -> bytes:
     text = good_answer(body) if act.text is None else act.text
+    message = {
+        "role": "assistant",
+        **({"content": text} if act.message_fields is None else act.message_fields),
+    }
     value = {
         "id": "x",
         "object": "chat.completion",
         "model": body["model"],
-        "choices": [
-            {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": act.finish}
-        ],
+        "choices": [{"index": 0, "message": message, "finish_reason": act.finish}],
     }
     if act.usage:
         value["usage"] = {"prompt_tokens": 100, "completion_tokens": 50, "total_tokens": 150}

@@ -157,6 +157,7 @@ def test_an_untrained_baseline_is_encoded_without_a_frame(tiny_base: Path) -> No
     vectors = exact(embedding_model(st), TEXTS)
     np.testing.assert_allclose(st.encode(TEXTS), vectors, atol=1e-5)
 
+
 def test_an_untrained_baseline_of_an_unknown_decoder_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "quen3"}')
     with pytest.raises(EmbedforgeError, match="quen3"):

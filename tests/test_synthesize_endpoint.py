@@ -24,6 +24,7 @@ from embedforge.synthesize.client import (
     reply_of,
     retry_after,
 )
+from embedforge.synthesize.plan import Sampling
 from embedforge.synthesize.run import Result, Settings, synthesize
 from endpoint_for_tests import Act, Server, good_answer, serve
 from test_synthesize import journal_of, rows_of
@@ -279,14 +280,18 @@ def test_brainstorming_that_holds_no_task_is_asked_again_thrice(tmp_path):
 
 def test_adapt_changes_what_the_message_names():
     known = Dialect()
-    assert adapt(known, "Use 'max_completion_tokens' instead", is_settled=True) == Dialect(
+    assert adapt(known, "Use 'max_completion_tokens' instead", Sampling("m"), is_settled=True) == Dialect(
         limit="max_completion_tokens"
     )
-    assert adapt(known, "seed: extra inputs are not permitted", is_settled=True) == Dialect(sends_seed=False)
-    assert adapt(known, "top_p is deprecated", is_settled=True) == Dialect(sends_top_p=False)
-    assert adapt(known, "context length exceeded", is_settled=True) is None
-    assert adapt(known, "bad request", is_settled=False) == Dialect(response_format="json_object")
-    assert adapt(Dialect(response_format="none"), "bad request", is_settled=False) is None
+    assert adapt(known, "seed: extra inputs are not permitted", Sampling("m"), is_settled=True) == Dialect(
+        sends_seed=False
+    )
+    assert adapt(known, "top_p is deprecated", Sampling("m"), is_settled=True) == Dialect(sends_top_p=False)
+    assert adapt(known, "context length exceeded", Sampling("m"), is_settled=True) is None
+    assert adapt(known, "bad request", Sampling("m"), is_settled=False) == Dialect(
+        response_format="json_object"
+    )
+    assert adapt(Dialect(response_format="none"), "bad request", Sampling("m"), is_settled=False) is None
 
 
 def test_retry_after_as_seconds_milliseconds_or_date():

@@ -108,3 +108,17 @@ def test_duplicates():
     review = "the film was long and dull and I fell asleep"
     for label, reason in (("negative", ""), ("films", ""), ("Films!", "exact duplicate")):
         assert seen.check(draft("long-short", query=review, positive=label))[0] == reason
+
+
+def test_symbols_and_vowel_signs_tell_texts_apart():
+    for one, other in [("C++ is hard", "C# is hard"), ("5 > 3", "5 < 3"), ("राम का घर", "राम की घर")]:
+        assert normal(one) != normal(other)
+        assert useless_negative(draft("sts", positive=one, negative=other)) == ""
+    assert normal("cafe\u0301") == normal("Café")
+
+
+def test_words_are_counted_in_any_script():
+    assert word_count("राम का घर बहुत बड़ा है") == 6
+    assert word_count("مُحَمَّد في البيت") == 3
+    assert word_count("สวัสดีครับ") == 7
+    assert word_count("ក្រុមហ៊ុន") == 5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 
 import pytest
@@ -58,3 +59,34 @@ def test_a_broken_line_before_the_last_is_an_error(tmp_path):
     path.write_text(f'{{"kind": "ans\n{json.dumps(line("a"))}\n')
     with pytest.raises(EmbedforgeError, match="line 1: not a JSON object"), Journal(path):
         pass
+
+
+def test_a_file_system_without_locks_is_not_taken_for_another_run(tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl", reason="no flock on this system")
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOTSUP, "Operation not supported")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with (
+        pytest.raises(EmbedforgeError, match=r"cannot be locked \(Operation not supported.*another --out"),
+        Journal(tmp_path / "journal.jsonl"),
+    ):
+        pass
+
+
+def test_a_full_disk_is_named_and_leaves_whole_lines(tmp_path):
+    resource = pytest.importorskip("resource", reason="no limits of file sizes on this system")
+    path = tmp_path / "journal.jsonl"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200, limits[1]))
+    try:
+        with Journal(path) as journal:
+            journal.append(line("a"))
+            journal.append(line("b"))
+            with pytest.raises(EmbedforgeError, match=r"journal.jsonl: cannot be written \(.*make room"):
+                journal.append(line("c"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with Journal(path) as journal:
+        assert (len(journal), journal.repaired) == (2, True)

@@ -55,6 +55,9 @@ def synthesize(
     price_in: Annotated[float | None, typer.Option(help="Price of a million tokens of prompts.")] = None,
     price_out: Annotated[float | None, typer.Option(help="Price of a million tokens of answers.")] = None,
     concurrency: Annotated[int, typer.Option(min=1, help="Requests under way at a time.")] = 8,
+    requests_per_minute: Annotated[
+        float | None, typer.Option(help="Send at most so many, spread evenly.")
+    ] = None,
     timeout: Annotated[float, typer.Option(help="Seconds that one request may take.")] = 300.0,
     max_answer_tokens: Annotated[
         int, typer.Option(min=1, help="Limit of one answer; what is cut off is dropped.")
@@ -94,12 +97,13 @@ def synthesize(
         top_p=top_p,
         max_answer_tokens=max_answer_tokens,
         concurrency=concurrency,
+        requests_per_minute=requests_per_minute,
         timeout=timeout,
         key_variable=key_variable,
     )
     passages, test_set = None, None
     if corpus is not None:
-        documents = run.read_documents(corpus, seed=seed)
+        documents = run.read_documents(corpus, seed=seed, out=out)
         for notice in documents.notices:
             typer.echo(notice, err=True)
         passages = documents.held_out if test else documents.train

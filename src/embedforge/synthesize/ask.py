@@ -6,11 +6,12 @@ import asyncio
 import dataclasses
 import random
 import time
+from collections.abc import Callable
 from typing import Any
 
 from embedforge.synthesize.budget import Budget
 from embedforge.synthesize.client import Dialect, Endpoint, EndpointError, Reply, adapt
-from embedforge.synthesize.journal import REFUSED, Journal
+from embedforge.synthesize.journal import REFUSED, UNCONFIRMED, Journal
 from embedforge.synthesize.plan import Request, Sampling
 
 FAILURES_IN_A_ROW = 10
@@ -19,6 +20,8 @@ POLITE = 0.1
 """Share of a try that a refusal counts for which says when to come back: a busy endpoint is no broken one."""
 LONGEST_WAIT = 600.0
 """An endpoint that asks for more seconds of patience stops the run."""
+SILENCE = 10.0
+"""Seconds without an answer after which the user is told of tries that fail."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -39,14 +42,18 @@ class Stop:
 
     def __init__(self) -> None:
         self.reason = ""
-        self.is_error = False
-        self.is_interrupt = False
+        self.is_error = self.is_interrupt = self.is_budget = False
+        self.failure = ""
+        """Why the last request was given up, whether the run ends for it or not."""
         self._event = asyncio.Event()
 
-    def set(self, reason: str, *, is_error: bool = False, is_interrupt: bool = False) -> None:
+    def set(
+        self, reason: str, *, is_error: bool = False, is_interrupt: bool = False, is_budget: bool = False
+    ) -> None:
         """Ask for the end; the first reason counts."""
         if not self.reason:
-            self.reason, self.is_error, self.is_interrupt = reason, is_error, is_interrupt
+            self.reason = reason
+            self.is_error, self.is_interrupt, self.is_budget = is_error, is_interrupt, is_budget
             self._event.set()
 
     async def sleep(self, seconds: float) -> None:
@@ -68,6 +75,8 @@ class Asker:
         budget: when to stop.
         patience: how to repeat.
         stop: set when the budget is spent or the endpoint is of no use.
+        pause: seconds from sending a request to sending the next, whoever waits for an answer.
+        tell: shows the user a line, where nothing else shows why nothing happens.
     """
 
     def __init__(
@@ -78,15 +87,22 @@ class Asker:
         budget: Budget,
         patience: Patience,
         stop: Stop,
+        pause: float,
+        tell: Callable[[str], None],
     ) -> None:
         self._endpoint, self._journal, self._sampling = endpoint, journal, sampling
-        self._budget, self._patience, self.stop = budget, patience, stop
+        self._budget, self._patience, self.stop, self._tell = budget, patience, stop, tell
+        self._pause = pause
         self._under_way: dict[str, asyncio.Task[bool]] = {}
         self._given_up: set[str] = set()
         self._unrecorded = 0
         """Requests sent and not yet in the journal."""
         self._failures = 0
+        self._unconfirmed: list[dict[str, Any]] = []
+        """Refusals since the last answer: the endpoint may refuse everything."""
         self._quiet_until = 0.0
+        self._heard = time.monotonic()
+        """When the last answer came, or the user was told that none comes."""
         self._one_at_a_time = asyncio.Lock()
         self._dialect, self._is_settled = _known_dialect(journal, endpoint.url, sampling.model)
         self._has_answered = False
@@ -129,7 +145,7 @@ class Asker:
             except EndpointError as failure:
                 error = failure
                 if failure.kind == "refused":
-                    adapted = adapt(dialect, failure.message, is_settled=self._is_settled)
+                    adapted = adapt(dialect, failure.message, self._sampling, is_settled=self._is_settled)
                     if adapted is None:
                         break
                     dialect = adapted
@@ -146,24 +162,34 @@ class Asker:
         if error is None:
             return False  # nothing was sent
         self._record(line | _failure(error), attempts, started)
+        if error.kind == "refused":
+            self._unconfirmed.append(line | _failure(error) | {"error": REFUSED, "attempts": 0})
         self._judge(error, key)
-        return error.kind == REFUSED
+        return False
 
     async def _may_send(self) -> bool:
-        """Wait until the endpoint wants to be asked again; say whether the budget and Ctrl-C let us."""
+        """Wait until the endpoint may be asked again; say whether the budget and Ctrl-C let us.
+
+        With a pause, a request that may be sent moves the moment for the next, before anything else runs.
+        """
         while not self.stop.reason and (left := self._quiet_until - time.monotonic()) > 0:
             await self.stop.sleep(left)
         if not self.stop.reason and (limit := self._budget.reached(self._journal.spent, self._unrecorded)):
-            self.stop.set(limit)
+            self.stop.set(limit, is_budget=True)
+        if self._pause:
+            self._quiet_until = max(self._quiet_until, time.monotonic() + self._pause)
         return not self.stop.reason
 
     def _retries(self, error: EndpointError) -> int:
-        """An endpoint that nobody has reached yet is not there: find out soon."""
-        is_absent = error.kind == "connection" and not self._has_answered
-        return min(1, self._patience.retries) if is_absent else self._patience.retries
+        """An endpoint that nobody has reached yet is not there, or is none: find out soon."""
+        is_absent = error.kind in ("connection", "broken_answer") and not self._has_answered
+        return min(2, self._patience.retries) if is_absent else self._patience.retries
 
     async def _wait(self, error: EndpointError, tries: float) -> None:
-        asked = error.retry_after
+        asked, now = error.retry_after, time.monotonic()
+        if now - self._heard >= SILENCE:
+            self._tell(f"No answer for {now - self._heard:,.0f} s; {error.message}; asking again")
+            self._heard = now
         if asked is not None and asked > LONGEST_WAIT:
             self.stop.set(f"the endpoint asks to wait {asked:,.0f} s ({error.message})")
         elif asked:  # for all requests: each of them would be sent away as well
@@ -173,12 +199,22 @@ class Asker:
 
     def _settle(self, dialect: Dialect) -> None:
         """Keep the dialect that was answered, and note a change in the journal."""
-        self._has_answered, self._failures = True, 0
-        if self._is_settled and dialect == self._dialect:
-            return
-        self._dialect, self._is_settled = dialect, True
-        found = {"endpoint": self._endpoint.url, "model": self._sampling.model, **dataclasses.asdict(dialect)}
-        self._journal.append({"kind": "dialect", "dialect": found, "time": int(time.time())})
+        self._has_answered, self._failures, self._heard = True, 0, time.monotonic()
+        if not self._is_settled or dialect != self._dialect:
+            self._dialect, self._is_settled = dialect, True
+            place = {"endpoint": self._endpoint.url, "model": self._sampling.model}
+            found = place | dataclasses.asdict(dialect)
+            self._journal.append({"kind": "dialect", "dialect": found, "time": int(time.time())})
+        self.confirm()
+
+    def confirm(self) -> None:
+        """Record refusals as final: others are answered, so it is for what these prompts say.
+
+        Not before, and not where everything is refused, for a setting or for the endpoint's own: what was
+        given up for that is asked again.
+        """
+        while self._unconfirmed and self._is_settled:
+            self._journal.append(self._unconfirmed.pop(0) | {"time": int(time.time())})
 
     def _record(self, line: dict[str, Any], attempts: int, started: float) -> None:
         seconds = round(time.monotonic() - started, 3)
@@ -188,6 +224,7 @@ class Asker:
     def _judge(self, error: EndpointError, key: str) -> None:
         """After a failure, stop the run if it is not this request's fault: the endpoint is of no use."""
         self._given_up.add(key)
+        self.stop.failure = error.message
         if self.stop.reason:
             return
         self._failures += 1
@@ -205,9 +242,21 @@ class Asker:
             self.stop.set(
                 f"{place} cannot be reached ({error.message}); is the server running?", is_error=True
             )
+        elif error.kind == "broken_answer" and not self._has_answered:
+            hint = "check the address of --endpoint, whose path often ends in /v1"
+            self.stop.set(f"{place} answers with {error.message}; {hint}", is_error=True)
         elif self._failures >= FAILURES_IN_A_ROW:
-            hint = f"{self._failures} requests in a row failed, the last with: {error.message}"
-            self.stop.set(f"{place}: {hint}", is_error=True)
+            failed = f"{self._failures} requests in a row failed, the last with: {error.message}"
+            self.stop.set(f"{place}: {failed}{self._way_out(error)}", is_error=True)
+
+    def _way_out(self, error: EndpointError) -> str:
+        if error.kind != "refused":
+            return ""
+        limit = self._sampling.max_answer_tokens
+        return (
+            "; where that is for length, the model has no room for the prompt and --max-answer-tokens "
+            f"{limit:,}: give fewer, or serve it with a longer context"
+        )
 
 
 def _known_dialect(journal: Journal, url: str, model: str) -> tuple[Dialect, bool]:
@@ -223,4 +272,5 @@ def _answer(reply: Reply) -> dict[str, Any]:
 
 
 def _failure(error: EndpointError) -> dict[str, Any]:
-    return {"kind": "failure", "error": error.kind, "message": error.message}
+    kind = UNCONFIRMED if error.kind == "refused" else error.kind
+    return {"kind": "failure", "error": kind, "message": error.message}

@@ -11,6 +11,7 @@ import email.utils
 import json
 import math
 import os
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -51,6 +52,7 @@ class Dialect:
     limit: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     sends_seed: bool = True
     sends_top_p: bool = True
+    sends_temperature: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,7 @@ class Reply:
 
     text: str
     finish: str
-    """Why it ended: "stop", or "length" at the limit of tokens."""
+    """Why it ended: "stop", "length" at the limit of tokens, "content_filter" or "refusal"."""
     tokens_in: int
     tokens_out: int
     estimated: bool
@@ -128,11 +130,17 @@ class Endpoint:
             raise self._of_status(error) from None
         except self._errors.APIConnectionError as error:
             raise EndpointError("connection", self._clean(str(error.__cause__ or error))) from None
-        return reply_of(body, request.prompt)
+        try:
+            return reply_of(body, request.prompt)
+        except EndpointError as error:
+            raise EndpointError(error.kind, self._clean(error.message)) from None
 
     def _of_status(self, error: openai.APIStatusError) -> EndpointError:
         status = error.status_code
-        message = self._clean(f"{status}: {error.message}")
+        message = f"{status}: {error_words(error.body) or error.response.reason_phrase}"
+        if error.response.history:
+            message += f" (the endpoint redirects to {error.response.url}; give that address)"
+        message = self._clean(message)
         kind = _CLASS_OF_STATUS.get(status, "server" if status >= 500 else "refused")
         if kind == "rate_limit" and error.code == "insufficient_quota":
             kind = "not_allowed"  # Waiting does not help where nothing is left to spend.
@@ -149,9 +157,10 @@ def arguments(request: Request, sampling: Sampling, dialect: Dialect) -> dict[st
     values: dict[str, Any] = {
         "model": sampling.model,
         "messages": [{"role": "user", "content": request.prompt}],
-        "temperature": sampling.temperature,
         dialect.limit: sampling.max_answer_tokens,
     }
+    if dialect.sends_temperature:
+        values["temperature"] = sampling.temperature
     if dialect.sends_top_p:
         values["top_p"] = sampling.top_p
     if dialect.sends_seed:
@@ -164,19 +173,22 @@ def arguments(request: Request, sampling: Sampling, dialect: Dialect) -> dict[st
     return values
 
 
-def adapt(dialect: Dialect, message: str, *, is_settled: bool) -> Dialect | None:
+def adapt(dialect: Dialect, message: str, sampling: Sampling, *, is_settled: bool) -> Dialect | None:
     """Return what to try after a refusal (status 400, 422), or None where the request itself is at fault.
 
-    A setting that the endpoint's message names is dropped or renamed. Where it names none, as small servers
-    do, and no request has been answered in this dialect, the format of the answer is what servers differ in.
+    A setting that the endpoint's message names is dropped or renamed; top-p and temperature only at 1, where
+    nothing is lost. Where it names none, as small servers do, and no request has been answered in this
+    dialect, the format of the answer is what servers differ in.
     """
     words = message.lower()
     if "max_completion_tokens" in words and dialect.limit == "max_tokens":
         return replace(dialect, limit="max_completion_tokens")
     if "seed" in words and dialect.sends_seed:
         return replace(dialect, sends_seed=False)
-    if "top_p" in words and dialect.sends_top_p:
+    if "top_p" in words and dialect.sends_top_p and sampling.top_p == 1:
         return replace(dialect, sends_top_p=False)
+    if "temperature" in words and dialect.sends_temperature and sampling.temperature == 1:
+        return replace(dialect, sends_temperature=False)
     names_format = any(word in words for word in ("response_format", "json_schema", "json_object", "schema"))
     if dialect.response_format != "none" and (names_format or not is_settled):
         to: Literal["json_object", "none"] = (
@@ -195,20 +207,57 @@ def reply_of(body: str, prompt: str) -> Reply:
     try:
         value = json.loads(body)
         choice = value["choices"][0]
-        text = choice["message"].get("content") or ""
-        if not isinstance(text, str):
-            raise TypeError
+        text = _content(choice["message"].get("content"))
+        refusal = choice["message"].get("refusal")
     except (ValueError, KeyError, IndexError, TypeError, AttributeError):
-        raise EndpointError("broken_answer", f"no chat completion: {body[:100]!r}") from None
+        words = _plain(body)[:_EXCERPT] or "an empty body"
+        raise EndpointError("broken_answer", f"no chat completion, but: {words}") from None
     usage = value.get("usage")
     counts = [usage.get(key) if isinstance(usage, dict) else None for key in _USAGE]
     known = all(isinstance(count, int) and count >= 0 for count in counts)
     tokens_in, tokens_out = counts if known else (_estimate(prompt), _estimate(text))
-    finish = choice.get("finish_reason")
-    return Reply(text, str(finish or "stop"), int(tokens_in or 0), int(tokens_out or 0), not known)
+    finish = str(choice.get("finish_reason") or "stop")
+    if not text and isinstance(refusal, str) and refusal:
+        text, finish = refusal, "refusal"
+    return Reply(text, finish, int(tokens_in or 0), int(tokens_out or 0), not known)
 
 
 _USAGE = ("prompt_tokens", "completion_tokens")
+_EXCERPT = 2000
+_MARKUP = re.compile(r"<(script|style)\b.*?</\1>|<[^>]*>", re.DOTALL | re.IGNORECASE)
+
+
+def _content(content: Any) -> str:
+    """Return a message's text; some servers send it in parts, thoughts among them."""
+    if isinstance(content, list):
+        return "".join(part["text"] for part in content if part["type"] == "text")
+    if content is not None and not isinstance(content, str):
+        raise TypeError
+    return content or ""
+
+
+def error_words(body: Any) -> str:
+    """Return what the body of an error says, in whichever of the usual places.
+
+    >>> error_words({"error": {"message": "too long"}}), error_words({"error": "too long"})
+    ('too long', 'too long')
+    >>> error_words({"detail": "too long"}), error_words("<h1>Bad</h1>Gateway")
+    ('too long', 'Bad Gateway')
+    """
+    while isinstance(body, Mapping) and (inner := _named(body)):
+        body = inner
+    return _plain(body if isinstance(body, str) else json.dumps(body) if body else "")
+
+
+def _named(body: Mapping[str, Any]) -> Any:
+    return next((body[key] for key in ("error", "message", "detail") if body.get(key)), None)
+
+
+def _plain(text: str) -> str:
+    """Return a page's words; other text as it is."""
+    if text.lstrip().startswith("<"):
+        text = _MARKUP.sub(" ", text)
+    return " ".join(text.split())
 
 
 def _estimate(text: str) -> int:
@@ -246,6 +295,11 @@ def key_from_environment(variable: str | None) -> str:
         raise EmbedforgeError(
             f"--key-variable: the environment has no {variable}; set it: export {variable}=..."
         )
+    if not (key.isascii() and key.isprintable()) or " " in key:
+        raise EmbedforgeError(  # and no word of the key
+            f"{variable or DEFAULT_KEY_VARIABLE}: the key has a space, a line end or a letter outside ASCII "
+            "in it, which no header can hold; was more copied than the key?"
+        )
     return key
 
 
@@ -258,8 +312,12 @@ def normal_url(url: str) -> str:
     Raises:
         EmbedforgeError: not an http address, or one with a password, which would be written to files.
     """
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(url)
+        is_address = parts.scheme in ("http", "https") and parts.port != 0 and _is_host(parts.hostname)
+    except ValueError:  # of the port, of brackets, of a name that cannot be
+        is_address = False
+    if not is_address:
         raise EmbedforgeError(f"--endpoint: '{url}' is no address like http://localhost:8000/v1")
     if parts.username or parts.password or parts.query:
         raise EmbedforgeError(
@@ -267,3 +325,7 @@ def normal_url(url: str) -> str:
         )
     path = parts.path.rstrip("/").removesuffix("/chat/completions") or "/v1"
     return f"{parts.scheme}://{parts.netloc}{path}"
+
+
+def _is_host(name: str | None) -> bool:
+    return bool(name and name.encode("idna")) and not any(char.isspace() for char in name or "")

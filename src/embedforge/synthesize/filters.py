@@ -12,14 +12,17 @@ from dataclasses import dataclass
 
 from embedforge.synthesize.groups import Group
 from embedforge.synthesize.languages import Detector
+from embedforge.text import words
 
 COPIED_WORDS = 5
 """A run of fewer words than this is not a copy: names and terms have to be the same in query and answer."""
 COPIED_SHARE = 0.8
 """A query is copied if this share of its words stands in the document in one run."""
-# Scripts that put no space between words: each character counts as a word.
-_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff"
-_UNIT = re.compile(rf"[{_UNSPACED}][\u0300-\u036f\u0e31-\u0e4e]*|[^\W_{_UNSPACED}]+")
+# Thai, Lao, Burmese and Khmer put no space between words either: a character with its marks counts as one.
+_UNSPACED = [range(0x0E00, 0x0F00), range(0x1000, 0x10A0), range(0x1780, 0x1800)]
+_MARKS = "".join(chr(c) for part in _UNSPACED for c in part if unicodedata.category(chr(c)).startswith("M"))
+_LETTERS = "".join(f"{chr(part.start)}-{chr(part.stop - 1)}" for part in _UNSPACED)
+_UNIT = re.compile(rf"[{_LETTERS}][{_MARKS}]*|[^{_LETTERS}]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,17 +42,20 @@ class Draft:
 
 
 def words_of(text: str) -> list[str]:
-    """Return the words of a text without case, accents' forms and punctuation; characters where none shows.
+    """Return the words of a text as `embedforge.text.words` does, and characters where no words show.
 
     >>> words_of("Ｅl niño, 東京!")
     ['el', 'niño', '東', '京']
     """
-    return _UNIT.findall(unicodedata.normalize("NFKC", text).casefold())
+    return [unit for word in words.words_of(text) for unit in _UNIT.findall(word)]
 
 
 def normal(text: str) -> str:
-    """Return a form that is equal for texts that differ in case, white space and punctuation only."""
-    return " ".join(words_of(text)) or " ".join(text.split())
+    """Return a form that is equal for texts that differ in case, white space and punctuation only.
+
+    Symbols count: C++ is not C#, and 5 > 3 is not 5 < 3.
+    """
+    return words.canonical(text)
 
 
 def word_count(text: str) -> int:
@@ -94,8 +100,8 @@ def copied(draft: Draft) -> str:
     return ""
 
 
-def longest_run(words: list[str], within: list[str]) -> int:
-    """Return the length of the longest run of `words` that stands in `within` in the same order.
+def longest_run(query: list[str], within: list[str]) -> int:
+    """Return the length of the longest run of the words `query` that stands in `within` in the same order.
 
     >>> longest_run(["a", "b", "c"], ["x", "b", "c"])
     2
@@ -105,7 +111,7 @@ def longest_run(words: list[str], within: list[str]) -> int:
         places.setdefault(word, []).append(place)
     best = 0
     ending: dict[int, int] = {}
-    for word in words:
+    for word in query:
         ending = {place: ending.get(place - 1, 0) + 1 for place in places.get(word, ())}
         best = max(best, *ending.values(), 0)
     return best

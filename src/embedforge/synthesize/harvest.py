@@ -109,6 +109,9 @@ class Tally:
 
 PENDING = "not asked yet"
 NO_TASK = "no brainstorming answer held tasks; the last:"
+_REFUSED = "refused by the endpoint"
+_ENDED = {"length": "cut off at the token limit", "content_filter": _REFUSED, "refusal": _REFUSED}
+"""Filters by why an answer ended that holds nothing."""
 
 
 class Harvest:
@@ -152,12 +155,12 @@ class Harvest:
             return Outcome(index, item.group, PENDING, item=item)
         self.used.add(key)
         if line["kind"] == "failure":
-            return Outcome(index, item.group, "refused by the endpoint", line["message"], item=item)
+            return Outcome(index, item.group, _REFUSED, line["message"], item=item)
         answer = line["text"]
         try:
             fields = parse_object(answer, tuple(item.group.answer))
         except UnreadableError as error:
-            reason = "cut off at the token limit" if line["finish"] == "length" else error.reason
+            reason = _ENDED.get(line["finish"], error.reason)
             return Outcome(index, item.group, reason, error.detail, item=item, answer=answer)
         draft, negative = self._draft(item, fields)
         reason, detail = self._drop(draft)

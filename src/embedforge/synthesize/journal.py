@@ -8,7 +8,7 @@ It is the only record of what was paid for. Each line is a JSON object:
 | key | hash of prompt, seed, model and sampling settings | the same | - |
 | step, group | which prompt | the same | - |
 | text, finish | the answer, and why it ended ("stop", "length") | - | - |
-| error, message | - | class, and the endpoint's words | - |
+| error, message | - | class ("refused" is final), and the endpoint's words | - |
 | tokens_in, tokens_out, estimated | as the endpoint counted; estimated if it did not | - | - |
 | attempts, seconds, time | requests sent, time waited, seconds since 1970 | the same | time |
 | dialect | - | - | what the endpoint understands (`client.Dialect`) |
@@ -19,6 +19,7 @@ opened again.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections import defaultdict
@@ -31,6 +32,8 @@ from embedforge.errors import EmbedforgeError
 
 REFUSED = "refused"
 """A failure for good: the same request would be refused again."""
+UNCONFIRMED = "unconfirmed"
+"""A refusal by an endpoint that may refuse all requests; if it does not, a later line makes it final."""
 
 
 @dataclass(slots=True)
@@ -57,7 +60,7 @@ class Journal:
     """An open journal; one process has it at a time. Only places of lines are held in memory, not answers.
 
     Raises:
-        EmbedforgeError: another process has it, or a line before the last is no JSON.
+        EmbedforgeError: another process has it, it cannot be locked, or a line before the last is no JSON.
     """
 
     path: Path
@@ -79,7 +82,8 @@ class Journal:
 
     def __exit__(self, *_: object) -> None:
         if self._file is not None:
-            self._file.close()  # and with it the lock
+            with contextlib.suppress(OSError):  # of a line that could not be written: `append` has said so
+                self._file.close()  # and with it the lock
             self._file = None
 
     def __len__(self) -> int:
@@ -97,12 +101,21 @@ class Journal:
         return line
 
     def append(self, line: dict[str, Any]) -> None:
-        """Write a line to the disk, wait until it is there, and count it."""
+        """Write a line to the disk, wait until it is there, and count it.
+
+        Raises:
+            EmbedforgeError: it cannot be written, as on a full disk.
+        """
         file = self._open()
-        place = file.seek(0, os.SEEK_END)
-        file.write(json.dumps(line, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
+        try:
+            place = file.seek(0, os.SEEK_END)
+            file.write(json.dumps(line, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        except OSError as error:
+            raise EmbedforgeError(
+                f"{self.path}: cannot be written ({error.strerror}); make room, and the same command goes on"
+            ) from None
         self._count(line, place)
 
     def _open(self) -> IO[bytes]:
@@ -143,9 +156,11 @@ class Journal:
         """Cut off half a line; a whole one that lacks only its end gets it."""
         file = self._open()
         self.repaired = True
-        file.truncate(place)
-        if line is not None:
-            self.append(line)
+        if line is None:
+            file.truncate(place)
+        else:
+            file.write(b"\n")  # at the end, where all is written
+            self._count(line, place)
         file.flush()
         os.fsync(file.fileno())
 
@@ -175,8 +190,11 @@ def _lock(file: IO[bytes], path: Path) -> None:
         return
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except OSError as error:
         file.close()
-        raise EmbedforgeError(
-            f"{path}: another synthesize run is writing to it; wait for it to end, or use another --out"
-        ) from None
+        why = (
+            "another synthesize run is writing to it; wait for it to end, or"
+            if isinstance(error, BlockingIOError)
+            else f"it cannot be locked ({error.strerror}), so that no two runs pay for the same;"
+        )
+        raise EmbedforgeError(f"{path}: {why} use another --out") from None

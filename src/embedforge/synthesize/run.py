@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,7 @@ class Settings:
         top_p: of sampling, 1 in the paper.
         max_answer_tokens: limit of one answer; what is cut off is dropped.
         concurrency: requests under way at a time.
+        requests_per_minute: sent at most, spread evenly; None for no limit.
         timeout: seconds that one request may take.
         key_variable: environment variable with the key; None for OPENAI_API_KEY where it is set.
     """
@@ -64,6 +65,7 @@ class Settings:
     top_p: float = 1.0
     max_answer_tokens: int = 4096
     concurrency: int = 8
+    requests_per_minute: float | None = None
     timeout: float = 300.0
     key_variable: str | None = None
 
@@ -83,6 +85,10 @@ class Result:
     """Why it ended before all was asked; "" if it did not."""
     is_interrupt: bool = False
     """It was stopped by Ctrl-C or a termination signal."""
+    is_budget: bool = False
+    """A limit of the budget is reached."""
+    failure: str = ""
+    """Why the last request that was given up failed; "" if none was."""
 
 
 def synthesize(
@@ -143,20 +149,26 @@ def synthesize(
         raise EmbedforgeError(
             f"{stop.reason}\nKept so far: {kept}. The same command goes on from {out / JOURNAL}."
         )
-    return Result(report, stop.reason, stop.is_interrupt)
+    return Result(report, stop.reason, stop.is_interrupt, stop.is_budget, stop.failure)
 
 
-def read_documents(folder: Path, *, seed: int, console: Console | None = None) -> Folder:
+def read_documents(
+    folder: Path, *, seed: int, out: Path | None = None, console: Console | None = None
+) -> Folder:
     """Return a folder's passages: `train` to write training data for, `held_out` for a test set.
 
     Args:
         folder: of documents.
         seed: decides what is held out.
+        out: where the run writes.
         console: where progress is shown; the standard error output by default.
 
     Raises:
-        EmbedforgeError: no such folder, or nothing in it that can be read.
+        EmbedforgeError: no such folder, nothing in it that can be read, or it holds `out`, whose report would
+            be read as one of the documents.
     """
+    if out is not None and out.resolve().is_relative_to(folder.resolve()):
+        raise EmbedforgeError(f"--out {out} lies in --corpus {folder}, and would be read; name another --out")
     with _bar(console) as bar:
         task = bar.add_task("Reading", total=None, note="")
 
@@ -168,8 +180,10 @@ def read_documents(folder: Path, *, seed: int, console: Console | None = None) -
 
 def plan_of(settings: Settings, passages: Sequence[Chunk] | None) -> Plan:
     """Return what is to be asked, after a check of the settings."""
-    for name in ("examples", "max_answer_tokens", "concurrency", "timeout"):
-        if not getattr(settings, name) > 0:
+    if not settings.model.strip():
+        raise EmbedforgeError("--model must name the model as the endpoint knows it, found no name")
+    for name in ("examples", "max_answer_tokens", "concurrency", "requests_per_minute", "timeout"):
+        if not (getattr(settings, name) is None or getattr(settings, name) > 0):
             raise EmbedforgeError(
                 f"--{name.replace('_', '-')} must be above 0, found {getattr(settings, name)}"
             )
@@ -220,34 +234,43 @@ async def _ask_all(
 
     async def work(asker: Asker) -> None:
         for index in indices:
-            await _finish(plan, index, asker, lookup)
-            bar.update(task, advance=1, note=_note(journal, budget))
+            is_answered = await _finish(plan, index, asker, lookup)
+            bar.update(task, advance=is_answered, note=_note(journal, budget))
             if stop.reason:
                 return
 
+    def tell(line: str) -> None:
+        bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
     async with Endpoint(url, key, settings.timeout) as endpoint:
-        asker = Asker(endpoint, journal, sampling, budget, patience, stop)
-        with _bar(console) as bar, _stopped_by_signals(stop):
+        pause = 60 / settings.requests_per_minute if settings.requests_per_minute else 0.0
+        asker = Asker(endpoint, journal, sampling, budget, patience, stop, pause, tell)
+        with _bar(console) as bar, _stopped_by_signals(stop, tell):
             task = bar.add_task("Asking", total=len(plan), note="")
             await asyncio.gather(*(work(asker) for _ in range(min(settings.concurrency, len(plan)))))
+            if not stop.reason:
+                asker.confirm()
     return stop
 
 
-async def _finish(plan: Plan, index: int, asker: Asker, lookup: Lookup) -> None:
-    """Have everything asked that one example needs."""
+async def _finish(plan: Plan, index: int, asker: Asker, lookup: Lookup) -> bool:
+    """Have everything asked that one example needs; say whether it is answered."""
     while not isinstance(step := plan.step(index, lookup), NoTask):
-        if not await asker.ask(step.request) or not isinstance(step, Wanted):
-            return
+        is_answered = await asker.ask(step.request)
+        if not is_answered or not isinstance(step, Wanted):
+            return is_answered
+    return True
 
 
 @contextlib.contextmanager
-def _stopped_by_signals(stop: Stop) -> Iterator[None]:
+def _stopped_by_signals(stop: Stop, tell: Callable[[str], None]) -> Iterator[None]:
     """The first Ctrl-C or SIGTERM lets requests under way finish; a second one ends the process."""
     loop = asyncio.get_running_loop()
     installed: list[signal.Signals] = []
 
     def handle() -> None:
-        stop.set("stopped by a signal", is_interrupt=True)
+        stop.set("by Ctrl-C or a signal", is_interrupt=True)
+        tell("Waiting for the requests under way; Ctrl-C again ends at once, and their answers are lost.")
         remove()
 
     def remove() -> None:

@@ -41,10 +41,13 @@ def print_result(out: Path, result: Result, console: Console, test: TestSet | No
         _print_files(out, test, say)
     say(f"Report: {out / 'report.html'}")
     if result.stopped:
-        how = "" if result.is_interrupt else " with a higher limit"
+        how = " with a higher limit" if result.is_budget else ""
         say(f"Stopped: {result.stopped}; the same command{how} goes on, and asks nothing twice.")
     elif totals["not asked yet"]:
-        say(f"{totals['not asked yet']:,} requests failed; the same command asks them again.")
+        say(
+            f"{totals['not asked yet']:,} examples are missing, the last failed with: {result.failure}; "
+            "the same command asks again."
+        )
 
 
 def _print_counts(report: dict[str, Any], say: Callable[[str], None]) -> None:

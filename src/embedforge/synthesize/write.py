@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO
 
@@ -13,7 +12,7 @@ import yaml
 
 from embedforge.data.fields import record_of
 from embedforge.documents.document import Chunk
-from embedforge.files import replace_folder, write_text
+from embedforge.files import replace_file, replace_folder, write_text
 from embedforge.synthesize.groups import Group, groups
 from embedforge.synthesize.harvest import Outcome, Tally
 
@@ -34,7 +33,8 @@ def write_examples(out: Path, outcomes: Iterable[Outcome]) -> Tally:
     tally = Tally()
     with replace_folder(out / GROUPS, _MARKER) as folder, contextlib.ExitStack() as stack:
         (folder / _MARKER).write_text(_NOTE, encoding="utf-8")
-        all_together = stack.enter_context(_replacing(out / EXAMPLES))
+        partial = stack.enter_context(replace_file(out / EXAMPLES))
+        all_together = stack.enter_context(partial.open("w", encoding="utf-8"))
         files: dict[str, IO[str]] = {}
         for outcome in outcomes:
             tally.add(outcome)
@@ -75,15 +75,3 @@ def mix_of(kept: Iterable[Group]) -> str:
         "# Sources for a stage's mix. Paths start at this folder: `embedforge train RECIPE --data FOLDER`.\n"
     )
     return head + yaml.safe_dump({"sources": sources}, sort_keys=False)
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[IO[str]]:
-    """Yield a file that takes `path`'s place when all is written, and vanishes on an error."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            yield file
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
