@@ -278,6 +278,7 @@ def test_the_page_says_what_was_dropped_and_what_was_not_asked(files: Path) -> N
     page = (files / "out" / "report.html").read_text()
     assert re.search(r'Kept</div><div class="value">15</div><div class="remark">71\.4 % of 21 Examples', page)
     assert re.search(r'In the test sets</div><div class="value">1</div>', page)
+    assert "<dt>bm25</dt><dd>off</dd>" in page
     assert report.steps[-1].settings["texts"] == 2  # what was read of the test sets
     curate([source_of("bread.jsonl")], files / "other", Curation(), folder=files, console=quiet())
     page = (files / "other" / "report.html").read_text()
