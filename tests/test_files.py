@@ -174,6 +174,7 @@ def test_what_a_killed_process_leaves_is_cleared_up_at_the_next_attempt(tmp_path
     else:
         write_text(target / "mark", "old")
     foreign = [".run [1].1.partial", ".run [1].backup", ".run [1].mine.old", ".run 1.999999999.partial"]
+    foreign.append(".run [1].b.drawn.999999999.old")  # of the folder `run [1].b`
     for name in foreign:  # the first one's process lives
         (tmp_path / name).touch()
     dead = subprocess.run([sys.executable, "-c", KILLED, str(target), moment], check=False)

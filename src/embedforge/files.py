@@ -123,10 +123,12 @@ def _sweep(path: Path) -> None:
     process has left none at `path`, and the old one goes back.
     """
     for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
-        writer = left.stem.rpartition(".")[2]
-        if left.suffix not in (".partial", ".old") or not writer.isdecimal() or _is_alive(int(writer)):
+        parts = left.name.removeprefix(f".{path.name}.").split(".")  # of a folder with what mkdtemp drew
+        if len(parts) not in (2, 3) or parts[-1] not in ("partial", "old"):  # more: the name goes on
             continue
-        if left.suffix == ".old" and not path.exists():
+        if not parts[-2].isdecimal() or _is_alive(int(parts[-2])):
+            continue
+        if parts[-1] == "old" and not path.exists():
             left.rename(path)
         elif left.is_dir():
             shutil.rmtree(left, ignore_errors=True)
