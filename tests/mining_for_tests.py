@@ -55,7 +55,7 @@ def slowly(function: Callable[..., Any], seconds: float) -> Callable[..., Any]:
 
 if __name__ == "__main__":
     wait = float(sys.argv[3])
-    dense.save_arrays = slowly(dense.save_arrays, wait)
-    pipeline.save_arrays = slowly(pipeline.save_arrays, wait)
+    dense.write_arrays = slowly(dense.write_arrays, wait)
+    pipeline.write_arrays = slowly(pipeline.write_arrays, wait)
     vectors.write_vectors = slowly(vectors.write_vectors, wait)
     mine_by_word_hashes(Source.model_validate_json(sys.argv[1]), Path(sys.argv[2]))

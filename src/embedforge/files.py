@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,14 @@ def read_object(path: Path) -> dict[str, Any]:
     return value
 
 
+def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
+    """Write NumPy arrays to an .npz file in one step."""
+    import numpy as np  # of no use to the commands that read text only
+
+    with replace_file(path) as partial, partial.open("wb") as file:  # savez adds an ending to a name
+        np.savez(file, allow_pickle=False, **arrays)
+
+
 def follow_umask(path: Path) -> None:
     """Give a file or folder, and all in it, the permissions that the umask asks for.
 
@@ -57,6 +65,12 @@ def follow_umask(path: Path) -> None:
     os.umask(umask)
     for item in (path, *path.rglob("*")):
         item.chmod((0o777 if item.is_dir() else 0o666) & ~umask)
+
+
+def refuse_file(path: Path) -> None:
+    """Raise an `EmbedforgeError` if `path`, where a folder is to be written, is something else."""
+    if path.exists() and not path.is_dir():
+        raise EmbedforgeError(f"{path}: this is a file, a folder is to be written here; name another one")
 
 
 @contextlib.contextmanager
@@ -87,8 +101,7 @@ def replace_folder(path: Path, marker: str) -> Iterator[Path]:
         EmbedforgeError: there is a file at `path`, or a folder with something else in it.
     """
     path = path.resolve()  # What a link points to is replaced, not the link.
-    if path.exists() and not path.is_dir():
-        raise EmbedforgeError(f"{path}: this is a file, a folder is to be written here; name another one")
+    refuse_file(path)
     if path.exists() and any(path.iterdir()) and not (path / marker).exists():
         raise EmbedforgeError(
             f"{path}: this folder holds something else, there is no {marker} in it; name a new or empty one"

@@ -25,7 +25,7 @@ from embedforge.data.example import Example
 from embedforge.data.packing import Chunks
 from embedforge.encode import encode
 from embedforge.errors import EmbedforgeError
-from embedforge.files import replace_file
+from embedforge.files import write_arrays
 from embedforge.model.encoder import EmbeddingModel, embedding_model, load
 from embedforge.model.language_head import load_head
 from embedforge.recipe import Recipe
@@ -58,8 +58,7 @@ class Seen:
 
     def write(self, path: Path) -> None:
         """Write the arrays to `path` in one step."""
-        with replace_file(path) as partial, partial.open("wb") as file:  # savez adds an ending to a name
-            np.savez(file, allow_pickle=False, **vars(self))
+        write_arrays(path, vars(self))
 
     @classmethod
     def read(cls, path: Path) -> Seen:

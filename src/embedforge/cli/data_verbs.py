@@ -195,6 +195,7 @@ def mine(
 
     Run again to go on where it stopped; read audit.html before training on the result.
     """
+    from embedforge.data.readers import is_beir
     from embedforge.mine.embedder import Prompts
     from embedforge.mine.keep import KeepRule
     from embedforge.mine.pipeline import Choice
@@ -204,7 +205,7 @@ def mine(
     from embedforge.recipe import source_of
     from embedforge.train.progress import progress_bar
 
-    kind = kind or ("retrieval" if (Path(source) / "qrels").is_dir() else None)
+    kind = kind or ("retrieval" if is_beir(source) else None)
     spec = source_of(source, kind=kind, split=split, instruction=instruction, cap=cap)
     with progress_bar() as bar:
 

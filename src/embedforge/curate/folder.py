@@ -10,6 +10,7 @@ from typing import Any
 
 from embedforge.data.marks import FILE_NAME
 from embedforge.errors import EmbedforgeError
+from embedforge.files import refuse_file
 
 REPORT = "report.json"
 PAGE = "report.html"
@@ -50,8 +51,7 @@ def check_folder(out: Path, files: Sequence[str]) -> None:
 
 
 def _check_access(out: Path) -> None:
-    if out.exists() and not out.is_dir():
-        raise EmbedforgeError(f"{out}: this is a file, a folder is to be written here; name another one")
+    refuse_file(out)
     above = out.resolve().parent
     while not above.exists():
         above = above.parent

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from embedforge.data.catalog import CATALOG_PREFIX
 from embedforge.data.fields import other_kind
-from embedforge.data.readers import HUB_PREFIX, read_records
+from embedforge.data.readers import HUB_PREFIX, is_beir, read_records
 from embedforge.errors import EmbedforgeError
 from embedforge.recipe import Source, source_of
 
@@ -71,6 +71,6 @@ def _told_kind(path: str) -> str | None:
     """Return the kind that a folder's files or a file's first row tell; None for Examples and for the hub."""
     if path.startswith(HUB_PREFIX):
         return None
-    if (Path(path) / "qrels").is_dir():
+    if is_beir(path):
         return "retrieval"
     return other_kind(next(read_records(path)).values)

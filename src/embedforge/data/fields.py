@@ -13,7 +13,7 @@ from embedforge.data.record import Record
 _KEYS = ("query", "positives", "negatives", "instruction", "query_id")
 _OTHER_NAMES = ("anchor", "positive", "negative")
 _DOCUMENT_KEYS = ("id", "title", "text")
-_OTHER_KINDS = {
+_OTHER_KINDS: dict[tuple[str, ...], str] = {
     ("sentence1", "sentence2", "score"): "scored_pairs",
     ("premise", "hypothesis"): "nli",
     ("text", "label"): "labels",
@@ -90,19 +90,24 @@ def record_of(example: Example) -> dict[str, Any]:
 
 def other_kind(keys: Collection[str]) -> str | None:
     """Return the kind of source that rows with these keys are of; None for Examples, and for unknown rows."""
+    needed = _keys_of_other_kind(keys)
+    return _OTHER_KINDS[needed] if needed else None
+
+
+def _keys_of_other_kind(keys: Collection[str]) -> tuple[str, ...] | None:
+    """Return those of the keys that tell another kind."""
     if not {"query", "anchor"}.isdisjoint(keys):
         return None
-    return next((kind for needed, kind in _OTHER_KINDS.items() if set(needed) <= set(keys)), None)
+    return next((needed for needed in _OTHER_KINDS if set(needed) <= set(keys)), None)
 
 
 def _refuse_other_kinds(record: Record) -> None:
     """Raise for a row of another kind: all its keys would be unknown, and none of them misspelt."""
-    kind = other_kind(record.values)
-    if kind is not None:
-        keys = next(needed for needed, other in _OTHER_KINDS.items() if other == kind)
+    keys = _keys_of_other_kind(record.values)
+    if keys is not None:
         raise record.error(
             f"a row with {', '.join(map(repr, keys))} is no Example (query, positives, …); "
-            f"to read such rows, give the source `kind: {kind}`"
+            f"to read such rows, give the source `kind: {_OTHER_KINDS[keys]}`"
         )
 
 

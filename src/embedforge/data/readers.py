@@ -19,6 +19,7 @@ from embedforge.data.record import Record
 from embedforge.errors import EmbedforgeError, did_you_mean, missing_extra
 
 HUB_PREFIX = "hub:"
+_QRELS = "qrels"
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
 
 
@@ -277,8 +278,13 @@ def _beir_file(folder: Path, stem: str) -> Path:
     return zipped if zipped.exists() and not plain.exists() else plain
 
 
+def is_beir(path: str | Path) -> bool:
+    """Say whether a path is a BEIR folder: one with judgements."""
+    return (Path(path) / _QRELS).is_dir()
+
+
 def _qrels_path(folder: Path, split: str) -> Path:
-    return folder / "qrels" / f"{split}.tsv"
+    return folder / _QRELS / f"{split}.tsv"
 
 
 def read_qrels(folder: Path, split: str) -> Iterator[Judgement]:

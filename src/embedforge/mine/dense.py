@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,17 +12,11 @@ import torch
 from numpy.typing import NDArray
 
 from embedforge.errors import EmbedforgeError
-from embedforge.files import replace_file
+from embedforge.files import write_arrays
 from embedforge.mine.candidates import QueryBlock
 from embedforge.mine.corpus import Corpus, hash_of
 from embedforge.mine.faiss_index import FaissIndex
-from embedforge.mine.vectors import (
-    ROWS_PER_READ,
-    document_files,
-    pair_scores,
-    read_blocks,
-    read_vectors,
-)
+from embedforge.mine.vectors import ROWS_PER_READ, document_files, pair_scores, read_blocks, read_vectors
 from embedforge.ranking import Floats, Indices, Nearest
 
 
@@ -90,18 +84,12 @@ class DenseRanker:
             self._progress(len(queries) * self._rows[shard])
             if len(self._files) > 1:
                 indices, scores = nearest.result()
-                save_arrays(state, {"indices": indices, "scores": scores, "shards": np.array(shard + 1)})
+                write_arrays(state, {"indices": indices, "scores": scores, "shards": np.array(shard + 1)})
         return nearest.result()
 
     def scores(self, block: QueryBlock, query: Indices, document: Indices) -> Floats:
         """See `Ranker`."""
         return pair_scores(read_vectors(self.query_file(block)), self._files, query, document)
-
-
-def save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Write arrays to an .npz file in one step."""
-    with replace_file(path) as partial, partial.open("wb") as file:  # savez adds an ending to a name
-        np.savez(file, allow_pickle=False, **arrays)
 
 
 def load_arrays(path: Path) -> dict[str, NDArray[Any]] | None:

@@ -11,10 +11,11 @@ from typing import Literal
 
 import numpy as np
 
+from embedforge.files import write_arrays
 from embedforge.lexical import Collection, Postings, QueryTerms, Tokenization
 from embedforge.mine.candidates import QueryBlock
 from embedforge.mine.corpus import Corpus, hash_of
-from embedforge.mine.dense import load_arrays, save_arrays
+from embedforge.mine.dense import load_arrays
 from embedforge.mine.vectors import TEXTS_PER_WINDOW
 from embedforge.ranking import NOTHING, Floats, Indices, top_k
 
@@ -57,7 +58,7 @@ class LexicalRanker:
             if not path.exists():
                 texts = itertools.chain.from_iterable(corpus.windows(shard, TEXTS_PER_WINDOW))
                 counted = self._terms.postings(texts)
-                save_arrays(path, {field.name: getattr(counted, field.name) for field in fields(counted)})
+                write_arrays(path, {field.name: getattr(counted, field.name) for field in fields(counted)})
             progress(shard.rows)
         self._collection = Collection.of(postings for _, postings in self._parts())
 

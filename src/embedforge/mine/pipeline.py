@@ -16,10 +16,11 @@ import numpy as np
 
 from embedforge.data.example import Example
 from embedforge.errors import EmbedforgeError
+from embedforge.files import write_arrays
 from embedforge.mine.candidates import QueryBlock, Ranker, fuse
 from embedforge.mine.corpus import Corpus, hash_of, hash_of_all
 from embedforge.mine.decide import Candidates, Pairs, Verdict, Verdicts, as_pairs, decide, padded
-from embedforge.mine.dense import load_arrays, save_arrays
+from embedforge.mine.dense import load_arrays
 from embedforge.mine.embedder import Embedder
 from embedforge.mine.keep import PERCENTAGE, KeepRule
 from embedforge.mine.pool import id_key, text_key
@@ -178,7 +179,7 @@ def mine_blocks(
         stored = load_arrays(path)
         if stored is None:
             stored = _mine_block(block, rankers, corpus, barred, choice)
-            save_arrays(path, stored)
+            write_arrays(path, stored)
         counts = np.cumsum([len(example.positives) for example in block.examples])[:-1]
         positives = np.split(stored["positives"], counts)
         yield Mined(block, stored["rows"], stored["scores"], stored["verdicts"], stored["limits"], positives)

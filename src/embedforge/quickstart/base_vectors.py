@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 from embedforge.encode import encode
-from embedforge.files import replace_file
+from embedforge.files import write_arrays
 from embedforge.model.encoder import EmbeddingModel, build
 from embedforge.model.pooling import build_pooler
 from embedforge.model.trained_base import own_attention
@@ -130,8 +130,7 @@ def _write(path: Path, vectors: BaseVectors, speed: Speed) -> None:
     }
     arrays |= {f"queries {name}": values for name, values in vectors.queries.items()}
     arrays |= {f"documents {name}": values for name, values in vectors.documents.items()}
-    with replace_file(path) as partial, partial.open("wb") as file:  # savez adds an ending to a name
-        np.savez(file, allow_pickle=False, **arrays)
+    write_arrays(path, arrays)
 
 
 def _read(path: Path) -> tuple[BaseVectors, Speed]:

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from embedforge.documents import Chunk, Folder, read_folder
 from embedforge.errors import EmbedforgeError
+from embedforge.files import refuse_file
 from embedforge.synthesize.ask import Asker, Patience, Stop
 from embedforge.synthesize.budget import Budget
 from embedforge.synthesize.client import Endpoint, key_from_environment, normal_url
@@ -123,8 +124,7 @@ def synthesize(
     url = normal_url(settings.endpoint)
     key = key_from_environment(settings.key_variable)
     detector = Detector()  # before anything is paid for: a package may be missing
-    if out.exists() and not out.is_dir():
-        raise EmbedforgeError(f"{out}: this is a file, a folder is to be written here; name another one")
+    refuse_file(out)
     check_purpose(out, is_test=test is not None)
     with Journal(out / JOURNAL) as journal:
         stop = asyncio.run(_ask_all(plan, url, key, settings, journal, budget, patience, console))
