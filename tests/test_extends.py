@@ -11,8 +11,8 @@ import yaml
 
 from embedforge.errors import EmbedforgeError
 from embedforge.recipe import load_recipe, shipped_recipes
-from embedforge.recipe_file import read_values
-from embedforge.recipe_schema import recipe_schema
+from embedforge.recipe.file import read_values
+from embedforge.recipe.schema import recipe_schema
 
 BASE: dict[str, Any] = {
     "name": "base",

@@ -11,7 +11,7 @@ import yaml
 
 from embedforge.errors import EmbedforgeError
 from embedforge.recipe import load_recipe, parse_recipe, shipped_recipes
-from embedforge.recipe_schema import recipe_schema
+from embedforge.recipe.schema import recipe_schema
 
 MINIMAL = {"name": "r", "stages": [{"name": "one", "steps": 3, "mix": {"sources": [{"path": "a.jsonl"}]}}]}
 

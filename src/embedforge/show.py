@@ -13,8 +13,8 @@ from rich.tree import Tree
 
 from embedforge.errors import EmbedforgeError
 from embedforge.recipe import Recipe, Stage, load_recipe, shipped_recipes
-from embedforge.recipe_objectives import Mntp, SimCSE
-from embedforge.recipe_schema import recipe_schema
+from embedforge.recipe.objectives import Mntp, SimCSE
+from embedforge.recipe.schema import recipe_schema
 
 if TYPE_CHECKING:
     from embedforge.data.mixture import Mixture

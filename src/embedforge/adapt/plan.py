@@ -13,7 +13,7 @@ from embedforge.documents import Folder
 from embedforge.encode import encode
 from embedforge.model.encoder import EmbeddingModel
 from embedforge.recipe import Recipe, Stage
-from embedforge.recipe_objectives import Mntp
+from embedforge.recipe.objectives import Mntp
 
 MNTP_COST, SIMCSE_COST = 4.5, 5.5
 """A trained token against an encoded one: forward and backward pass, head, optimizer, checkpoints."""

@@ -12,7 +12,7 @@ from embedforge.errors import EmbedforgeError
 from embedforge.model.decoder import BUNDLED, find_folder, read_config, read_tokenizer
 from embedforge.model.mask_token import EOS, mask_token_id
 from embedforge.recipe import Recipe, Source, load_recipe
-from embedforge.recipe_objectives import Contrastive, Mntp
+from embedforge.recipe.objectives import Contrastive, Mntp
 from embedforge.runtime import native_precision, pick_device
 
 TINY, LARGE = "llm2vec-tiny", "llm2vec-unsup"

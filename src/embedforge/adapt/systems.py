@@ -29,8 +29,8 @@ from embedforge.files import write_arrays
 from embedforge.model.encoder import EmbeddingModel, embedding_model, load
 from embedforge.model.language_head import load_head
 from embedforge.recipe import Recipe
-from embedforge.recipe_model import Pooling
-from embedforge.recipe_objectives import Mntp
+from embedforge.recipe.model import Pooling
+from embedforge.recipe.objectives import Mntp
 from embedforge.runtime import pick_device
 from embedforge.train.mntp import chunks_of, held_out_losses, masking_of
 from embedforge.train.run import DONE, stage_folder

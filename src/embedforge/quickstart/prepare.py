@@ -92,6 +92,6 @@ def write_examples(path: Path, examples: Sequence[Example]) -> None:
 
 
 def write_training_files(folder: Path, corpus: Corpus, mined: Sequence[Example], seed: int) -> None:
-    """Write the two sources of `recipes/tiny.yaml`."""
+    """Write the two sources of `recipe/shipped/tiny.yaml`."""
     write_examples(folder / RETRIEVAL_FILE, mined)
     write_examples(folder / CLUSTER_FILE, cluster_examples(corpus.train, seed, CLUSTER_NEGATIVES))

@@ -39,7 +39,7 @@ from embedforge.quickstart.prepare import (
     write_training_files,
 )
 from embedforge.recipe import Recipe, Source, load_recipe, parse_recipe
-from embedforge.recipe_objectives import Contrastive
+from embedforge.recipe.objectives import Contrastive
 from embedforge.report.page import write_report
 from embedforge.run_folder import claim, next_steps
 from embedforge.runtime import (

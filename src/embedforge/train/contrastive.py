@@ -24,7 +24,7 @@ from embedforge.model.encoder import EmbeddingModel
 from embedforge.objectives.contrastive import candidate_mask, info_nce
 from embedforge.objectives.gradcache import backward
 from embedforge.recipe import Stage
-from embedforge.recipe_objectives import Contrastive, SimCSE
+from embedforge.recipe.objectives import Contrastive, SimCSE
 from embedforge.text.render import Rendered
 from embedforge.train.batches import Share, render_step, render_views, share_of_step
 from embedforge.train.work import Place, StepFigures, Work

@@ -14,7 +14,7 @@ from embedforge.data.convert import source_file, source_name
 from embedforge.data.marks import Mark, read_mark, training_mark
 from embedforge.files import read_object
 from embedforge.recipe import Recipe, Source
-from embedforge.recipe_objectives import Contrastive
+from embedforge.recipe.objectives import Contrastive
 
 _NAMED = 5
 """Sources that a warning names; of the others it says how many they are."""

@@ -11,7 +11,7 @@ from embedforge.data.example import Example
 from embedforge.data.mixture import Mixture
 from embedforge.errors import EmbedforgeError
 from embedforge.recipe import Recipe, Source, Stage
-from embedforge.recipe_objectives import Contrastive, Mntp, SimCSE
+from embedforge.recipe.objectives import Contrastive, Mntp, SimCSE
 from embedforge.text.contract import Contract
 
 logger = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from embedforge.errors import EmbedforgeError, did_you_mean
 from embedforge.recipe import Recipe
-from embedforge.recipe_objectives import Mntp
+from embedforge.recipe.objectives import Mntp
 from embedforge.runtime import pick_device
 
 RESHARDS = {"full_shard": True, "shard_grad_op": False}

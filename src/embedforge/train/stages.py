@@ -15,7 +15,7 @@ from embedforge.model.encoder import EmbeddingModel, build
 from embedforge.model.language_head import load_head
 from embedforge.model.mask_token import add_mask_token
 from embedforge.recipe import Recipe, Stage
-from embedforge.recipe_objectives import Contrastive, Mntp
+from embedforge.recipe.objectives import Contrastive, Mntp
 from embedforge.runtime import pick_device
 from embedforge.train.checkpoints import load_trainable
 from embedforge.train.contrastive import ContrastiveWork, SimcseWork

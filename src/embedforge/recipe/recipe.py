@@ -20,9 +20,9 @@ from pydantic import (
 
 from embedforge.data.catalog import with_catalog_defaults
 from embedforge.errors import EmbedforgeError, did_you_mean
-from embedforge.recipe_file import SHIPPED, read_values
-from embedforge.recipe_model import Lora, Model, Pooling
-from embedforge.recipe_objectives import Contrastive, MineAgain, Mntp, Objective, PositiveInt, Section
+from embedforge.recipe.file import SHIPPED, read_values
+from embedforge.recipe.model import Lora, Model, Pooling
+from embedforge.recipe.objectives import Contrastive, MineAgain, Mntp, Objective, PositiveInt, Section
 from embedforge.text.contract import Contract
 from embedforge.validation import explain
 

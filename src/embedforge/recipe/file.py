@@ -12,7 +12,7 @@ import yaml
 from embedforge.data.convert import default_name
 from embedforge.errors import EmbedforgeError, did_you_mean
 
-SHIPPED = Path(str(resources.files("embedforge") / "recipes"))
+SHIPPED = Path(str(resources.files("embedforge") / "recipe" / "shipped"))
 """The folder of the recipes in the package."""
 
 ENDINGS = (".yaml", ".yml", ".json")

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from embedforge.recipe_objectives import PositiveInt, Section
+from embedforge.recipe.objectives import PositiveInt, Section
 
 
 class Lora(Section):
