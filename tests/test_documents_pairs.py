@@ -10,7 +10,7 @@ from documents_for_tests import TOPICS, page, paragraph, sentence
 from embedforge.documents import Chunk, Pair, read_folder
 from embedforge.documents.chunks import chunks
 from embedforge.documents.headings import prose_document
-from embedforge.documents.hold_out import Cut, held_out_from
+from embedforge.documents.hold_out import Cut, held_out_from, short_texts
 from embedforge.documents.near_duplicates import normalized
 from embedforge.documents.pairs import structure_pairs, usable
 
@@ -109,17 +109,22 @@ def files_of(items: list[Chunk] | list[Pair]) -> set[str]:
     return {item.file for item in items}
 
 
+def sentences_of(chunks: list[Chunk]) -> set[str]:
+    return {normalized(text) for chunk in chunks for text in short_texts(chunk)}
+
+
 def test_whole_files_are_held_out_and_pairs_come_from_them_alone(tmp_path: Path):
     folder = read_folder(write(tmp_path, 40))
     held_out = files_of(folder.held_out)
     assert 5 <= len(held_out) == folder.counts["files_held_out"] <= 8
     assert held_out.isdisjoint(files_of(folder.train))
     assert files_of(folder.pairs) <= held_out
-    assert not set(map(normalized, folder.sentences)) & set(map(normalized, folder.held_out_sentences))
+    assert not set(map(normalized, folder.sentences)) & sentences_of(folder.held_out)
     documents = {pair.document for pair in folder.pairs}
     assert len(documents) == len(folder.pairs) > 20
-    assert documents.isdisjoint(folder.distractors)
-    assert len(folder.distractors) > 100
+    assert documents.isdisjoint(pair.document for pair in folder.train_pairs)
+    assert files_of(folder.train_pairs).isdisjoint(held_out)
+    assert len(folder.train_pairs) > 100
     assert folder.notices == [] or "held-out questions" in folder.notices[0]
     assert read_folder(tmp_path, seed=1).held_out != folder.held_out
 
@@ -177,16 +182,18 @@ def test_copies_of_held_out_text_leave_the_training_text(tmp_path: Path):
     (tmp_path / target).write_text(copied)  # cut at other places
     after = read_folder(tmp_path)
     assert target in {chunk.file for chunk in after.train + after.held_out}
-    held_out = {normalized(text) for text in after.held_out_sentences}
-    assert not held_out & {normalized(text) for text in after.sentences}
+    assert not sentences_of(after.held_out) & {normalized(text) for text in after.sentences}
     assert after.counts["chunks_near_held_out"] >= 1
     left = sum(len(chunk.text) for chunk in after.train if chunk.file == target)
     assert left < 0.5 * len(copied)
+    assert after.counts["train_pairs_near_held_out"] >= 1
+    queries = {normalized(pair.query) for pair in after.pairs}
+    assert not queries & {normalized(pair.query) for pair in after.train_pairs}
 
 
 def test_nothing_is_held_out_if_so_asked(tmp_path: Path):
     folder = read_folder(write(tmp_path, 30), hold_out=0.0)
-    assert folder.held_out == folder.pairs == folder.distractors == []
+    assert folder.held_out == folder.pairs == folder.train_pairs == []
     assert len(files_of(folder.train)) == 30
 
 

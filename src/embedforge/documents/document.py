@@ -105,12 +105,11 @@ class Folder:
     sentences: list[str]
     """Sentences and short passages of `train` on one line each, no two with the same words."""
     held_out: list[Chunk]
-    held_out_sentences: list[str]
     pairs: list[Pair]
-    """From held-out text alone. Each query has one right document among those of the pairs and distractors,
-    as far as the structure tells."""
-    distractors: list[str]
-    """Passages of training text, cut like the pairs' documents: what else the queries are searched in."""
+    """From held-out text alone. Each query has one right document among those of all pairs, as far as the
+    structure tells."""
+    train_pairs: list[Pair]
+    """From training text; neither their queries nor their documents repeat held-out text."""
     counts: dict[str, int]
     """What was found, read, kept, dropped and passed over, in the order of the work."""
     notices: list[str] = field(default_factory=list)

@@ -10,8 +10,13 @@ from embedforge.documents.chunks import chunks
 from embedforge.documents.document import Chunk, Folder, Pair
 from embedforge.documents.draw import draw, keyed_hash
 from embedforge.documents.find_files import DEFAULT_EXCLUDES, PassedOver, find_files
-from embedforge.documents.hold_out import Cut, distinct, held_out_from, without_copies
-from embedforge.documents.near_duplicates import repeats
+from embedforge.documents.hold_out import (
+    Cut,
+    distinct,
+    held_out_from,
+    without_copied_pairs,
+    without_copies,
+)
 from embedforge.documents.pairs import structure_pairs, usable
 from embedforge.documents.readers import (
     HTML,
@@ -35,7 +40,7 @@ MAX_FILES = 20_000
 MAX_BYTES = 10_000_000
 MAX_CHARACTERS = 200_000_000
 MAX_PAIRS = 1000
-MAX_DISTRACTORS = 9000
+MAX_TRAIN_PAIRS = 50_000
 FEWEST_CHARACTERS = 200
 MOST_HELD_OUT = 0.5
 PAIRS_TO_TRUST = 50
@@ -55,7 +60,7 @@ def read_folder(
     max_bytes: int = MAX_BYTES,
     max_characters: int = MAX_CHARACTERS,
     max_pairs: int = MAX_PAIRS,
-    max_distractors: int = MAX_DISTRACTORS,
+    max_train_pairs: int = MAX_TRAIN_PAIRS,
     progress: Progress | None = None,
 ) -> Folder:
     """Read the text, Markdown, HTML, PDF and source files of `folder`, cut them, and hold some out.
@@ -76,8 +81,8 @@ def read_folder(
         max_files: most files to read.
         max_bytes: larger files are passed over; PDFs, which hold images, may be ten times as large.
         max_characters: most text to keep; files are read in an order drawn by the seed until it is reached.
-        max_pairs: most held-out pairs to keep; 0 for a caller that wants none.
-        max_distractors: most distractors to keep.
+        max_pairs: most held-out pairs to keep; 0 for a caller that wants no pairs at all.
+        max_train_pairs: most pairs of training text to keep.
         progress: called after every file.
 
     Raises:
@@ -95,12 +100,14 @@ def read_folder(
     starts, parts = held_out_from(cuts, hold_out, seed) if hold_out else ({}, Counter())
     counts.update(parts)
     outside, inside = _parts(cuts, starts)
-    held_out, held_out_sentences, repeated = without_copies(inside, ())
+    held_out, _, repeated = without_copies(inside, ())
     train, sentences, dropped = without_copies(outside, held_out)
     counts.update(dropped, held_out_chunks_repeated=repeated["chunks_repeated"])
     if len(train) < chunks_needed:
         raise _too_little(folder, len(train), chunks_needed, chunk_characters, counts)
-    pairs, distractors = _pairs(cuts, starts, max_pairs, max_distractors, seed, counts)
+    pairs, train_pairs = [], []
+    if starts and max_pairs:
+        pairs, train_pairs = _pairs(cuts, starts, held_out, max_pairs, max_train_pairs, seed, counts)
     sentences = distinct([*sentences, *_descriptions(cuts, starts)])
     if counts["files_held_out_in_part"]:
         notices.append(_held_out_in_part(counts))
@@ -114,9 +121,9 @@ def read_folder(
         train_sentences=len(sentences),
         held_out_chunks=len(held_out),
         pairs=len(pairs),
-        distractors=len(distractors),
+        train_pairs=len(train_pairs),
     )
-    return Folder(train, sentences, held_out, held_out_sentences, pairs, distractors, dict(counts), notices)
+    return Folder(train, sentences, held_out, pairs, train_pairs, dict(counts), notices)
 
 
 def _readable_files(folder: Path, excludes: Collection[str]) -> tuple[list[str], Counter[str], list[str]]:
@@ -227,28 +234,31 @@ def _is_held_out(item: Chunk | Pair, starts: dict[str, int]) -> bool:
 def _pairs(
     cuts: Sequence[Cut],
     starts: dict[str, int],
+    held_out: Sequence[Chunk],
     max_pairs: int,
-    max_distractors: int,
+    max_train_pairs: int,
     seed: int,
     counts: Counter[str],
-) -> tuple[list[Pair], list[str]]:
-    """Return held-out pairs and distractors."""
-    if not starts:
-        return [], []
+) -> tuple[list[Pair], list[Pair]]:
+    """Return the pairs of held-out text and of training text."""
     found = [pair for cut in cuts for pair in cut.pairs]
     found.sort(key=lambda pair: not _is_held_out(pair, starts))  # of equal passages the held-out one is kept
     kept, dropped = usable(found)
     counts.update(pairs_found=len(found), **dropped)
-    asked = [pair for pair in kept if _is_held_out(pair, starts)]
-    chosen = draw((pair.id for pair in asked), max_pairs, seed)
-    pairs = [pair for pair in asked if pair.id in chosen]
-    counts["pairs_over_limit"] = len(asked) - len(pairs)
-    others = {pair.id: pair.document for pair in kept if not _is_held_out(pair, starts)}
-    chosen = draw(others, max_distractors, seed)
-    texts = [text for name, text in others.items() if name in chosen]
-    copies = repeats(texts, [pair.document for pair in pairs])
-    distractors = [text for text, copied in zip(texts, copies, strict=True) if not copied]
-    return pairs, distractors
+    asked, others = [], []
+    for pair in kept:
+        (asked if _is_held_out(pair, starts) else others).append(pair)
+    pairs = _drawn(asked, max_pairs, seed)
+    train_pairs = _drawn(others, max_train_pairs, seed)
+    counts["pairs_over_limit"] = len(kept) - len(pairs) - len(train_pairs)
+    clean = without_copied_pairs(train_pairs, asked, held_out)
+    counts["train_pairs_near_held_out"] = len(train_pairs) - len(clean)
+    return pairs, clean
+
+
+def _drawn(pairs: Sequence[Pair], most: int, seed: int) -> list[Pair]:
+    chosen = draw((pair.id for pair in pairs), most, seed)
+    return [pair for pair in pairs if pair.id in chosen]
 
 
 def _descriptions(cuts: Sequence[Cut], starts: dict[str, int]) -> list[str]:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from embedforge.documents.chunks import code_passages
-from embedforge.documents.document import Chunk, Pair
+from embedforge.documents.document import Chunk, Pair, TextKind
 from embedforge.documents.draw import keyed_fraction
 from embedforge.documents.near_duplicates import normalized, repeats
 from embedforge.documents.sentences import SENTENCE_CHARACTERS, sentences
@@ -123,6 +123,24 @@ def without_copies(
             kept.append(chunk)
             texts += [text for name, text in short.items() if name not in known]
     return kept, distinct(texts), counts
+
+
+def without_copied_pairs(
+    pairs: Sequence[Pair], held_out_pairs: Sequence[Pair], held_out: Sequence[Chunk]
+) -> list[Pair]:
+    """Drop training pairs whose query or passage repeats held-out text, nearly or in half of its sentences."""
+    known = {normalized(text) for chunk in held_out for text in short_texts(chunk)}
+    queries = repeats([pair.query for pair in pairs], [pair.query for pair in held_out_pairs])
+    passages = [*(pair.document for pair in held_out_pairs), *(chunk.text for chunk in held_out)]
+    documents = repeats([pair.document for pair in pairs], passages)
+    kept = []
+    for pair, *copied in zip(pairs, queries, documents, strict=True):
+        kind: TextKind = "code" if pair.kind == "description" else "prose"
+        chunk = Chunk(pair.document, pair.file, pair.place, (), kind, pair.start)
+        short = {normalized(text): text for text in short_texts(chunk)}
+        if not any(copied) and not _mostly_known(chunk, short, known):
+            kept.append(pair)
+    return kept
 
 
 def _mostly_known(chunk: Chunk, texts: dict[str, str], known: set[str]) -> bool:

@@ -175,7 +175,7 @@ def read_documents(
         def show(done: int, total: int) -> None:
             bar.update(task, completed=done, total=total)
 
-        return read_folder(folder, seed=seed, chunks_needed=1, max_pairs=0, max_distractors=0, progress=show)
+        return read_folder(folder, seed=seed, chunks_needed=1, max_pairs=0, progress=show)
 
 
 def plan_of(settings: Settings, passages: Sequence[Chunk] | None) -> Plan:

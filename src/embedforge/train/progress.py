@@ -54,7 +54,7 @@ class BarCallback(TrainerCallback):
     @override
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.is_world_process_zero:
-            self.progress.update(self.task, completed=state.global_step)
+            self.progress.update(self.task, completed=state.global_step, total=state.max_steps)
 
     @override
     def on_log(

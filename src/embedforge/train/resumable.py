@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -21,6 +21,7 @@ def train_or_stop(
     console: Console,
     device: str | None = None,
     held_out: Sequence[Example] = (),
+    seconds: Mapping[str, float] | None = None,
 ) -> Path:
     """Train, or go on training, in `out`, and return the model's folder; arguments as of `train`.
 
@@ -40,6 +41,7 @@ def train_or_stop(
             source_folder=source_folder,
             held_out=held_out,
             own_test=True,
+            seconds=seconds,
         )
     except Interrupted as stop:
         console.print(f"\n{stop}. The state is saved: run the same command again to go on.")

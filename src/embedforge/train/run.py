@@ -45,6 +45,7 @@ from embedforge.train.mixtures import (
     training_instructions,
     unseen_instruction,
 )
+from embedforge.train.pace import Pace, steps_taken
 from embedforge.train.progress import BarCallback, InterruptCallback, JsonLogCallback
 from embedforge.train.sharding import check_fsdp, check_sharded_stages
 from embedforge.train.stages import begin_stage, check_batch, model_after, prepare_model, work_of
@@ -72,6 +73,7 @@ def train(
     held_out: Sequence[Example] = (),
     own_test: bool = False,
     refresh: Refresh | None = None,
+    seconds: Mapping[str, float] | None = None,
     quiet: bool = False,
 ) -> Path:
     """Run all stages of a recipe and save the model.
@@ -88,6 +90,8 @@ def train(
         own_test: the caller keeps the texts that it tests on out of the data by itself; otherwise a warning
             names the sources that were not checked against any evaluation task.
         refresh: mines again for stages with `mine_again`; `embedforge.mine.refresh.refresh_stage`.
+        seconds: that stages may take, by name; one whose steps take longer ends earlier, its schedule with it,
+            and the saved model's recipe has the steps that were taken. On one rank only.
         quiet: no progress bars.
 
     Returns:
@@ -102,6 +106,8 @@ def train(
     check_fsdp(recipe.training.fsdp, device)
     check_sharded_stages(recipe)
     _check_refresh(recipe, refresh)
+    if seconds and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise EmbedforgeError("seconds: stages end by the clock on one rank only; leave them out")
     mixtures = {stage.name: read_mixture(stage, recipe.seed, source_folder) for stage in recipe.stages}
     held_out = read_held_out(recipe, source_folder, held_out)
     _claim_folder(out, recipe, {name: mixture.fingerprint for name, mixture in mixtures.items()}, resume)
@@ -126,13 +132,23 @@ def train(
         if refresh is not None and stage.mine_again is not None:
             examples = refresh(model, stage, mixture.examples, folder / "mined", source_folder)
             mixture = mixture_of(stage, recipe.seed, examples)
-        run_stage(model, recipe, stage, mixture, folder, out / "log.jsonl", device, held_out, quiet)
+        pace = Pace(stage, folder, (seconds or {}).get(stage.name))
+        run_stage(model, recipe, stage, mixture, folder, out / "log.jsonl", pace, device, held_out, quiet)
         if recipe.training.fsdp:  # The stage has left its model in shards.
             done = [stage_folder(out, recipe, place) / DONE for place in range(number + 1)]
             model = model_after(recipe, done, device)
-    finish(model, recipe, finished)
+    finish(model, _as_taken(recipe, out), finished)
     _leave_mark(finished, mark)
     return finished
+
+
+def _as_taken(recipe: Recipe, out: Path) -> Recipe:
+    """Return the recipe with the steps that its stages took."""
+    stages = tuple(
+        stage.model_copy(update={"steps": steps_taken(stage, stage_folder(out, recipe, number))})
+        for number, stage in enumerate(recipe.stages)
+    )
+    return recipe.model_copy(update={"stages": stages})
 
 
 def _check_refresh(recipe: Recipe, refresh: Refresh | None) -> None:
@@ -170,6 +186,7 @@ def run_stage(
     mixture: Mixture,
     folder: Path,
     log: Path,
+    pace: Pace,
     device: str | None = None,
     held_out: Sequence[Example] = (),
     quiet: bool = False,
@@ -183,6 +200,7 @@ def run_stage(
         training_arguments(recipe, stage, folder, device),
         recipe=recipe,
         work=work_of(model, recipe, stage, mixture),
+        pace=pace,
         held_out=(lambda model: held_out_retrieval(model, pool)) if pool else None,
     )
     trainer.remove_callback(PrinterCallback)
@@ -195,9 +213,9 @@ def run_stage(
     if not quiet:
         trainer.add_callback(BarCallback(f"stage {stage.name}", Console(stderr=True)))
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if interrupt.asked and trainer.state.global_step < stage.steps:
+    if interrupt.asked and trainer.state.global_step < pace.steps:
         raise Interrupted(
-            f"stopped at step {trainer.state.global_step} of {stage.steps} of stage '{stage.name}'"
+            f"stopped at step {trainer.state.global_step} of {pace.steps} of stage '{stage.name}'"
         )
     _keep_result(model, folder)
     if trainer.is_world_process_zero():

@@ -30,7 +30,8 @@ from embedforge.train.checkpoints import (
     load_trainable,
     save_trainable,
 )
-from embedforge.train.optimizer import build_optimizer, parameter_groups, warmup_schedule
+from embedforge.train.optimizer import build_optimizer, parameter_groups
+from embedforge.train.pace import Pace, PaceCallback
 from embedforge.train.sharding import load_whole_optimizer_state, set_up_fsdp, whole_optimizer_state
 from embedforge.train.work import Place, StepFigures, Work
 
@@ -65,11 +66,13 @@ class StageTrainer(Trainer):
         *,
         recipe: Recipe,
         work: Work,
+        pace: Pace,
         held_out: Callable[[EmbeddingModel], dict[str, float]] | None = None,
     ) -> None:
         self.embedding_model = model
-        self.recipe, self.work, self.held_out = recipe, work, held_out
+        self.recipe, self.work, self.pace, self.held_out = recipe, work, pace, held_out
         super().__init__(model=work.module, args=args)
+        self.add_callback(PaceCallback(pace))
         self.meter = Meter()
         work.begin(
             Place(
@@ -155,10 +158,8 @@ class StageTrainer(Trainer):
 
     @override
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        stage = self.work.stage
         self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer,
-            lambda step: warmup_schedule(stage.schedule, stage.warmup_steps, num_training_steps)(step),
+            self.optimizer, lambda step: self.pace.learning_rate(step)
         )
         self._created_lr_scheduler = True
         return self.lr_scheduler
