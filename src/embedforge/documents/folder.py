@@ -105,7 +105,8 @@ def read_folder(
     counts.update(dropped, held_out_chunks_repeated=repeated["chunks_repeated"])
     if len(train) < chunks_needed:
         raise _too_little(folder, len(train), chunks_needed, chunk_characters, counts)
-    pairs, train_pairs = [], []
+    pairs: list[Pair] = []
+    train_pairs: list[Pair] = []
     if starts and max_pairs:
         pairs, train_pairs = _pairs(cuts, starts, held_out, max_pairs, max_train_pairs, seed, counts)
     sentences = distinct([*sentences, *_descriptions(cuts, starts)])
@@ -124,6 +125,15 @@ def read_folder(
         train_pairs=len(train_pairs),
     )
     return Folder(train, sentences, held_out, pairs, train_pairs, dict(counts), notices)
+
+
+def readable_files(folder: Path, excludes: Collection[str] = DEFAULT_EXCLUDES) -> list[str]:
+    """Return the files that `read_folder` reads, unless they are too large or too many; sorted paths.
+
+    Raises:
+        EmbedforgeError: no such folder, or nothing in it that can be read.
+    """
+    return _readable_files(folder, excludes)[0]
 
 
 def _readable_files(folder: Path, excludes: Collection[str]) -> tuple[list[str], Counter[str], list[str]]:
@@ -245,9 +255,8 @@ def _pairs(
     found.sort(key=lambda pair: not _is_held_out(pair, starts))  # of equal passages the held-out one is kept
     kept, dropped = usable(found)
     counts.update(pairs_found=len(found), **dropped)
-    asked, others = [], []
-    for pair in kept:
-        (asked if _is_held_out(pair, starts) else others).append(pair)
+    asked = [pair for pair in kept if _is_held_out(pair, starts)]
+    others = [pair for pair in kept if not _is_held_out(pair, starts)]
     pairs = _drawn(asked, max_pairs, seed)
     train_pairs = _drawn(others, max_train_pairs, seed)
     counts["pairs_over_limit"] = len(kept) - len(pairs) - len(train_pairs)

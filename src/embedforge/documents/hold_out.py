@@ -128,7 +128,7 @@ def without_copies(
 def without_copied_pairs(
     pairs: Sequence[Pair], held_out_pairs: Sequence[Pair], held_out: Sequence[Chunk]
 ) -> list[Pair]:
-    """Drop training pairs whose query or passage repeats held-out text, nearly or in half of its sentences."""
+    """Drop training pairs whose query or passage repeats held-out text, nearly or in half its sentences."""
     known = {normalized(text) for chunk in held_out for text in short_texts(chunk)}
     queries = repeats([pair.query for pair in pairs], [pair.query for pair in held_out_pairs])
     passages = [*(pair.document for pair in held_out_pairs), *(chunk.text for chunk in held_out)]

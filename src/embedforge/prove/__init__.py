@@ -1,6 +1,7 @@
-"""A folder of plain documents, and nothing else, to an embedding model that fits them better: `run.adapt`.
+"""A folder of text, and nothing else, to a proven embedding model: `run.prove`, which two verbs call.
 
-`run` goes through the phases; read it first. `texts` keeps what was read of the folder, `settings` finds the
-recipe for a base, `plan` what fits the time, `systems` the models to compare and what each makes of held-out
-text, `figures` compares, `page` and `table` show.
+Read `run` first: it goes through the phases. `recipes` finds the recipe for a base, `texts` keeps what was
+read of the folder, `training_data` writes what is trained on, `plan` says what fits the time, `held_out` is
+what all `systems` are compared on, `figures` compares, `verdicts`, `page` and `table` say what that means,
+and `index` makes the folder searchable.
 """

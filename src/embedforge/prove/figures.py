@@ -1,20 +1,21 @@
-"""Before and after on held-out text: retrieval, alignment and uniformity, the MNTP loss."""
+"""Before and after on held-out text: retrieval, clustering, alignment and uniformity, the MNTP loss."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from embedforge.adapt.held_out import HeldOut
-from embedforge.adapt.systems import ADAPTED, Seen
 from embedforge.evaluate.found import Ranked
-from embedforge.evaluate.retrieval import per_query_metrics
+from embedforge.evaluate.retrieval import per_query_metrics, v_measure
 from embedforge.lexical import Bm25
+from embedforge.prove.held_out import HeldOut, is_code
+from embedforge.prove.systems import TRAINED, Encoded
+from embedforge.prove.training_data import parts_of
 from embedforge.ranking import exact_search
 from embedforge.statistics import (
     Interval,
@@ -32,6 +33,7 @@ KINDS = ("title", "heading", "description", "cloze")
 DEPTH = 10
 FEWEST_HALVES = 10
 """Fewer passages say nothing about alignment and uniformity."""
+FEWEST_CLUSTERED = 20
 HALF_SAMPLES = 20
 
 Scores = NDArray[np.float64]
@@ -44,7 +46,7 @@ class Measure:
     values: dict[str, Interval]
     changes: dict[str, PairedTest]
     """System -> `reference` minus that system, over the same texts."""
-    reference: str = ADAPTED
+    reference: str = TRAINED
 
     def lower_by(self, system: str) -> PairedTest | None:
         """Return how much lower `reference` is than a system; None for itself."""
@@ -70,6 +72,9 @@ class Figures:
     questions: dict[str, int]
     """Kind, or "all" -> number of questions."""
     documents: int
+    clustering: Measure | None
+    """V-measure of held-out answers by the part of the folder that they come from."""
+    parts: int
     alignment: Measure | None
     uniformity: Measure | None
     own_half: Measure | None
@@ -91,6 +96,8 @@ class Figures:
                 kind: {metric: measure.as_json() for metric, measure in row.items()}
                 for kind, row in self.retrieval.items()
             },
+            "parts": self.parts,
+            "clustering, v-measure": self.clustering.as_json() if self.clustering else None,
             "halved passages": self.halves,
             "alignment": self.alignment.as_json() if self.alignment else None,
             "uniformity": self.uniformity.as_json() if self.uniformity else None,
@@ -102,58 +109,72 @@ class Figures:
 
 
 def figures_of(
-    held_out: HeldOut, seen: Mapping[str, Seen], *, after_mntp: str = ADAPTED, seed: int
+    held_out: HeldOut, encoded: Mapping[str, Encoded], *, after_mntp: str = TRAINED, seed: int
 ) -> Figures:
     """Compare the systems with each other and with BM25.
 
     Args:
         held_out: the texts.
-        seen: what each system made of them, in the order of the report; the last is the adapted model.
+        encoded: what each system made of them, in the order of the report; the last is the trained model.
         after_mntp: the system that MNTP left, whose loss the others are compared with.
         seed: of the bootstrap and of half samples.
     """
-    rankings = _rankings(held_out, seen)
-    adapted = seen[ADAPTED]
+    rankings = _rankings(held_out, encoded)
+    trained = encoded[TRAINED]
     enough = len(held_out.halves) >= FEWEST_HALVES
+    rows, labels = clustered(held_out)
+
+    def of_each(measure: Callable[[Encoded], Scores]) -> dict[str, Scores]:
+        return {name: measure(one) for name, one in encoded.items()}
+
     return Figures(
         retrieval=_retrieval(held_out, rankings, seed),
         questions=_questions(held_out),
         documents=len(held_out.documents),
-        alignment=_over_texts({name: alignment(one) for name, one in seen.items()}, seed) if enough else None,
-        uniformity=_over_halves({name: uniformity(one.beginnings, seed) for name, one in seen.items()})
-        if enough
+        clustering=_over_halves(of_each(lambda one: v_measure(one.answers[rows], labels, seed=seed)))
+        if rows
         else None,
-        own_half=_over_texts({name: own_half_nearer(one) for name, one in seen.items()}, seed)
-        if enough
-        else None,
+        parts=len(set(labels)),
+        alignment=_over_texts(of_each(alignment), seed) if enough else None,
+        uniformity=_over_halves(of_each(lambda one: uniformity(one.beginnings, seed))) if enough else None,
+        own_half=_over_texts(of_each(own_half_nearer), seed) if enough else None,
         halves=len(held_out.halves),
-        loss=_losses(seen, after_mntp, seed) if len(adapted.losses) else None,
-        predictions=int(adapted.predictions.sum()),
-        chunks=len(adapted.losses),
+        loss=_losses(encoded, after_mntp, seed) if len(trained.losses) else None,
+        predictions=int(trained.predictions.sum()),
+        chunks=len(trained.losses),
         rankings=rankings,
     )
 
 
-def is_code(held_out: HeldOut) -> bool:
-    """Tell whether most questions are asked of code, where BM25 takes identifiers apart."""
-    return 2 * sum(pair.kind == "description" for pair in held_out.pairs) > len(held_out.pairs)
+def clustered(held_out: HeldOut) -> tuple[list[int], list[str]]:
+    """Return the questions whose answers are clustered, and the part of the folder that each comes from.
+
+    Those of parts with two answers or more; none where there are too few of them, or one part.
+    """
+    part = parts_of([pair.file for pair in held_out.pairs])
+    labels = [part[pair.file] for pair in held_out.pairs]
+    counts = Counter(labels)
+    rows = [row for row, label in enumerate(labels) if counts[label] > 1]
+    if len(rows) < FEWEST_CLUSTERED or len({labels[row] for row in rows}) < 2:
+        return [], []
+    return rows, [labels[row] for row in rows]
 
 
-def alignment(seen: Seen) -> Scores:
+def alignment(one: Encoded) -> Scores:
     """Squared distance of the two halves of each passage, [passages]; its mean is the alignment.
 
     Wang & Isola 2020 (arXiv 2005.10242), alignment loss with alpha 2: positives are to lie near each
     other. On the unit sphere it is 2 - 2 cos.
     """
-    return np.asarray(((seen.beginnings - seen.ends).astype(np.float64) ** 2).sum(axis=1))
+    return np.asarray(((one.beginnings - one.ends).astype(np.float64) ** 2).sum(axis=1))
 
 
-def own_half_nearer(seen: Seen) -> Scores:
+def own_half_nearer(one: Encoded) -> Scores:
     """For the beginning of each passage, the share of other passages' ends that are farther than its own.
 
     [passages]; 1 where it is nearest, 0.5 by chance: what alignment and uniformity are good for together.
     """
-    cosines = seen.beginnings.astype(np.float64) @ seen.ends.astype(np.float64).T
+    cosines = one.beginnings.astype(np.float64) @ one.ends.astype(np.float64).T
     own = np.diagonal(cosines)[:, None]
     farther = (cosines < own).sum(axis=1) + 0.5 * ((cosines == own).sum(axis=1) - 1)
     return np.asarray(farther / (len(cosines) - 1))
@@ -179,12 +200,12 @@ def _questions(held_out: HeldOut) -> dict[str, int]:
     return {ALL: len(held_out.pairs), **{kind: kinds[kind] for kind in KINDS if kinds[kind]}}
 
 
-def _rankings(held_out: HeldOut, seen: Mapping[str, Seen]) -> dict[str, Ranked]:
+def _rankings(held_out: HeldOut, encoded: Mapping[str, Encoded]) -> dict[str, Ranked]:
     if not held_out.pairs:
         return {}
-    lexical = Bm25(held_out.documents, tokenization="identifiers" if is_code(held_out) else "words")
+    lexical = Bm25(held_out.documents, tokenization="identifiers" if is_code(held_out.pairs) else "words")
     found = {BM25: Ranked(*lexical.search([pair.query for pair in held_out.pairs], DEPTH))}
-    for name, one in seen.items():
+    for name, one in encoded.items():
         found[name] = Ranked(*exact_search(one.queries, one.documents, DEPTH))
     return found
 
@@ -212,7 +233,7 @@ def _over_texts(
     values: Mapping[str, Scores],
     seed: int,
     clusters: Sequence[object] | None = None,
-    reference: str = ADAPTED,
+    reference: str = TRAINED,
 ) -> Measure:
     """Means with bootstrap intervals, and paired differences; `values` are [texts] each."""
     return Measure(
@@ -230,16 +251,16 @@ def _over_halves(values: Mapping[str, Scores]) -> Measure:
     return Measure(
         {name: half_sample_interval(one) for name, one in values.items()},
         {
-            name: half_sample_difference(one, values[ADAPTED])
+            name: half_sample_difference(one, values[TRAINED])
             for name, one in values.items()
-            if name != ADAPTED
+            if name != TRAINED
         },
     )
 
 
-def _losses(seen: Mapping[str, Seen], after_mntp: str, seed: int) -> Measure:
+def _losses(encoded: Mapping[str, Encoded], after_mntp: str, seed: int) -> Measure:
     """Means over hidden tokens; whole chunks are resampled, for their tokens were hidden together."""
-    counts = seen[ADAPTED].predictions
+    counts = encoded[TRAINED].predictions
     clusters = np.repeat(np.arange(len(counts)), counts).tolist()
-    values = {name: np.repeat(one.losses / one.predictions, counts) for name, one in seen.items()}
+    values = {name: np.repeat(one.losses / one.predictions, counts) for name, one in encoded.items()}
     return _over_texts(values, seed, clusters, after_mntp)

@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from embedforge.adapt.figures import ALL, BM25, METRICS, Figures
-from embedforge.adapt.held_out import HeldOut
-from embedforge.adapt.systems import ADAPTED, AS_IT_CAME, UNTRAINED, Seen
-from embedforge.adapt.verdicts import verdicts
+import numpy as np
+from numpy.typing import NDArray
+
+from embedforge.documents import Folder
 from embedforge.evaluate.found import pair_scores, query_examples
 from embedforge.evaluate.training_log import losses_by_stage
+from embedforge.prove.figures import ALL, BM25, METRICS, Figures, Measure, clustered
+from embedforge.prove.held_out import HeldOut
+from embedforge.prove.systems import AS_IT_CAME, TRAINED, UNTRAINED, Encoded
+from embedforge.prove.verdicts import verdicts
 from embedforge.report import charts
 from embedforge.report.page import Cell, Chart, Headline, QueryExample, Report, Table, Tone
 from embedforge.statistics import Interval, PairedTest
 
 LABELS = {"ndcg@10": "nDCG@10", "recall@10": "recall@10", "mrr@10": "MRR@10"}
-EXAMPLE_SYSTEMS = (AS_IT_CAME, ADAPTED, BM25)
+EXAMPLE_SYSTEMS = (AS_IT_CAME, TRAINED, BM25)
+BEFORE_AND_AFTER = {"before: decoder as it came": AS_IT_CAME, "after: trained": TRAINED}
+MAP_POINTS = 600
+
+Floats = NDArray[np.float32]
 
 
 def build_report(
     figures: Figures,
     held_out: HeldOut,
-    seen: Mapping[str, Seen],
-    counts: Mapping[str, int],
-    notices: Sequence[str],
+    encoded: Mapping[str, Encoded],
+    folder: Folder,
     log: Path,
     *,
     title: str,
@@ -37,9 +44,8 @@ def build_report(
     Args:
         figures: of the run.
         held_out: the texts that they were made with.
-        seen: what each system made of those.
-        counts: of files and texts, read and passed over.
-        notices: what the user should know of the folder.
+        encoded: what each system made of those.
+        folder: what was read.
         log: `log.jsonl` of the training run.
         title: of the page.
         details: how the figures were made.
@@ -49,13 +55,13 @@ def build_report(
         title=title,
         subtitle=f"{figures.questions[ALL]:,} questions that held-out text asks by its structure, against "
         f"{figures.documents:,} passages; nothing of the held-out text was trained on",
-        summary=[*verdicts(figures), *notices],
+        summary=[*verdicts(figures), *folder.notices],
         headlines=_headlines(figures),
-        tables=[*_tables(figures), _counts_table(counts)],
-        charts=[*_charts(figures, seen, seed), *_curves(log)],
+        tables=[*_tables(figures), _counts_table(folder.counts)],
+        charts=[*_charts(figures, held_out, encoded, seed), *_curves(log)],
         examples=_examples(figures, held_out, seed),
-        models=("before: decoder as it came", "after: adapted", BM25),
-        details=details,
+        models=("before: decoder as it came", "after: trained", BM25),
+        details={name: _as_lines(value) for name, value in details.items()},
     )
 
 
@@ -67,8 +73,8 @@ def _headlines(figures: Figures) -> list[Headline]:
         shown.append(
             Headline(
                 "nDCG@10",
-                f"{values[AS_IT_CAME].mean:.3f} → {values[ADAPTED].mean:.3f}",
-                "decoder as it came → adapted",
+                f"{values[AS_IT_CAME].mean:.3f} → {values[TRAINED].mean:.3f}",
+                "decoder as it came → trained",
                 _tone(measure.changes[AS_IT_CAME]),
             )
         )
@@ -97,6 +103,8 @@ def _tables(figures: Figures) -> list[Table]:
     tables: list[Table] = []
     if figures.retrieval:
         tables += [_retrieval_table(figures), _gains_table(figures)]
+    if figures.clustering:
+        tables.append(_clustering_table(figures.clustering, figures.parts))
     if figures.loss:
         tables.append(_loss_table(figures))
     if figures.alignment and figures.uniformity:
@@ -112,6 +120,8 @@ def _kinds(figures: Figures) -> list[str]:
 
 def _retrieval_table(figures: Figures) -> Table:
     systems = list(figures.retrieval[ALL]["ndcg@10"].values)
+    steps = ", the same without its causal mask (bidirectional, not trained), after each stage of training"
+    between = steps if UNTRAINED in systems else ""
     shown = [(kind, "ndcg@10") for kind in _kinds(figures)] + [(ALL, metric) for metric in METRICS[1:]]
     return Table(
         "Retrieval",
@@ -126,8 +136,7 @@ def _retrieval_table(figures: Figures) -> Table:
         note="title: a document's title asks for its first passage. heading: a heading, with those above it, "
         "asks for the text below. description: a docstring or comment asks for its code. cloze: a sentence "
         "asks for the passage that it was taken out of. Means with 95 % bootstrap intervals over questions. "
-        "Systems: the decoder as it came (causal, weighted mean), the same without its causal mask "
-        "(bidirectional, not trained), after each stage of training, and adapted, the result.",
+        f"Systems: the decoder as it came (causal, weighted mean){between}, and trained, the result.",
         bold_best=True,
     )
 
@@ -137,12 +146,25 @@ def _gains_table(figures: Figures) -> Table:
     systems = figures.retrieval[ALL]["ndcg@10"].changes
     return Table(
         "Is the gain real?",
-        ["nDCG@10: adapted minus", *kinds],
+        ["nDCG@10: trained minus", *kinds],
         [
             [system, *(figures.retrieval[kind]["ndcg@10"].changes[system] for kind in kinds)]
             for system in systems
         ],
         note="Paired bootstrap over questions, and a sign-flip permutation test.",
+    )
+
+
+def _clustering_table(measure: Measure, parts: int) -> Table:
+    return Table(
+        "Clustering by part of the folder",
+        ["", *measure.values],
+        [
+            ["V-measure", *measure.values.values()],
+            [f"{measure.reference}: higher by", *map(measure.changes.get, measure.values)],
+        ],
+        note=f"k-means on random halves of the answers, which come from {parts} parts of the folder: its "
+        "top-level folders and modules, or its files where those are few.",
     )
 
 
@@ -172,7 +194,7 @@ def _space_table(figures: Figures) -> Table:
         rows.append([f"{measure.reference}: lower by", *map(measure.lower_by, systems)])
     if figures.own_half:
         rows.append(["own half nearer", *figures.own_half.values.values()])
-        rows.append(["adapted: higher by", *map(figures.own_half.changes.get, systems)])
+        rows.append(["trained: higher by", *map(figures.own_half.changes.get, systems)])
     return Table(
         "Alignment and uniformity",
         ["", *systems],
@@ -191,7 +213,7 @@ def _counts_table(counts: Mapping[str, int]) -> Table:
     return Table("What was read, and what was passed over", ["", "number"], rows)
 
 
-def _charts(figures: Figures, seen: Mapping[str, Seen], seed: int) -> list[Chart]:
+def _charts(figures: Figures, held_out: HeldOut, encoded: Mapping[str, Encoded], seed: int) -> list[Chart]:
     shown: list[Chart] = []
     if figures.retrieval:
         kinds = _kinds(figures)
@@ -203,6 +225,10 @@ def _charts(figures: Figures, seen: Mapping[str, Seen], seed: int) -> list[Chart
         shown.append(
             Chart("Retrieval, nDCG@10", charts.grouped_bars(names, bars, title="nDCG@10 by kind of question"))
         )
+        pairs = {name: (one.queries, one.documents) for name, one in encoded.items()}
+        shown.append(_scores("Questions with their own and with other passages", pairs, seed))
+    if figures.clustering:
+        shown.append(_map(held_out, encoded, seed))
     if figures.loss:
         losses: dict[str, list[Interval | float | None]] = {
             system: [value] for system, value in figures.loss.values.items()
@@ -211,15 +237,34 @@ def _charts(figures: Figures, seen: Mapping[str, Seen], seed: int) -> list[Chart
             Chart("Held-out MNTP loss", charts.grouped_bars(["nats a token"], losses, title="MNTP loss"))
         )
     if figures.alignment:
-        own = [{row: 1.0} for row in range(figures.halves)]
-        scores = {
-            name: pair_scores(seen[system].beginnings, seen[system].ends, own, seed=seed)
-            for name, system in (("before: decoder as it came", AS_IT_CAME), ("after: adapted", ADAPTED))
-        }
-        drawn = charts.score_distributions(scores, title="Cosine of the beginning and the end of passages")
-        note = "Positives: the two halves of a passage. Negatives: halves of two passages."
-        shown.append(Chart("Halves of one passage, and of two", drawn, note))
+        halves = {name: (one.beginnings, one.ends) for name, one in encoded.items()}
+        shown.append(_scores("Beginnings of passages with their own and with other ends", halves, seed))
     return shown
+
+
+def _scores(title: str, vectors: Mapping[str, tuple[Floats, Floats]], seed: int) -> Chart:
+    """Cosines of texts with their counterpart, which stands in the same row, and with others."""
+    scores = {}
+    for name, system in BEFORE_AND_AFTER.items():
+        texts, others = vectors[system]
+        scores[name] = pair_scores(texts, others, [{row: 1.0} for row in range(len(texts))], seed=seed)
+    return Chart(title, charts.score_distributions(scores, title=f"Cosine: {title[0].lower()}{title[1:]}"))
+
+
+def _map(held_out: HeldOut, encoded: Mapping[str, Encoded], seed: int) -> Chart:
+    rows, labels = clustered(held_out)
+    chosen = np.random.default_rng(seed).permutation(len(rows))[:MAP_POINTS]
+    points = [rows[place] for place in chosen]
+    drawn = charts.vector_map(
+        {
+            name: charts.project_2d(encoded[system].answers[points], seed=seed)
+            for name, system in BEFORE_AND_AFTER.items()
+        },
+        [labels[place] for place in chosen],
+        title="Held-out passages, coloured by their part of the folder",
+    )
+    note = "t-SNE keeps neighbourhoods, not distances; the largest parts are named."
+    return Chart("A map of held-out passages", drawn, note)
 
 
 def _curves(log: Path) -> list[Chart]:
@@ -232,8 +277,8 @@ def _curves(log: Path) -> list[Chart]:
 def _examples(figures: Figures, held_out: HeldOut, seed: int) -> list[QueryExample]:
     if not figures.rankings:
         return []
-    titles = [f"{pair.file} {pair.place}".strip() for pair in held_out.pairs]
-    titles += [""] * len(held_out.distractors)
+    passages = [*held_out.pairs, *held_out.distractors]
+    titles = [f"{pair.file} {pair.place}".strip() for pair in passages]
     return query_examples(
         [pair.query for pair in held_out.pairs],
         list(zip(titles, held_out.documents, strict=True)),
@@ -243,6 +288,8 @@ def _examples(figures: Figures, held_out: HeldOut, seed: int) -> list[QueryExamp
     )
 
 
-def as_lines(values: Mapping[str, Any]) -> str:
+def _as_lines(value: Any) -> Any:
     """Return a mapping as readable lines, for the page's details."""
-    return "\n".join(f"{name}: {value}" for name, value in values.items())
+    if not isinstance(value, Mapping):
+        return value
+    return "\n".join(f"{name}: {item}" for name, item in value.items())

@@ -1,11 +1,11 @@
-"""How much fits the time: steps of each stage, texts that are compared, passages that are indexed."""
+"""What fits the time: texts that are compared, passages that are indexed, seconds for each stage."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -13,19 +13,14 @@ from embedforge.documents import Folder
 from embedforge.encode import encode
 from embedforge.model.encoder import EmbeddingModel
 from embedforge.recipe import Recipe, Stage
-from embedforge.recipe.objectives import Mntp
+from embedforge.recipe.objectives import Contrastive, Mntp
 
-MNTP_COST, SIMCSE_COST = 4.5, 5.5
-"""A trained token against an encoded one: forward and backward pass, head, optimizer, checkpoints."""
-CHECKPOINTING_COST = 1.35
-"""With gradient checkpointing every forward pass is made twice."""
-COMPARED_SHARE, INDEXED_SHARE = 0.25, 0.2
-"""Most of the time that goes into encoding held-out text with all systems, and the folder with the last."""
-RESERVE = 25.0
-"""Seconds for imports, loading, saving, statistics and the report; in short runs a fifth of the time."""
+COMPARED_SHARE, INDEXED_SHARE = 0.3, 0.15
+"""Of the time: for encoding held-out text with all systems, and the folder with the last."""
+RESERVE = 20.0
+"""Seconds for loading, saving, statistics and the report; in short runs a fifth of the time."""
 TOKENIZED = 1_500_000
 """Characters that are tokenized in a second."""
-FEWEST_STEPS = 5
 MOST_EPOCHS = 10
 """A small folder is not learnt by heart: training ends after so many rounds, whatever the time."""
 TIMED_SECONDS = 3.0
@@ -81,6 +76,12 @@ def measure(model: EmbeddingModel, folder: Folder, seed: int) -> Measured:
     )
 
 
+def measure_again(model: EmbeddingModel, folder: Folder, measured: Measured, seed: int) -> Measured:
+    """Time encoding anew: the machine may have others to serve by now."""
+    passages = _sample([chunk.text for chunk in folder.train], np.random.default_rng(seed))
+    return replace(measured, tokens_per_second=_timed(model, passages) * measured.passage)
+
+
 def _timed(model: EmbeddingModel, texts: Sequence[str]) -> float:
     """Return the texts encoded in a second; the first batch, which sets things up, is not counted."""
     encode(model, texts[:8])
@@ -102,43 +103,12 @@ def _mean_tokens(model: EmbeddingModel, texts: Sequence[str]) -> float:
     return float(np.mean([len(text.input_ids) for text in model.renderer.render(texts)])) if texts else 0.0
 
 
-def fit(
-    recipe: Recipe,
-    folder: Folder,
-    measured: Measured,
-    *,
-    seconds: float,
-    left: float,
-) -> tuple[Recipe, Sizes]:
-    """Choose sizes, and shorten all stages by one factor, so that the run ends in time.
-
-    Args:
-        recipe: whose steps are the most that is trained.
-        folder: what was read.
-        measured: from `measure`.
-        seconds: of the whole run.
-        left: seconds of them that are not yet spent.
-
-    Returns:
-        The recipe with the steps that fit, and no batch larger than its data; and the sizes.
-    """
-    sizes = _sizes(recipe, folder, measured, seconds)
-    spent = _encoded(recipe, measured, sizes) / measured.tokens_per_second
-    spent += min(RESERVE, 0.2 * seconds) + folder.counts.get("characters", 0) / TOKENIZED
-    stages = [_with_data(recipe, stage, folder, measured) for stage in recipe.stages]
-    needed = sum(stage.steps * _step_seconds(recipe, stage, measured) for stage in stages)
-    factor = min(1.0, max(0.0, left - spent) / needed)
-    short = tuple(_with_steps(stage, int(stage.steps * factor)) for stage in stages)
-    return recipe.model_copy(update={"stages": short}), sizes
+# --- what is compared and indexed ----------------------------------------------------------------------
 
 
-def systems_compared(recipe: Recipe) -> int:
-    """Count the models that encode held-out text: as it came, bidirectional, and after each stage."""
-    return 2 + len(recipe.stages)
-
-
-def _sizes(recipe: Recipe, folder: Folder, measured: Measured, seconds: float) -> Sizes:
-    systems, speed = systems_compared(recipe), measured.tokens_per_second
+def sizes_for(recipe: Recipe, folder: Folder, measured: Measured, seconds: float, systems: int) -> Sizes:
+    """Choose sizes for a run of so many seconds, in which so many systems are compared."""
+    speed = measured.tokens_per_second
     allowed = COMPARED_SHARE * seconds * speed / systems
     halves, chunks = min(MOST["halves"], len(folder.held_out)), MOST["chunks"]
     needed = len(folder.pairs) * (measured.query + measured.passage) + halves * measured.passage
@@ -148,22 +118,119 @@ def _sizes(recipe: Recipe, folder: Folder, measured: Measured, seconds: float) -
     indexed = INDEXED_SHARE * seconds * speed / max(measured.passage, 1.0)
     return Sizes(
         pairs=_within(share * len(folder.pairs), FEWEST["pairs"], len(folder.pairs)),
-        distractors=_within(beside, FEWEST["distractors"], len(folder.distractors)),
+        distractors=_within(beside, FEWEST["distractors"], len(folder.train_pairs)),
         halves=_within(share * halves, FEWEST["halves"], halves),
         chunks=_within(share * chunks, FEWEST["chunks"], chunks),
         indexed=_within(indexed, FEWEST["indexed"], len(folder.train) + len(folder.held_out)),
     )
 
 
+def shortened(sizes: Sizes, recipe: Recipe, measured: Measured, seconds: float, systems: int) -> Sizes:
+    """Return smaller sizes where encoding with so many systems, and indexing, would take too long.
+
+    Hidden tokens are left as they are: they have to be the same for all systems.
+    """
+    needed = encoding_seconds(recipe, sizes, measured, systems)
+    share = max(0.0, seconds) / max(needed, 1e-9)
+    if share >= 1:
+        return sizes
+    return replace(
+        sizes,
+        **{
+            name: _within(share * getattr(sizes, name), FEWEST[name], getattr(sizes, name))
+            for name in ("pairs", "distractors", "halves", "indexed")
+        },
+    )
+
+
+def encoding_seconds(recipe: Recipe, sizes: Sizes, measured: Measured, systems: int) -> float:
+    """Return how long encoding with so many systems takes, and indexing with one."""
+    each = tokens_of_system(recipe, sizes, measured)
+    return (systems * each + sizes.indexed * measured.passage) / measured.tokens_per_second
+
+
+def tokens_of_system(recipe: Recipe, sizes: Sizes, measured: Measured) -> float:
+    """Tokens of held-out text that each system encodes; both halves of a passage are one passage."""
+    passages = sizes.pairs + sizes.distractors + sizes.halves
+    chunks = sizes.chunks * _longest_chunk(recipe)
+    return sizes.pairs * measured.query + passages * measured.passage + chunks
+
+
 def _within(wanted: float, fewest: int, most: int) -> int:
     return min(most, max(fewest, int(wanted)))
 
 
-def _encoded(recipe: Recipe, measured: Measured, sizes: Sizes) -> float:
-    """Tokens that are encoded by all systems together, and for the index."""
-    passages = sizes.pairs + sizes.distractors + sizes.halves
-    each = sizes.pairs * measured.query + passages * measured.passage + sizes.chunks * _longest_chunk(recipe)
-    return systems_compared(recipe) * each + sizes.indexed * measured.passage
+# --- training ------------------------------------------------------------------------------------------
+
+
+def limited(recipe: Recipe, folder: Folder, measured: Measured) -> Recipe:
+    """Keep stages from batches larger than their data, and from too many rounds over them."""
+    return recipe.model_copy(
+        update={"stages": tuple(_limited(recipe, stage, folder, measured) for stage in recipe.stages)}
+    )
+
+
+def _limited(recipe: Recipe, stage: Stage, folder: Folder, measured: Measured) -> Stage:
+    rows = _rows(recipe, stage, folder, measured)
+    batch = min(stage.batch_queries, rows)
+    steps = min(stage.steps, math.ceil(MOST_EPOCHS * rows / batch))
+    warmup = stage.warmup_steps * steps // stage.steps
+    return stage.model_copy(update={"batch_queries": batch, "steps": steps, "warmup_steps": warmup})
+
+
+def _rows(recipe: Recipe, stage: Stage, folder: Folder, measured: Measured) -> int:
+    """Estimate the rows that a stage can draw from, rather too few than too many."""
+    if isinstance(stage.objective, Contrastive):
+        return max(1, len(folder.train_pairs))
+    if not isinstance(stage.objective, Mntp):
+        return max(1, len(folder.sentences))
+    tokens = sum(len(chunk.text) for chunk in folder.train) * measured.tokens_per_character
+    return max(1, int(0.8 * tokens / _chunk_tokens(recipe, stage)))
+
+
+def seconds_of_stages(
+    recipe: Recipe,
+    sizes: Sizes,
+    folder: Folder,
+    measured: Measured,
+    *,
+    seconds: float,
+    left: float,
+    systems: int,
+) -> dict[str, float]:
+    """Share out what is left for training among the stages, by the tokens that all of their steps read.
+
+    Args:
+        recipe: `limited`.
+        sizes: of what is compared and indexed once the stages have ended.
+        folder: what was read.
+        measured: from `measure`.
+        seconds: of the whole run.
+        left: seconds of them that are not yet spent.
+        systems: that are compared once the stages have ended.
+    """
+    after = encoding_seconds(recipe, sizes, measured, systems) + reserve(seconds)
+    if any(isinstance(stage.objective, Mntp) for stage in recipe.stages):
+        after += folder.counts.get("characters", 0) / TOKENIZED
+    tokens = {stage.name: stage.steps * _step_tokens(recipe, stage, measured) for stage in recipe.stages}
+    total = sum(tokens.values())
+    return {name: max(0.0, left - after) * part / total for name, part in tokens.items()}
+
+
+def reserve(seconds: float) -> float:
+    """Return the seconds kept for all that is neither encoding nor training."""
+    return min(RESERVE, 0.2 * seconds)
+
+
+def _step_tokens(recipe: Recipe, stage: Stage, measured: Measured) -> float:
+    objective = stage.objective
+    if isinstance(objective, Mntp):
+        return float(stage.batch_queries * _chunk_tokens(recipe, stage))
+    if not isinstance(objective, Contrastive):
+        return 2 * stage.batch_queries * min(measured.sentence, stage.document_max_tokens or math.inf)
+    query = min(measured.query, stage.query_max_tokens or math.inf)
+    document = min(measured.passage, stage.document_max_tokens or math.inf)
+    return stage.batch_queries * (query + (1 + stage.negatives) * document)
 
 
 def _longest_chunk(recipe: Recipe) -> int:
@@ -176,37 +243,3 @@ def _chunk_tokens(recipe: Recipe, stage: Stage) -> int:
     if not isinstance(stage.objective, Mntp):
         return 0
     return stage.objective.chunk_tokens or recipe.contract.max_tokens
-
-
-def _rows(recipe: Recipe, stage: Stage, folder: Folder, measured: Measured) -> int:
-    """Estimate the rows that a stage can draw from, rather too few than too many."""
-    if not isinstance(stage.objective, Mntp):
-        return max(1, len(folder.sentences))
-    tokens = sum(len(chunk.text) for chunk in folder.train) * measured.tokens_per_character
-    return max(1, int(0.8 * tokens / _chunk_tokens(recipe, stage)))
-
-
-def _with_data(recipe: Recipe, stage: Stage, folder: Folder, measured: Measured) -> Stage:
-    """Keep a stage from batches larger than its data, and from too many rounds over them."""
-    rows = _rows(recipe, stage, folder, measured)
-    batch = min(stage.batch_queries, rows)
-    return _with_steps(stage, math.ceil(MOST_EPOCHS * rows / batch)).model_copy(
-        update={"batch_queries": batch}
-    )
-
-
-def _with_steps(stage: Stage, steps: int) -> Stage:
-    """Shorten a stage, its warm-up in proportion."""
-    steps = min(stage.steps, max(FEWEST_STEPS, steps))
-    warmup = stage.warmup_steps * steps // stage.steps
-    return stage.model_copy(update={"steps": steps, "warmup_steps": warmup})
-
-
-def _step_seconds(recipe: Recipe, stage: Stage, measured: Measured) -> float:
-    if isinstance(stage.objective, Mntp):
-        tokens = float(stage.batch_queries * _chunk_tokens(recipe, stage)) * MNTP_COST
-    else:
-        sentence = min(measured.sentence, stage.document_max_tokens or math.inf)
-        tokens = 2 * stage.batch_queries * sentence * SIMCSE_COST
-    checkpointing = CHECKPOINTING_COST if recipe.training.gradient_checkpointing else 1.0
-    return tokens * checkpointing / measured.tokens_per_second

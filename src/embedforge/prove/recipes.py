@@ -1,4 +1,4 @@
-"""Which recipe a base is trained by: LLM2Vec's stages on the texts of the folder."""
+"""Which recipe a run has, and the folder's files as its sources: pairs or texts, as its stages ask for."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
-from embedforge.adapt.texts import SENTENCES_FILE, TEXTS_FILE
 from embedforge.errors import EmbedforgeError
 from embedforge.model.decoder import BUNDLED, find_folder, read_config, read_tokenizer
 from embedforge.model.mask_token import EOS, mask_token_id
-from embedforge.recipe import Recipe, Source, load_recipe
+from embedforge.prove.texts import SENTENCES_FILE, TEXTS_FILE
+from embedforge.prove.training_data import PARTS_FILE, RETRIEVAL_FILE
+from embedforge.recipe import Recipe, Source, Stage, load_recipe
 from embedforge.recipe.objectives import Contrastive, Mntp
 from embedforge.runtime import native_precision, pick_device
 
@@ -30,7 +31,7 @@ def choose_recipe(
     device: str | None,
     console: Console,
 ) -> Recipe:
-    """Return the recipe of a run, its sources those that adapt writes, and say what was chosen.
+    """Return the recipe of a run, and say what was chosen.
 
     Without a name it is `llm2vec-tiny` for the bundled decoder. For any other it is `llm2vec-unsup` without
     the chat template of its own model, with an adapter on every linear layer, texts within the base's context
@@ -45,7 +46,7 @@ def choose_recipe(
         console: told what was chosen and why.
 
     Raises:
-        EmbedforgeError: no such recipe or base; a stage that needs pairs.
+        EmbedforgeError: no such recipe or base.
     """
     if name is None and base not in (None, BUNDLED):
         assert base is not None
@@ -58,7 +59,7 @@ def choose_recipe(
     if precision != recipe.training.precision:
         console.print("no fast bfloat16 on this machine: training in float32, fewer steps in the same time")
         recipe = load_recipe(name, [*settings, f"training.precision={precision}"])
-    return _on_texts(recipe)
+    return recipe
 
 
 def _settings_for(base: str, console: Console) -> list[str]:
@@ -107,16 +108,31 @@ def pick_mask_token(tokenizer: PreTrainedTokenizerBase, rows: int) -> str:
     return EOS
 
 
-def _on_texts(recipe: Recipe) -> Recipe:
-    """Replace the recipe's sources by the files that adapt writes."""
-    stages = []
-    for stage in recipe.stages:
-        if isinstance(stage.objective, Contrastive):
-            raise EmbedforgeError(
-                f"recipe '{recipe.name}', stage '{stage.name}': adapt has texts alone, and objective "
-                "contrastive needs pairs. Leave it out, or use embedforge quickstart, which makes pairs"
-            )
-        file = TEXTS_FILE if isinstance(stage.objective, Mntp) else SENTENCES_FILE
-        mix = stage.mix.model_copy(update={"sources": (Source(path=file, kind="texts"),)})
-        stages.append(stage.model_copy(update={"mix": mix}))
-    return recipe.model_copy(update={"stages": tuple(stages)})
+def trains_on_pairs(recipe: Recipe) -> bool:
+    """Tell whether any stage needs questions and answers; the others need text alone."""
+    return any(isinstance(stage.objective, Contrastive) for stage in recipe.stages)
+
+
+def with_sources(recipe: Recipe, *, parts: bool) -> Recipe:
+    """Replace a recipe's sources by the files that the run has written into OUT/data.
+
+    Contrastive stages get the pairs, under the contract's instruction; those without in-batch negatives the
+    texts of one part as well, where the folder has several `parts`. MNTP gets passages, SimCSE sentences.
+    """
+    instruction = recipe.contract.default_instruction
+
+    def sources(stage: Stage) -> tuple[Source, ...]:
+        if isinstance(stage.objective, Mntp):
+            return (Source(path=TEXTS_FILE, kind="texts"),)
+        if not isinstance(stage.objective, Contrastive):
+            return (Source(path=SENTENCES_FILE, kind="texts"),)
+        pairs = Source(path=RETRIEVAL_FILE, instruction=instruction)
+        if stage.objective.in_batch != "none" or not parts:
+            return (pairs,)
+        return (pairs, Source(path=PARTS_FILE, symmetric=True, in_batch_negatives=False))
+
+    stages = tuple(
+        stage.model_copy(update={"mix": stage.mix.model_copy(update={"sources": sources(stage)})})
+        for stage in recipe.stages
+    )
+    return recipe.model_copy(update={"stages": stages})

@@ -1,96 +1,144 @@
-"""`embedforge adapt`: a folder of plain documents in, an embedding model that fits them better out.
+"""A folder in; a model that fits it better, the proof of that, and a search index out. Read this first.
 
-Each phase leaves its result in OUT and is skipped when that is there, so an interrupted run goes on:
+`embedforge quickstart` and `embedforge adapt` are two verbs on it: they differ in what they take where
+nothing is said. Whether the folder's text becomes pairs of questions and answers or plain text is for the
+recipe's objectives to say. Each phase leaves its result in OUT and is skipped when that is there, so an
+interrupted run goes on:
 
-    OUT/adapt.json         what was asked, and the plan: recipe, steps, sizes
-    OUT/data/              what was read of the folder (texts.py says what is in which file)
-    OUT/vectors/           what each system made of held-out text, until the report is written
-    OUT/run/               the training run: log, checkpoints, model
-    OUT/index/             the folder's passages, searchable
+    OUT/prove.json          what was asked, and the plan: recipe, sizes, seconds spent
+    OUT/data/               what was read of the folder, and what is trained on (read it)
+    OUT/vectors/            what each system made of held-out text, until the report is written
+    OUT/run/                the training run: log, checkpoints, model
+    OUT/index/              the folder's passages, searchable
     OUT/report.html, OUT/report.json
 """
 
 from __future__ import annotations
 
+import shutil
+import sysconfig
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 
-from embedforge.adapt.figures import figures_of
-from embedforge.adapt.held_out import HeldOut, held_out_of
-from embedforge.adapt.page import as_lines, build_report
-from embedforge.adapt.plan import Sizes, fit, measure
-from embedforge.adapt.settings import choose_recipe
-from embedforge.adapt.systems import (
+from embedforge.data.example import Example
+from embedforge.documents import Folder
+from embedforge.errors import EmbedforgeError
+from embedforge.files import read_object, write_json
+from embedforge.model.decoder import find_folder
+from embedforge.prove.figures import figures_of
+from embedforge.prove.held_out import HeldOut, held_out_of, is_code
+from embedforge.prove.index import index_folder
+from embedforge.prove.page import build_report
+from embedforge.prove.plan import (
+    Measured,
+    Sizes,
+    limited,
+    measure,
+    measure_again,
+    reserve,
+    seconds_of_stages,
+    shortened,
+    sizes_for,
+    tokens_of_system,
+)
+from embedforge.prove.recipes import choose_recipe, trains_on_pairs, with_sources
+from embedforge.prove.systems import (
+    TRAINED,
     Build,
-    Seen,
+    Encoded,
+    encode_held_out,
     require_head,
-    see,
     system_after_mntp,
-    system_names,
     trained_systems,
     untrained_systems,
     without_adapter,
 )
-from embedforge.adapt.table import terminal_table
-from embedforge.adapt.texts import read_texts
-from embedforge.documents import Chunk, Folder
-from embedforge.encode import encode
-from embedforge.errors import EmbedforgeError
-from embedforge.files import read_object, write_json
-from embedforge.model.encoder import embedding_model, load
+from embedforge.prove.table import terminal_table
+from embedforge.prove.texts import changes, check_unchanged, key_of, read_texts, stamps
+from embedforge.prove.training_data import split_dev, write_training_data
 from embedforge.recipe import Recipe, parse_recipe
 from embedforge.report.page import write_report
 from embedforge.run_folder import claim, next_steps
 from embedforge.runtime import circumstances, keep_freed_memory, pick_device, release_freed_memory
-from embedforge.search.index import INDEX_FILE, Document, build_index
 from embedforge.train.progress import progress_bar
 from embedforge.train.resumable import train_or_stop
 from embedforge.train.stages import prepare_model
 
-PLAN, REPORT = "adapt.json", "report.json"
+PLAN, REPORT = "prove.json", "report.json"
+OURS = (PLAN, "data", "vectors", "run", "index", "report.html", REPORT)
+EARLIER = ("quickstart.json", "adapt.json")
+"""What runs of embedforge 0.1 have in place of PLAN."""
+PAIRS_NEEDED = 50
+OVERRUN = 1.2
+"""A run that takes this many times what was asked says where the time went."""
 
 
-def adapt(
+def quickstart(folder: Path | None, out: Path, *, minutes: float = 5.0, **settings: Any) -> dict[str, Any]:
+    """Prove the two stages of NV-Embed on pairs that a folder's structure gives; see `prove`.
+
+    Args:
+        folder: this Python's standard library when None.
+        out: see `prove`; so are the rest.
+        minutes: of the whole run.
+        settings: of `prove`; `recipe_name` is "tiny" where none is given.
+    """
+    folder = folder or Path(sysconfig.get_paths()["stdlib"])
+    settings["recipe_name"] = settings.get("recipe_name") or "tiny"
+    return prove(folder, out, verb="quickstart", minutes=minutes, **settings)
+
+
+def adapt(folder: Path, out: Path, *, minutes: float = 10.0, **settings: Any) -> dict[str, Any]:
+    """Prove LLM2Vec's stages on a folder's text alone; see `prove`, whose settings these are.
+
+    Where no `recipe_name` is given, it is chosen by the base (`recipes.choose_recipe`).
+    """
+    return prove(folder, out, verb="adapt", minutes=minutes, **settings)
+
+
+def prove(
     folder: Path,
     out: Path,
     *,
+    verb: str,
+    minutes: float,
     base: str | None = None,
     recipe_name: str | None = None,
     overrides: Sequence[str] = (),
-    minutes: float = 10.0,
     seed: int = 0,
     device: str | None = None,
+    restart: bool = False,
 ) -> dict[str, Any]:
     """Run all phases, print the short table, and return what report.json holds.
 
     Args:
         folder: of text, Markdown, HTML, PDF or source code; see `embedforge.documents.read_folder`.
         out: a new folder, or that of an interrupted run with the same settings.
+        verb: which command this is, for messages.
+        minutes: the whole run's time; training takes the steps that fit, at most the recipe's, and where that
+            is not enough fewer texts are compared and indexed.
         base: the decoder to start from; the recipe's, or the bundled one, when None.
-        recipe_name: a shipped recipe or a YAML file, with stages of MNTP and SimCSE; chosen by the base
-            when None. Its sources are replaced by this folder's.
+        recipe_name: a shipped recipe or a YAML file; chosen by the base when None. Its sources are replaced
+            by this folder's.
         overrides: "key=value" changes of the recipe.
-        minutes: the whole run's time; training takes the steps that fit, at most the recipe's.
         seed: of what is held out, drawn, trained and resampled.
         device: "cpu", "cuda", ...; CUDA where there is one when None.
+        restart: remove what an earlier run left in `out`, and start anew.
 
     Raises:
-        EmbedforgeError: too little text, a base that cannot do what the recipe asks, or `out` holds a run
-            with other settings.
+        EmbedforgeError: too little text, a base that cannot do what the recipe asks, `out` holds a run with
+            other settings, or one whose folder has changed since.
         KeyboardInterrupt: after Ctrl-C during training, with the state saved.
     """
     if minutes <= 0:
         raise EmbedforgeError(f"--minutes is the time of the whole run, above 0; got {minutes:g}")
-    started = time.monotonic()
     keep_freed_memory()
-    console = Console(stderr=True)
     asked = {
+        "verb": verb,
         "folder": str(folder.resolve()),
         "base": base,
         "recipe": recipe_name,
@@ -98,220 +146,322 @@ def adapt(
         "minutes": minutes,
         "seed": seed,
     }
-    plan = claim(out, asked, PLAN, "adapt")
+    if restart:
+        _clear(out)
+    run = _Run(out, _claim(out, asked, verb), device)
     if not (out / REPORT).exists():
-        recipe = None
-        if "recipe" not in plan:
-            recipe = choose_recipe(base, recipe_name, overrides, seed=seed, device=device, console=console)
-        texts = _read(folder, out, plan, recipe, console)
-        if recipe is not None:
-            plan = _plan(out, plan, recipe, texts, device, started, console)
-        _work(out, plan, texts, device, console)
-        console.print(f"finished in {(time.monotonic() - started) / 60:.1f} minutes", highlight=False)
+        texts = run.read()
+        run.settle(texts)
+        held_out, encoded = run.compare_untrained(texts)
+        run.train(texts)
+        held_out, encoded = run.compare_trained(texts, held_out, encoded)
+        run.index(texts, held_out, encoded)
+        run.report(texts, held_out, encoded)
+    else:
+        check_unchanged(out / "data", folder)
     report = read_object(out / REPORT)
     Console().print(terminal_table(report))
-    Console().print(
-        next_steps(out, report["question"] or "what you look for"),
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )
+    question = report["question"] or "what you look for"
+    Console().print(next_steps(out, question), highlight=False, markup=False, soft_wrap=True)
     return report
 
 
-def _read(folder: Path, out: Path, plan: dict[str, Any], recipe: Recipe | None, console: Console) -> Folder:
-    """Read the folder, or what an earlier start read of it."""
-    asked = plan["asked"]
-    with progress_bar(console) as bar:
-        task = bar.add_task("reading", total=None, note="")
-        texts = read_texts(
-            out / "data",
-            folder,
-            max_tokens=recipe.contract.max_tokens if recipe else plan["recipe"]["contract"]["max_tokens"],
-            minutes=asked["minutes"],
-            seed=asked["seed"],
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+class _Run:
+    """The phases, in their order; `plan` is what PLAN holds."""
+
+    def __init__(self, out: Path, plan: dict[str, Any], device: str | None) -> None:
+        self.out, self.plan, self.device = out, plan, device
+        self.data, self.folder = out / "data", Path(plan["asked"]["folder"])
+        self.seed, self.seconds = int(plan["asked"]["seed"]), 60.0 * plan["asked"]["minutes"]
+        self.console = Console(stderr=True, highlight=False)
+        self._since = time.monotonic()
+
+    @property
+    def recipe(self) -> Recipe:
+        """As planned: with the folder's sources, and the most steps that are taken."""
+        return parse_recipe(self.plan["recipe"], str(self.out / PLAN))
+
+    @property
+    def measured(self) -> Measured:
+        """Of the machine and the folder, as last measured."""
+        return Measured(**self.plan["measured"])
+
+    def _done(self, phase: str, **decided: Any) -> None:
+        """Write down what a phase has decided and how long it took, over all starts of the run."""
+        now = time.monotonic()
+        spent = dict(self.plan.get("seconds", {}))
+        spent[phase] = round(spent.get(phase, 0.0) + now - self._since, 1)
+        self._since = now
+        self.plan = {**self.plan, **decided, "seconds": spent}
+        write_json(self.out / PLAN, self.plan)
+
+    @property
+    def left(self) -> float:
+        """Seconds of the run that are not spent yet."""
+        return self.seconds - sum(self.plan.get("seconds", {}).values()) - (time.monotonic() - self._since)
+
+    # --- the folder --------------------------------------------------------------------------------------
+
+    def read(self) -> Folder:
+        """Choose the recipe, read the folder, hold some of it out, and write what is trained on."""
+        asked = self.plan["asked"]
+        if "recipe" not in self.plan:
+            recipe = choose_recipe(
+                asked["base"],
+                asked["recipe"],
+                asked["set"],
+                seed=self.seed,
+                device=self.device,
+                console=self.console,
+            )
+            self._done("read", recipe=recipe.model_dump(mode="json"))
+        with progress_bar(self.console) as bar:
+            task = bar.add_task("reading", total=None, note="")
+            texts = read_texts(
+                self.data,
+                self.folder,
+                max_tokens=self.recipe.contract.max_tokens,
+                minutes=asked["minutes"],
+                seed=self.seed,
+                progress=lambda done, total: bar.update(task, completed=done, total=total),
+            )
+        self._say(texts)
+        self._done("read")
+        return texts
+
+    def _say(self, texts: Folder) -> None:
+        for notice in texts.notices:
+            self.console.print(f"note: {notice}", markup=False)
+        unread = texts.counts.get("files_over_limit", 0)
+        if unread:
+            self.console.print(
+                f"note: {unread:,} files, drawn by the seed, are not read: there is more text than "
+                f"{self.plan['asked']['minutes']:g} minutes are good for. More --minutes read more."
+            )
+        learnt = f"{len(texts.train):,} passages and {len(texts.sentences):,} sentences"
+        if trains_on_pairs(self.recipe):
+            learnt = f"{len(texts.train_pairs):,} questions with their answers"
+        self.console.print(
+            f"{self.folder}: {learnt} to train on; {len(texts.held_out):,} passages and {len(texts.pairs):,} "
+            "questions held out"
         )
-    for notice in texts.notices:
-        console.print(f"note: {notice}", highlight=False, markup=False)
-    unread = texts.counts.get("files_over_limit", 0)
-    if unread:
-        console.print(
-            f"note: {unread:,} files, drawn by the seed, are not read: there is more text than "
-            f"{asked['minutes']:g} minutes are good for. More --minutes read more.",
-            highlight=False,
+
+    def settle(self, texts: Folder) -> None:
+        """Write the training files, measure the machine, and decide what fits the time."""
+        recipe, parts = self.recipe, False
+        self._check_base(recipe.model.base)
+        if trains_on_pairs(recipe):
+            _require_pairs(self.folder, texts)
+            train, _ = self._dev(texts)
+            with self.console.status("mining hard negatives"):
+                parts = write_training_data(self.data, train, code=is_code(texts.train_pairs), seed=self.seed)
+        if "measured" in self.plan:
+            self._done("plan")
+            return
+        with self.console.status("measuring the machine"):
+            model = prepare_model(without_adapter(recipe), self.device)
+            require_head(recipe, model)
+            measured = measure(model, texts, self.seed)
+        recipe = limited(with_sources(recipe, parts=parts), texts, measured)
+        compared = len(untrained_systems(recipe, None)) + len(trained_systems(recipe, self.out, None))
+        sizes = sizes_for(recipe, texts, measured, self.seconds, compared)
+        self.console.print(f"recipe {recipe.name}: {measured.tokens_per_second:,.0f} tokens/s encoded here")
+        self._done(
+            "plan",
+            recipe=recipe.model_dump(mode="json"),
+            sizes=asdict(sizes),
+            measured=asdict(measured),
         )
-    console.print(
-        f"{folder}: {len(texts.train):,} passages and {len(texts.sentences):,} sentences to train on; "
-        f"{len(texts.held_out):,} passages and {len(texts.pairs):,} questions held out",
-        highlight=False,
-    )
-    return texts
 
+    def _check_base(self, base: str) -> None:
+        """Note the files of the base, or refuse to go on where they have changed."""
+        folder = find_folder(base)
+        files = sorted(path.name for path in folder.iterdir() if path.is_file())
+        if "base files" not in self.plan:
+            self.plan = {**self.plan, "base files": stamps(folder, files)}
+            return
+        changed = changes(folder, self.plan["base files"], files)
+        if changed:
+            raise EmbedforgeError(
+                f"{base}: the base is not what it was when the run in {self.out} began: files {changed}. "
+                "Start anew with --restart, or choose another --out"
+            )
 
-def _plan(
-    out: Path,
-    plan: dict[str, Any],
-    recipe: Recipe,
-    texts: Folder,
-    device: str | None,
-    started: float,
-    console: Console,
-) -> dict[str, Any]:
-    """Measure the machine, and write down what fits the time."""
-    with console.status("measuring the machine"):
-        model = prepare_model(without_adapter(recipe), device)
-        require_head(recipe, model)
-        measured = measure(model, texts, recipe.seed)
-    seconds = 60 * plan["asked"]["minutes"]
-    fitted, sizes = fit(recipe, texts, measured, seconds=seconds, left=seconds - (time.monotonic() - started))
-    plan = {
-        **plan,
-        "recipe": fitted.model_dump(mode="json"),
-        "sizes": asdict(sizes),
-        "measured": asdict(measured),
-    }
-    write_json(out / PLAN, plan)
-    steps = ", ".join(
-        f"{short.steps} of {full.steps} steps of {short.name}"
-        for short, full in zip(fitted.stages, recipe.stages, strict=True)
-    )
-    console.print(
-        f"recipe {recipe.name}: {steps}; {measured.tokens_per_second:,.0f} tokens/s encoded here",
-        highlight=False,
-    )
-    return plan
+    def _dev(self, texts: Folder) -> tuple[Sequence[Any], list[Example]]:
+        """Keep some training pairs apart, where the recipe measures on them while it trains."""
+        if self.recipe.training.eval_steps is None or self.recipe.training.held_out:
+            return texts.train_pairs, []
+        return split_dev(texts.train_pairs, self.seed)
 
+    # --- before and after --------------------------------------------------------------------------------
 
-def _work(out: Path, plan: dict[str, Any], texts: Folder, device: str | None, console: Console) -> None:
-    """Compare, train, compare, index and report, as planned."""
-    recipe, sizes = parse_recipe(plan["recipe"], str(out / PLAN)), Sizes(**plan["sizes"])
-    held_out = held_out_of(texts, sizes, recipe.seed)
-    seen = _see(out, untrained_systems(recipe, device), held_out, recipe, sizes, console)
-    train_or_stop(recipe, out / "run", source_folder=out / "data", console=console, device=device)
-    release_freed_memory()
-    seen |= _see(out, trained_systems(recipe, out / "run", device), held_out, recipe, sizes, console)
-    _index(out, texts, sizes, recipe.seed, device, console)
-    with console.status("comparing and drawing the report"):
-        _report(out, plan, recipe, texts, held_out, seen, device)
-    for file in _vector_files(out, recipe).values():
-        file.unlink(missing_ok=True)
-    (out / "vectors").rmdir()
+    def compare_untrained(self, texts: Folder) -> tuple[HeldOut, dict[str, Encoded]]:
+        """Encode held-out text with what there is before training."""
+        sizes = Sizes(**self.plan["sizes"])
+        held_out = held_out_of(texts, sizes, self.seed)
+        encoded, speed = self._encode(untrained_systems(self.recipe, self.device), held_out, sizes)
+        measured = replace(self.measured, tokens_per_second=speed or self.measured.tokens_per_second)
+        self._done("before", measured=asdict(measured))
+        return held_out, encoded
 
-
-def _see(
-    out: Path,
-    systems: Iterable[tuple[str, Build]],
-    held_out: HeldOut,
-    recipe: Recipe,
-    sizes: Sizes,
-    console: Console,
-) -> dict[str, Seen]:
-    """Run systems over held-out text, or read what an earlier start kept of them."""
-    files, seen = _vector_files(out, recipe), {}
-    total = len(held_out.pairs) + len(held_out.documents) + 2 * len(held_out.halves)
-    for name, build in systems:
-        if not files[name].exists():
-            with progress_bar(console) as bar:
-                task = bar.add_task(f"encoding: {name}", total=total, note="")
-                found = see(
-                    build(),
-                    held_out,
-                    recipe,
-                    most_chunks=sizes.chunks,
-                    seed=recipe.seed,
-                    progress=lambda texts, bar=bar, task=task: bar.advance(task, texts),  # type: ignore[misc]
-                )
-            found.write(files[name])
-            release_freed_memory()
-        seen[name] = Seen.read(files[name])
-    return seen
-
-
-def _vector_files(out: Path, recipe: Recipe) -> dict[str, Path]:
-    return {name: out / "vectors" / f"{number}.npz" for number, name in enumerate(system_names(recipe))}
-
-
-def _index(out: Path, texts: Folder, sizes: Sizes, seed: int, device: str | None, console: Console) -> None:
-    """Index the folder's passages with the adapted model; a part drawn by the seed where time is short."""
-    if (out / "index" / INDEX_FILE).exists():
-        return
-    chunks = [*texts.train, *texts.held_out]
-    if len(chunks) > sizes.indexed:
-        rows = np.sort(np.random.default_rng(seed).permutation(len(chunks))[: sizes.indexed])
-        console.print(
-            f"note: the search index holds {sizes.indexed:,} of {len(chunks):,} passages; more --minutes "
-            "index more",
-            highlight=False,
+    def train(self, texts: Folder) -> None:
+        """Train as many steps as leave time for the rest."""
+        recipe, sizes = self.recipe, Sizes(**self.plan["sizes"])
+        after = len(trained_systems(recipe, self.out / "run", None))
+        seconds = seconds_of_stages(
+            recipe, sizes, texts, self.measured, seconds=self.seconds, left=self.left, systems=after
         )
-        chunks = [chunks[row] for row in rows]
-    folder = out / "run" / "model"
-    model = embedding_model(load(str(folder), device=str(pick_device(device))))
-    contract = model.contract
-    with progress_bar(console) as bar:
-        task = bar.add_task("indexing", total=len(chunks), note="")
-        vectors = encode(
-            model,
-            [chunk.text for chunk in chunks],
-            contract.document_prefix(),
-            suffix=contract.document_suffix(),
-            progress=lambda texts: bar.advance(task, texts),
-        )
-    build_index(
-        out / "index",
-        vectors,
-        [Document(chunk.id, chunk.text, location=_location(chunk)) for chunk in chunks],
-        model=str(folder.resolve()),
-        contract=contract,
-    )
+        try:
+            train_or_stop(
+                recipe,
+                self.out / "run",
+                source_folder=self.data,
+                console=self.console,
+                device=self.device,
+                held_out=self._dev(texts)[1],
+                seconds=seconds,
+            )
+        finally:
+            self._done("train")
+        release_freed_memory()
 
+    def compare_trained(
+        self, texts: Folder, held_out: HeldOut, encoded: Mapping[str, Encoded]
+    ) -> tuple[HeldOut, dict[str, Encoded]]:
+        """Encode held-out text with what training has left; less of it where time has become short."""
+        systems = trained_systems(self.recipe, self.out / "run", self.device)
+        if "sizes after" not in self.plan:
+            measured = measure_again(systems[TRAINED](), texts, self.measured, self.seed)
+            left = self.left - reserve(self.seconds)
+            sizes = shortened(Sizes(**self.plan["sizes"]), self.recipe, measured, left, len(systems))
+            self._done("after", measured=asdict(measured), **{"sizes after": asdict(sizes)})
+        sizes = Sizes(**self.plan["sizes after"])
+        held_out = held_out.cut(sizes)
+        after, _ = self._encode(systems, held_out, sizes)
+        self._done("after")
+        return held_out, {name: one.cut(sizes) for name, one in encoded.items()} | after
 
-def _location(chunk: Chunk) -> str:
-    return f"{chunk.file}, {chunk.place}" if chunk.place else chunk.file
+    def _encode(
+        self, systems: Mapping[str, Build], held_out: HeldOut, sizes: Sizes
+    ) -> tuple[dict[str, Encoded], float | None]:
+        """Return what systems make of held-out text, kept or made now, and tokens a second if made now."""
+        encoded, ran, started = {}, 0, time.monotonic()
+        texts = len(held_out.pairs) + len(held_out.documents) + 2 * len(held_out.halves)
+        for name, build in systems.items():
+            file = self.out / "vectors" / f"{key_of(self.data, self.plan['recipe'], name, asdict(sizes))}.npz"
+            if not file.exists():
+                with progress_bar(self.console) as bar:
+                    task = bar.add_task(f"encoding: {name}", total=texts, note="")
+                    encode_held_out(
+                        build(),
+                        held_out,
+                        self.recipe,
+                        most_chunks=sizes.chunks,
+                        seed=self.seed,
+                        progress=lambda done, bar=bar, task=task: bar.advance(task, done),  # type: ignore[misc]
+                    ).write(file)
+                ran += 1
+                release_freed_memory()
+            encoded[name] = Encoded.read(file)
+        tokens = ran * tokens_of_system(self.recipe, sizes, self.measured)
+        return encoded, tokens / (time.monotonic() - started) if ran else None
 
+    # --- what is left to the user ------------------------------------------------------------------------
 
-def _report(
-    out: Path,
-    plan: dict[str, Any],
-    recipe: Recipe,
-    texts: Folder,
-    held_out: HeldOut,
-    seen: dict[str, Seen],
-    device: str | None,
-) -> None:
-    """Write report.html, then report.json, which says that the run is finished."""
-    figures = figures_of(held_out, seen, after_mntp=system_after_mntp(recipe), seed=recipe.seed)
-    steps = {stage.name: stage.steps for stage in recipe.stages}
-    details = {
-        **plan["asked"],
-        "recipe": recipe.name,
-        "base": recipe.model.base,
-        "steps": steps,
-        "sizes": plan["sizes"],
-        "measured": plan["measured"],
-        **circumstances(pick_device(device)),
-    }
-    shown = {name: as_lines(value) if isinstance(value, dict) else value for name, value in details.items()}
-    page = build_report(
-        figures,
-        held_out,
-        seen,
-        texts.counts,
-        texts.notices,
-        out / "run" / "log.jsonl",
-        title=f"embedforge adapt: {Path(plan['asked']['folder']).name}",
-        details=shown,
-        seed=recipe.seed,
-    )
-    write_report(out / "report.html", page)
-    write_json(
-        out / REPORT,
-        {
-            "systems": system_names(recipe),
+    def index(self, texts: Folder, held_out: HeldOut, encoded: Mapping[str, Encoded]) -> None:
+        """Index the folder's passages with the trained model."""
+        most = self.plan["sizes after"]["indexed"]
+        made_of = key_of(self.data, self.plan["recipe"], self.plan["sizes after"])
+        index_folder(self.out, texts, held_out, encoded, most, made_of, self.device, self.console)
+        self._done("index")
+
+    def report(self, texts: Folder, held_out: HeldOut, encoded: Mapping[str, Encoded]) -> None:
+        """Write report.html, then report.json, which says that the run is finished."""
+        recipe = self.recipe
+        with self.console.status("comparing and drawing the report"):
+            figures = figures_of(held_out, encoded, after_mntp=system_after_mntp(recipe), seed=self.seed)
+            taken = read_object(self.out / "run" / "model" / "recipe.json")["stages"]
+            details = {
+                **self.plan["asked"],
+                "recipe": recipe.name,
+                "base": recipe.model.base,
+                "steps": {stage["name"]: stage["steps"] for stage in taken},
+                "compared and indexed": self.plan["sizes after"],
+                "measured": self.plan["measured"],
+                "seconds": self.plan["seconds"],
+                **circumstances(pick_device(self.device)),
+            }
+            page = build_report(
+                figures,
+                held_out,
+                encoded,
+                texts,
+                self.out / "run" / "log.jsonl",
+                title=f"embedforge {self.plan['asked']['verb']}: {self.folder.name}",
+                details=details,
+                seed=self.seed,
+            )
+            write_report(self.out / "report.html", page)
+        self._done("report")
+        overrun = self._overrun()
+        spent = self.plan["seconds"]
+        facts = {
+            "systems": list(encoded),
             **figures.as_json(),
             "read": texts.counts,
-            "notices": texts.notices,
+            "notices": [*texts.notices, *overrun],
             "question": held_out.pairs[0].query if held_out.pairs else "",
-            "details": details,
-        },
+            "details": {**details, "seconds": spent, "minutes": round(sum(spent.values()) / 60, 2)},
+        }
+        write_json(self.out / REPORT, facts)
+        shutil.rmtree(self.out / "vectors", ignore_errors=True)
+        for line in overrun:
+            self.console.print(f"note: {line}", markup=False)
+        self.console.print(f"finished in {sum(spent.values()) / 60:.1f} minutes")
+
+    def _overrun(self) -> list[str]:
+        """Say where the time went, if there was not enough of it."""
+        spent = self.plan["seconds"]
+        if sum(spent.values()) <= OVERRUN * self.seconds:
+            return []
+        phases = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in spent.items())
+        return [
+            f"The run took {sum(spent.values()) / 60:.1f} of {self.seconds / 60:g} minutes ({phases}), at "
+            f"{self.measured.tokens_per_second:,.0f} tokens/s encoded: a quieter machine, or more --minutes, "
+            "trains and compares more."
+        ]
+
+
+def _claim(out: Path, asked: Mapping[str, Any], verb: str) -> dict[str, Any]:
+    """Take a new folder or that of the same run; see `claim`."""
+    if not (out / PLAN).exists() and any((out / name).exists() for name in EARLIER):
+        raise EmbedforgeError(
+            f"{out}: a run of an earlier version is here. Its model, index and report go on working; choose "
+            "another --out, or --restart to replace it"
+        )
+    return claim(out, asked, PLAN, verb)
+
+
+def _clear(out: Path) -> None:
+    """Remove what a run of ours has left in `out`, and nothing else."""
+    if not any((out / name).exists() for name in (PLAN, *EARLIER)):
+        return
+    for name in (*OURS, *EARLIER):
+        path = out / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _require_pairs(folder: Path, texts: Folder) -> None:
+    """Refuse a folder whose structure asks too few questions to train on them."""
+    found = len(texts.train_pairs)
+    if found >= PAIRS_NEEDED:
+        return
+    listed = ", ".join(f"{name} {count}" for name, count in texts.counts.items() if count)
+    raise EmbedforgeError(
+        f"{folder}: its headings, docstrings and sentences give {found} pairs of a question and its answer "
+        f"for training, at least {PAIRS_NEEDED} are needed (better: 1,000). Counted: {listed}. Give a larger "
+        "folder, or train on its text alone: embedforge adapt"
     )

@@ -1,17 +1,20 @@
 """The models that are compared, and what each makes of held-out text.
 
-| system | |
-|---|---|
-| as it came | causal, weighted mean (later tokens have seen more, and count more) |
-| bidirectional | the same weights without the causal mask, pooled as in the recipe |
-| after STAGE | for every stage but the last |
-| adapted | the saved model |
+| system | compared | |
+|---|---|---|
+| as it came | always | causal, weighted mean (later tokens have seen more, and count more), no instruction |
+| bidirectional | text alone trains | the same weights without the causal mask, pooled as in the recipe |
+| after STAGE | text alone trains | for every stage but the last |
+| trained | always | the saved model |
+
+What LLM2Vec's steps are each worth is asked of a recipe that has MNTP or no pairs; for others that time goes
+into training.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -19,8 +22,6 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from embedforge.adapt.held_out import HeldOut, split_at
-from embedforge.adapt.settings import WITHOUT_HEAD
 from embedforge.data.example import Example
 from embedforge.data.packing import Chunks
 from embedforge.encode import encode
@@ -28,6 +29,9 @@ from embedforge.errors import EmbedforgeError
 from embedforge.files import write_arrays
 from embedforge.model.encoder import EmbeddingModel, embedding_model, load
 from embedforge.model.language_head import load_head
+from embedforge.prove.held_out import HeldOut
+from embedforge.prove.plan import Sizes
+from embedforge.prove.recipes import WITHOUT_HEAD, trains_on_pairs
 from embedforge.recipe import Recipe
 from embedforge.recipe.model import Pooling
 from embedforge.recipe.objectives import Mntp
@@ -36,7 +40,7 @@ from embedforge.train.mntp import chunks_of, held_out_losses, masking_of
 from embedforge.train.run import DONE, stage_folder
 from embedforge.train.stages import model_after, prepare_model
 
-AS_IT_CAME, UNTRAINED, ADAPTED = "as it came", "bidirectional", "adapted"
+AS_IT_CAME, UNTRAINED, TRAINED = "as it came", "bidirectional", "trained"
 CAUSAL_POOLING: Literal["weighted_mean"] = "weighted_mean"
 
 Floats = NDArray[np.float32]
@@ -44,11 +48,13 @@ Build = Callable[[], EmbeddingModel]
 
 
 @dataclass(frozen=True)
-class Seen:
+class Encoded:
     """What one system makes of held-out text; vectors are of unit length, [texts, dim]."""
 
     queries: Floats
-    documents: Floats
+    answers: Floats
+    """Of the questions, in their order."""
+    distractors: Floats
     beginnings: Floats
     ends: Floats
     losses: NDArray[np.float64]
@@ -56,42 +62,61 @@ class Seen:
     predictions: NDArray[np.int64]
     """Hidden tokens of each chunk."""
 
+    @property
+    def documents(self) -> Floats:
+        """What the questions are searched in, in the order of `HeldOut.documents`."""
+        return np.concatenate([self.answers, self.distractors])
+
+    def cut(self, sizes: Sizes) -> Encoded:
+        """Return what `HeldOut.cut` leaves."""
+        return replace(
+            self,
+            queries=self.queries[: sizes.pairs],
+            answers=self.answers[: sizes.pairs],
+            distractors=self.distractors[: sizes.distractors],
+            beginnings=self.beginnings[: sizes.halves],
+            ends=self.ends[: sizes.halves],
+        )
+
     def write(self, path: Path) -> None:
         """Write the arrays to `path` in one step."""
         write_arrays(path, vars(self))
 
     @classmethod
-    def read(cls, path: Path) -> Seen:
+    def read(cls, path: Path) -> Encoded:
         """Read what `write` wrote."""
         with np.load(path, allow_pickle=False) as stored:
-            return cls(**{name: stored[name] for name in stored.files})
+            return cls(**{field.name: stored[field.name] for field in fields(cls)})
 
 
-def untrained_systems(
-    recipe: Recipe, device: str | None
-) -> Iterator[tuple[str, Callable[[], EmbeddingModel]]]:
-    """Yield the systems that need no training, each with what builds it."""
-    yield AS_IT_CAME, partial(prepare_model, as_it_came(recipe), device)
-    yield UNTRAINED, partial(prepare_model, without_adapter(recipe), device)
+def step_by_step(recipe: Recipe) -> bool:
+    """Tell whether what each stage is worth is measured too."""
+    return mntp_of(recipe) is not None or not trains_on_pairs(recipe)
 
 
-def trained_systems(recipe: Recipe, run: Path, device: str | None) -> Iterator[tuple[str, Build]]:
-    """Yield the systems of a finished run, each with what builds it."""
+def untrained_systems(recipe: Recipe, device: str | None) -> dict[str, Build]:
+    """Return the systems that need no training, each with what builds it."""
+    systems: dict[str, Build] = {AS_IT_CAME: partial(prepare_model, as_it_came(recipe), device)}
+    if step_by_step(recipe):
+        systems[UNTRAINED] = partial(prepare_model, without_adapter(recipe), device)
+    return systems
+
+
+def trained_systems(recipe: Recipe, run: Path, device: str | None) -> dict[str, Build]:
+    """Return the systems of a finished run, each with what builds it."""
     done = [stage_folder(run, recipe, number) / DONE for number in range(len(recipe.stages))]
-    for number, stage in enumerate(recipe.stages[:-1], start=1):
-        yield after(stage.name), partial(model_after, recipe, done[:number], device)
-    place = str(pick_device(device))
-    yield ADAPTED, lambda: embedding_model(load(str(run / "model"), device=place))
+    systems: dict[str, Build] = {}
+    if step_by_step(recipe):
+        for number, stage in enumerate(recipe.stages[:-1], start=1):
+            systems[after(stage.name)] = partial(model_after, recipe, done[:number], device)
+    name = str(pick_device(device))
+    systems[TRAINED] = lambda: embedding_model(load(str(run / "model"), device=name))
+    return systems
 
 
 def after(stage: str) -> str:
     """Return the name of the system that a stage leaves."""
     return f"after {stage}"
-
-
-def system_names(recipe: Recipe) -> list[str]:
-    """Return the names of all systems, in order."""
-    return [AS_IT_CAME, UNTRAINED, *(after(stage.name) for stage in recipe.stages[:-1]), ADAPTED]
 
 
 def without_adapter(recipe: Recipe) -> Recipe:
@@ -100,8 +125,10 @@ def without_adapter(recipe: Recipe) -> Recipe:
 
 
 def as_it_came(recipe: Recipe) -> Recipe:
-    """Return the recipe for its decoder with its own attention, pooled as suits that."""
-    contract = recipe.contract.model_copy(update={"attention": "causal", "pooling": CAUSAL_POOLING})
+    """Return the recipe for its decoder with its own attention, pooled as suits that, without instruction."""
+    contract = recipe.contract.model_copy(
+        update={"attention": "causal", "pooling": CAUSAL_POOLING, "default_instruction": ""}
+    )
     model = recipe.model.model_copy(update={"adapter": None, "pooling": Pooling(kind=CAUSAL_POOLING)})
     return recipe.model_copy(update={"contract": contract, "model": model})
 
@@ -109,7 +136,7 @@ def as_it_came(recipe: Recipe) -> Recipe:
 def system_after_mntp(recipe: Recipe) -> str:
     """Return the name of the system that the first MNTP stage leaves; the result's where there is none."""
     stages = [stage.name for stage in recipe.stages[:-1] if isinstance(stage.objective, Mntp)]
-    return after(stages[0]) if stages else ADAPTED
+    return after(stages[0]) if stages and step_by_step(recipe) else TRAINED
 
 
 def mntp_of(recipe: Recipe) -> Mntp | None:
@@ -135,7 +162,7 @@ def require_head(recipe: Recipe, model: EmbeddingModel) -> None:
         ) from error
 
 
-def see(
+def encode_held_out(
     model: EmbeddingModel,
     held_out: HeldOut,
     recipe: Recipe,
@@ -143,7 +170,7 @@ def see(
     most_chunks: int,
     seed: int,
     progress: Callable[[int], None],
-) -> Seen:
+) -> Encoded:
     """Run a system over held-out text.
 
     Args:
@@ -163,7 +190,8 @@ def see(
         progress=progress,
     )
     parts = [
-        held_out.documents,
+        [pair.document for pair in held_out.pairs],
+        [pair.document for pair in held_out.distractors],
         [beginning for beginning, _ in held_out.halves],
         [end for _, end in held_out.halves],
     ]
@@ -174,9 +202,10 @@ def see(
         suffix=contract.document_suffix(),
         progress=progress,
     )
-    documents, beginnings, ends = np.split(vectors, split_at([len(part) for part in parts]))
+    cuts = np.cumsum([len(part) for part in parts])[:-1]
+    answers, distractors, beginnings, ends = np.split(vectors, cuts)
     losses, predictions = _losses(model, held_out, recipe, most_chunks, seed)
-    return Seen(queries, documents, beginnings, ends, losses, predictions)
+    return Encoded(queries, answers, distractors, beginnings, ends, losses, predictions)
 
 
 def _losses(

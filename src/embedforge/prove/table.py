@@ -8,35 +8,55 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from embedforge.adapt.figures import ALL, BM25
-from embedforge.adapt.systems import ADAPTED
+from embedforge.prove.figures import ALL, BM25
+from embedforge.prove.systems import TRAINED, UNTRAINED
 
 Json = Mapping[str, Any]
+COLUMNS = {
+    "V": "clustering, v-measure",
+    "loss": "mntp loss, nats a token",
+    "align": "alignment",
+    "uniform": "uniformity",
+}
+MEANINGS = {
+    "V": "V: V-measure of clustering the answers by their part of the folder.",
+    "loss": "loss: MNTP, nats a hidden token; lower is better.",
+    "uniform": "align, uniform: Wang & Isola 2020; lower is better, both together.",
+}
 
 
 def terminal_table(report: Json) -> Table:
     """Return the table of a report: every system's retrieval, and what else was measured of it."""
     questions = report["questions"][ALL]
+    columns = {title: report[key] for title, key in COLUMNS.items() if report[key]}
+    ndcg = _retrieval(report, "ndcg@10")
     table = Table(
         title=f"{questions:,} held-out questions, {report['documents']:,} passages",
         title_justify="left",
         box=box.SIMPLE,
-        caption="as it came: causal, weighted mean. bidirectional: not trained yet.\n"
-        "gain: nDCG@10 of adapted minus this, 95 % interval. loss: MNTP, nats a hidden token.\n"
-        "align, uniform: Wang & Isola 2020. Of the last three, lower is better.",
+        caption=_caption(report, columns),
         caption_justify="left",
     )
-    for name in ("", "nDCG@10", "gain", "loss", "align", "uniform"):
+    for name in ("", "nDCG@10", "gain", *columns):
         table.add_column(name, justify="right" if name else "left", no_wrap=True)
     for system in (BM25, *report["systems"]):
         table.add_row(
             system,
-            _mean(_retrieval(report, "ndcg@10"), system),
-            _gain(_retrieval(report, "ndcg@10"), system),
-            *(_mean(report[name], system) for name in ("mntp loss, nats a token", "alignment", "uniformity")),
-            style="bold" if system == ADAPTED else "",
+            _mean(ndcg, system),
+            _gain(ndcg, system),
+            *(_mean(measure, system) for measure in columns.values()),
+            style="bold" if system == TRAINED else "",
         )
     return table
+
+
+def _caption(report: Json, columns: Json) -> str:
+    said = ["as it came: the decoder, causal, weighted mean."]
+    if UNTRAINED in report["systems"]:
+        said.append("bidirectional: not trained yet.")
+    lines = [" ".join(said), f"gain: nDCG@10 of {TRAINED} minus this, 95 % interval."]
+    lines += [MEANINGS[title] for title in columns if title in MEANINGS]
+    return "\n".join(lines)
 
 
 def _retrieval(report: Json, metric: str) -> Json | None:
@@ -50,5 +70,5 @@ def _mean(measure: Json | None, system: str) -> str:
 
 
 def _gain(measure: Json | None, system: str) -> str:
-    test = measure[f"{ADAPTED} minus"].get(system) if measure else None
+    test = measure[f"{TRAINED} minus"].get(system) if measure else None
     return f"{test['difference']:+.3f} [{test['low']:+.3f}, {test['high']:+.3f}]" if test else ""

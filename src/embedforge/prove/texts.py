@@ -1,29 +1,29 @@
-"""What was read of the user's folder, kept in the run: it stays the same when the folder changes.
+"""What was read of the user's folder, kept in the run: the split stays what it was when the run began.
 
-OUT/data/texts.jsonl               passages to train on: MNTP
-OUT/data/sentences.jsonl           their sentences: SimCSE
-OUT/data/held-out.jsonl            passages that no training sees
-OUT/data/held-out-sentences.jsonl
-OUT/data/pairs.jsonl               questions that held-out text asks and answers by its structure
-OUT/data/distractors.jsonl         passages of training text, to search the answers among
-OUT/data/folder.json               what was counted; written last
+OUT/data/texts.jsonl         passages to train on: MNTP
+OUT/data/sentences.jsonl     their sentences: SimCSE
+OUT/data/train-pairs.jsonl   questions that training text asks and answers by its structure
+OUT/data/held-out.jsonl      passages that no training sees
+OUT/data/pairs.jsonl         questions that held-out text asks and answers
+OUT/data/folder.json         the folder's files, what was counted, the hash of each file above; written last
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 from embedforge.documents import Chunk, Folder, Pair, read_folder
+from embedforge.documents.folder import MAX_BYTES, readable_files
 from embedforge.errors import EmbedforgeError
 from embedforge.files import read_object, write_json, write_text
 
-TEXTS_FILE, SENTENCES_FILE, DONE = "texts.jsonl", "sentences.jsonl", "folder.json"
-HELD_OUT_FILE, HELD_OUT_SENTENCES_FILE = "held-out.jsonl", "held-out-sentences.jsonl"
-PAIRS_FILE, DISTRACTORS_FILE = "pairs.jsonl", "distractors.jsonl"
+TEXTS_FILE, SENTENCES_FILE, TRAIN_PAIRS_FILE = "texts.jsonl", "sentences.jsonl", "train-pairs.jsonl"
+HELD_OUT_FILE, PAIRS_FILE, FOLDER_FILE = "held-out.jsonl", "pairs.jsonl", "folder.json"
 
 CHARACTERS_PER_TOKEN = 4
 """About what a token is worth; a passage of so many characters just fits the model."""
@@ -31,6 +31,11 @@ CHUNK_CHARACTERS = (200, 1500)
 CHARACTERS_PER_MINUTE = 2_500_000
 """Most text that is read for a minute of the run: reading is to take a small part of it."""
 MOST_CHARACTERS = 200_000_000
+NAMED = 5
+"""So many files are named where the folder has changed."""
+
+Stamp = tuple[int, int, str]
+"""A file's size, time of change, and hash; no hash for one too large to be read."""
 
 
 def chunk_characters(max_tokens: int) -> int:
@@ -63,10 +68,12 @@ def read_texts(
         progress: called with the files read and all files.
 
     Raises:
-        EmbedforgeError: see `read_folder`.
+        EmbedforgeError: see `read_folder`; the folder or a file in `data` is not what it was any more.
     """
-    if (data / DONE).exists():
+    if (data / FOLDER_FILE).exists():
+        check_unchanged(data, folder)
         return _recall(data)
+    files = stamps(folder, readable_files(folder))
     found = read_folder(
         folder,
         seed=seed,
@@ -74,48 +81,107 @@ def read_texts(
         max_characters=min(MOST_CHARACTERS, int(max(1.0, minutes) * CHARACTERS_PER_MINUTE)),
         progress=progress,
     )
-    _keep(data, found)
+    _keep(data, found, files)
     return found
 
 
-def _keep(data: Path, folder: Folder) -> None:
-    for name, chunks in ((TEXTS_FILE, folder.train), (HELD_OUT_FILE, folder.held_out)):
-        _write(data / name, map(asdict, chunks))
-    for name, texts in (
-        (SENTENCES_FILE, folder.sentences),
-        (HELD_OUT_SENTENCES_FILE, folder.held_out_sentences),
-        (DISTRACTORS_FILE, folder.distractors),
-    ):
-        _write(data / name, ({"text": text} for text in texts))
-    _write(data / PAIRS_FILE, map(asdict, folder.pairs))
-    write_json(data / DONE, {"counts": folder.counts, "notices": folder.notices})
+def key_of(data: Path, *facts: Any) -> str:
+    """Return the hash of all that was read and of further facts: a name for what is made of them."""
+    written = read_object(data / FOLDER_FILE)["written"]
+    return _hash(json.dumps([written, facts], sort_keys=True).encode())
+
+
+def check_unchanged(data: Path, folder: Path) -> None:
+    """Refuse to go on with a folder that has changed: new files would not be read, the split be of old ones.
+
+    Raises:
+        EmbedforgeError: files were added, removed or changed since the run began; names some.
+    """
+    changed = changes(folder, read_object(data / FOLDER_FILE)["files"], readable_files(folder))
+    if changed:
+        raise EmbedforgeError(
+            f"{folder}: the folder is not what it was when the run in {data.parent} began: files {changed}. "
+            "What that run holds out, and every figure of it, belongs to what was read then. Start anew with "
+            "--restart, or choose another --out"
+        )
+
+
+def stamps(folder: Path, files: Iterable[str]) -> dict[str, Stamp]:
+    """Return what tells, later on, whether files have changed."""
+    return {file: _stamp(folder / file) for file in files}
+
+
+def changes(folder: Path, before: Mapping[str, Sequence[Any]], files: Iterable[str]) -> str:
+    """Say which files are others than those stamped before; "" if none are."""
+    now = set(files)
+    lists = {
+        "added": sorted(now - before.keys()),
+        "removed": sorted(before.keys() - now),
+        "changed": [file for file in sorted(now & before.keys()) if _differs(folder / file, before[file])],
+    }
+    return "; ".join(
+        f"{len(names)} {what} ({', '.join(names[:NAMED])}{', ...' if len(names) > NAMED else ''})"
+        for what, names in lists.items()
+        if names
+    )
+
+
+def _keep(data: Path, folder: Folder, files: Mapping[str, Stamp]) -> None:
+    rows: dict[str, Iterable[Mapping[str, Any]]] = {
+        TEXTS_FILE: map(asdict, folder.train),
+        SENTENCES_FILE: ({"text": text} for text in folder.sentences),
+        TRAIN_PAIRS_FILE: map(asdict, folder.train_pairs),
+        HELD_OUT_FILE: map(asdict, folder.held_out),
+        PAIRS_FILE: map(asdict, folder.pairs),
+    }
+    for name, items in rows.items():
+        write_rows(data / name, items)
+    written = {name: _hash((data / name).read_bytes()) for name in rows}
+    facts = {"files": files, "written": written, "counts": folder.counts, "notices": folder.notices}
+    write_json(data / FOLDER_FILE, facts)
 
 
 def _recall(data: Path) -> Folder:
-    facts = read_object(data / DONE)
+    facts = read_object(data / FOLDER_FILE)
+    for name, known in facts["written"].items():
+        if not (data / name).exists() or _hash((data / name).read_bytes()) != known:
+            raise EmbedforgeError(
+                f"{data / name}: this is not what the run has written any more; start anew with --restart"
+            )
     train, held_out = (
         [Chunk(**row | {"headings": tuple(row["headings"])}) for row in _read(data / name)]
         for name in (TEXTS_FILE, HELD_OUT_FILE)
     )
-    sentences, held_out_sentences, distractors = (
-        [str(row["text"]) for row in _read(data / name)]
-        for name in (SENTENCES_FILE, HELD_OUT_SENTENCES_FILE, DISTRACTORS_FILE)
+    pairs, train_pairs = (
+        [Pair(**row) for row in _read(data / name)] for name in (PAIRS_FILE, TRAIN_PAIRS_FILE)
     )
-    pairs = [Pair(**row) for row in _read(data / PAIRS_FILE)]
-    return Folder(
-        train, sentences, held_out, held_out_sentences, pairs, distractors, facts["counts"], facts["notices"]
-    )
+    sentences = [str(row["text"]) for row in _read(data / SENTENCES_FILE)]
+    return Folder(train, sentences, held_out, pairs, train_pairs, facts["counts"], facts["notices"])
 
 
-def _write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+def _differs(path: Path, before: Sequence[Any]) -> bool:
+    """Tell whether a file has other content; one that was only touched has not."""
+    status = path.stat()
+    if [status.st_size, status.st_mtime_ns] == list(before[:2]):
+        return False
+    return not before[2] or _stamp(path)[2] != before[2]
+
+
+def _stamp(path: Path) -> Stamp:
+    status = path.stat()
+    content = _hash(path.read_bytes()) if status.st_size <= MAX_BYTES else ""
+    return status.st_size, status.st_mtime_ns, content
+
+
+def _hash(content: bytes) -> str:
+    return blake2b(content, digest_size=16).hexdigest()
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write rows as JSONL, in one step."""
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def _read(path: Path) -> Iterator[dict[str, Any]]:
-    try:
-        with path.open(encoding="utf-8") as lines:
-            yield from map(json.loads, lines)
-    except (OSError, ValueError) as error:
-        raise EmbedforgeError(
-            f"{path}: cannot be read ({error}); remove {path.parent} and run again to read the folder anew"
-        ) from None
+    with path.open(encoding="utf-8") as lines:
+        yield from map(json.loads, lines)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from embedforge.adapt.figures import ALL, BM25, Figures, Measure
-from embedforge.adapt.systems import ADAPTED, AS_IT_CAME, UNTRAINED
+from embedforge.prove.figures import ALL, BM25, Figures, Measure
+from embedforge.prove.systems import AS_IT_CAME, TRAINED, UNTRAINED
 from embedforge.report.page import Tone, Verdict, against_bm25, verdict
 from embedforge.statistics import PairedTest
 
@@ -15,6 +15,9 @@ def verdicts(figures: Figures) -> list[Verdict]:
         lines += _on_retrieval(figures.retrieval[ALL]["ndcg@10"])
     else:
         lines.append(Verdict("No question could be made of the held-out text: retrieval was not measured."))
+    if figures.clustering:
+        what = "Clustering by the part of the folder (V-measure) against the decoder as it came"
+        lines.append(verdict(what, figures.clustering.changes[AS_IT_CAME], unit="halves"))
     if figures.loss:
         lines += _on_loss(figures.loss)
     if figures.alignment and figures.uniformity:
@@ -27,21 +30,19 @@ def verdicts(figures: Figures) -> list[Verdict]:
 
 def _on_retrieval(measure: Measure) -> list[Verdict]:
     changes = measure.changes
-    lines = [
-        verdict("Retrieval (nDCG@10) against the decoder as it came", changes[AS_IT_CAME]),
-        verdict(
-            "Retrieval (nDCG@10) against the untrained decoder without its causal mask", changes[UNTRAINED]
-        ),
-    ]
+    lines = [verdict("Retrieval (nDCG@10) against the decoder as it came", changes[AS_IT_CAME])]
+    if UNTRAINED in changes:
+        what = "Retrieval (nDCG@10) against the untrained decoder without its causal mask"
+        lines.append(verdict(what, changes[UNTRAINED]))
     others = [name for name in changes if name not in (AS_IT_CAME, UNTRAINED, BM25)]
     lines += [verdict(f"Retrieval (nDCG@10) in the stages {name}", changes[name]) for name in others]
-    untrained = changes[AS_IT_CAME], changes[UNTRAINED]
+    untrained = [changes[name] for name in (AS_IT_CAME, UNTRAINED) if name in changes]
     if not any(test.is_real and test.difference > 0 for test in untrained):
         lines.append(
             Verdict(
                 "Training did not make retrieval better on this folder. More text, more --minutes or a "
                 "larger --base may; pairs of questions and answers (embedforge quickstart, or your own) "
-                "help more.",
+                "help more than text alone.",
                 "bad",
             )
         )
@@ -49,7 +50,7 @@ def _on_retrieval(measure: Measure) -> list[Verdict]:
         "the questions share many words with their answers. Combine both, or train longer, with pairs, or "
         "from a larger base."
     )
-    return [*lines, against_bm25(changes[BM25], "the adapted model", why)]
+    return [*lines, against_bm25(changes[BM25], "the trained model", why)]
 
 
 def _on_loss(measure: Measure) -> list[Verdict]:
@@ -61,13 +62,13 @@ def _on_loss(measure: Measure) -> list[Verdict]:
             measure.changes[UNTRAINED],
         )
     ]
-    if trained != ADAPTED:
-        back = measure.lower_by(ADAPTED)
+    if trained != TRAINED:
+        back = measure.lower_by(TRAINED)
         if back and back.is_real and back.difference > 0:
             lines.append(
                 Verdict(
                     f"The stages after MNTP raised that loss again, by {back.difference:.3f} to "
-                    f"{values[ADAPTED].mean:.3f}: they train the vectors of whole texts, not the prediction "
+                    f"{values[TRAINED].mean:.3f}: they train the vectors of whole texts, not the prediction "
                     "of words."
                 )
             )
@@ -89,7 +90,7 @@ def _on_space(alignment: Measure, uniformity: Measure) -> Verdict:
     better = [test.is_real and test.difference < 0 for test in changes]
     worse = [test.is_real and test.difference > 0 for test in changes]
     figures = "; ".join(
-        f"{name} {measure.values[AS_IT_CAME].mean:.3f} → {measure.values[ADAPTED].mean:.3f}"
+        f"{name} {measure.values[AS_IT_CAME].mean:.3f} → {measure.values[TRAINED].mean:.3f}"
         for name, measure in (("alignment", alignment), ("uniformity", uniformity))
     )
     tone: Tone = "neutral"

@@ -1,8 +1,8 @@
 """How many steps a stage takes: the recipe's, or as many as its time allows, measured while it runs.
 
-The speed of a machine that others share is not known beforehand. So it is reviewed as the steps go by, and the
-end of the stage moves with it; the schedule of the learning rate follows, and falls to its end at the last step.
-What was decided stands in `pace.jsonl` of the stage's folder, from which an interrupted stage goes on.
+The speed of a machine that others share is not known beforehand. So it is reviewed as the steps go by, and
+the end of the stage moves with it; the schedule of the learning rate follows, and ends at the last step. What
+was decided stands in `pace.jsonl` of the stage's folder, from which an interrupted stage goes on.
 """
 
 from __future__ import annotations

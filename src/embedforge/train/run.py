@@ -90,8 +90,8 @@ def train(
         own_test: the caller keeps the texts that it tests on out of the data by itself; otherwise a warning
             names the sources that were not checked against any evaluation task.
         refresh: mines again for stages with `mine_again`; `embedforge.mine.refresh.refresh_stage`.
-        seconds: that stages may take, by name; one whose steps take longer ends earlier, its schedule with it,
-            and the saved model's recipe has the steps that were taken. On one rank only.
+        seconds: that stages may take, by name; one whose steps take longer ends earlier, its schedule with
+            it, and the saved model's recipe has the steps that were taken. On one rank only.
         quiet: no progress bars.
 
     Returns:
