@@ -15,7 +15,7 @@ from embedforge.adapt.systems import ADAPTED, Seen
 from embedforge.evaluate.found import Ranked
 from embedforge.evaluate.retrieval import per_query_metrics
 from embedforge.lexical import Bm25
-from embedforge.ranking import exact_search
+from embedforge.nearest import exact_search
 from embedforge.statistics import (
     Interval,
     PairedTest,

@@ -39,6 +39,7 @@ from embedforge.adapt.systems import (
 )
 from embedforge.adapt.table import terminal_table
 from embedforge.adapt.texts import read_texts
+from embedforge.console import progress_bar
 from embedforge.documents import Chunk, Folder
 from embedforge.encode import encode
 from embedforge.errors import EmbedforgeError
@@ -46,10 +47,9 @@ from embedforge.files import read_object, write_json
 from embedforge.model.encoder import embedding_model, load
 from embedforge.recipe import Recipe, parse_recipe
 from embedforge.report.page import write_report
-from embedforge.run_folder import claim, next_steps
-from embedforge.runtime import circumstances, keep_freed_memory, pick_device, release_freed_memory
+from embedforge.run_folder import claim, facts, next_steps
+from embedforge.runtime import keep_freed_memory, pick_device, release_freed_memory
 from embedforge.search.index import INDEX_FILE, Document, build_index
-from embedforge.train.progress import progress_bar
 from embedforge.train.resumable import train_or_stop
 from embedforge.train.stages import prepare_model
 
@@ -289,7 +289,7 @@ def _report(
         "steps": steps,
         "sizes": plan["sizes"],
         "measured": plan["measured"],
-        **circumstances(pick_device(device)),
+        **facts(device=pick_device(device)),
     }
     shown = {name: as_lines(value) if isinstance(value, dict) else value for name, value in details.items()}
     page = build_report(

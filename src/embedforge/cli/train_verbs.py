@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from pathlib import Path
 from typing import Annotated
@@ -119,7 +118,8 @@ def train(
 
     asked = load_recipe(recipe, set_ or ())  # before torch is imported: a mistake in it shows at once
     from embedforge.mine.refresh import refresh_stage
-    from embedforge.train.run import Interrupted, is_first_rank
+    from embedforge.runtime import is_first_rank, under_torchrun
+    from embedforge.train.run import Interrupted
     from embedforge.train.run import train as run
 
     try:
@@ -133,7 +133,7 @@ def train(
         )
     except Interrupted as stop:
         if is_first_rank():
-            again = _train_command(recipe, out, set_ or [], data, device)
+            again = _train_command(recipe, out, set_ or [], data, device, under_torchrun())
             typer.echo(f"{stop}; go on with: {again}", err=True)
         raise typer.Exit(130) from None
     if is_first_rank():
@@ -178,7 +178,9 @@ def probe(
     show_probe(base, attention, device)
 
 
-def _train_command(recipe: str, out: Path, set_: list[str], data: Path | None, device: str | None) -> str:
+def _train_command(
+    recipe: str, out: Path, set_: list[str], data: Path | None, device: str | None, torchrun: bool
+) -> str:
     """Return the command that goes on with a run; under torchrun it has to be started in the same way."""
     command = ["embedforge", "train", recipe, "--out", str(out)]
     for change in set_:
@@ -187,7 +189,7 @@ def _train_command(recipe: str, out: Path, set_: list[str], data: Path | None, d
         command += ["--data", str(data)]
     if device is not None:
         command += ["--device", device]
-    launcher = "torchrun ... -m " if "RANK" in os.environ else ""
+    launcher = "torchrun ... -m " if torchrun else ""
     return launcher + shlex.join([*command, "--resume"])
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
+from embedforge.console import progress_bar
 from embedforge.encode import encode
 from embedforge.files import write_arrays
 from embedforge.model.encoder import EmbeddingModel, build
@@ -27,7 +28,6 @@ from embedforge.recipe import Recipe
 from embedforge.runtime import pick_device
 from embedforge.text.contract import Contract
 from embedforge.text.render import Renderer
-from embedforge.train.progress import progress_bar
 
 POOLINGS = {BASE_LAST: "last", BASE_MEAN: "mean"}
 

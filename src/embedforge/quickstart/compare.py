@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from embedforge.evaluate.found import Ranked, pair_scores
 from embedforge.evaluate.retrieval import per_query_metrics, v_measure
 from embedforge.lexical import Bm25
+from embedforge.nearest import exact_search
 from embedforge.quickstart.examples import Pool
 from embedforge.quickstart.unit import Unit
-from embedforge.ranking import exact_search
 from embedforge.statistics import (
     Interval,
     PairedTest,

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
+from embedforge.console import progress_bar
 from embedforge.encode import encode
 from embedforge.errors import EmbedforgeError
 from embedforge.files import write_json
@@ -41,16 +42,14 @@ from embedforge.quickstart.prepare import (
 from embedforge.recipe import Recipe, Source, load_recipe, parse_recipe
 from embedforge.recipe.objectives import Contrastive
 from embedforge.report.page import write_report
-from embedforge.run_folder import claim, next_steps
+from embedforge.run_folder import claim, facts, next_steps
 from embedforge.runtime import (
-    circumstances,
     keep_freed_memory,
     native_precision,
     pick_device,
     release_freed_memory,
 )
 from embedforge.search.index import Document, build_index
-from embedforge.train.progress import progress_bar
 from embedforge.train.resumable import train_or_stop
 
 Floats = NDArray[np.float32]
@@ -239,7 +238,7 @@ def _compare(
             "steps": {stage["name"]: stage["steps"] for stage in plan["recipe"]["stages"]},
             "corpus": corpus.counts,
             "minutes": round(minutes, 2),
-            **circumstances(pick_device(device)),
+            **facts(device=pick_device(device)),
         }
         write_json(out / "report.json", {**comparison.as_json(), "details": details})
         report = build_report(
