@@ -17,7 +17,7 @@ from embedforge.evaluate import encoders, run
 from embedforge.evaluate.retrieval import per_query_metrics
 from embedforge.evaluate.run import evaluate, model_fingerprint
 from embedforge.lexical import Bm25
-from embedforge.ranking import exact_search
+from embedforge.nearest import exact_search
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,8 @@ from embedforge.mine.vectors import (
     read_vectors,
     write_vectors,
 )
-from embedforge.ranking import NOTHING, exact_search
+from embedforge.nearest import exact_search
+from embedforge.ranking import NOTHING
 
 WORDS = ["river", "sea", "bread", "law", "judge", "oven", "wave", "ship", "tide", "loaf"]
 DOCUMENTS = [

@@ -6,10 +6,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedforge import ranking
+from embedforge import nearest as search
 from embedforge.errors import EmbedforgeError
 from embedforge.lexical import Bm25, words_and_identifiers
-from embedforge.ranking import NOTHING, Nearest, exact_search, top_k
+from embedforge.nearest import Nearest, exact_search
+from embedforge.ranking import NOTHING, top_k
 
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=30), st.integers(1, 35))
@@ -35,8 +36,8 @@ def test_blocks_do_not_change_a_search(
     asked = random.integers(-3, 4, size=(queries, 4)).astype(np.float32)  # whole numbers: many ties
     documents = random.integers(-3, 4, size=(20, 4)).astype(np.float32)
     expected = top_k(asked @ documents.T, 6)
-    monkeypatch.setattr(ranking, "DOCUMENTS_PER_BLOCK", documents_per_block)
-    monkeypatch.setattr(ranking, "QUERIES_PER_BLOCK", 2)
+    monkeypatch.setattr(search, "DOCUMENTS_PER_BLOCK", documents_per_block)
+    monkeypatch.setattr(search, "QUERIES_PER_BLOCK", 2)
     for found, wanted in zip(exact_search(asked, documents, 6), expected, strict=True):
         np.testing.assert_array_equal(found, wanted)
 

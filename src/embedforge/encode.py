@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from typing import cast
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from embedforge.objectives.gradcache import empty_cache, halved_budget, micro_batches
-from embedforge.runtime import bfloat16_autocast, fast_bfloat16
+from embedforge.runtime import bfloat16_autocast, empty_cache, fast_bfloat16, halved_budget
+from embedforge.text.batching import micro_batches
 from embedforge.text.render import Rendered, Renderer
 
 logger = logging.getLogger(__name__)
@@ -20,9 +20,25 @@ TOKENS_PER_BATCH = 8192
 TEXTS_PER_WINDOW = 4096
 
 
+class TextEmbedder(Protocol):
+    """What `encode` needs of a model: `EmbeddingModel` has it, and so has any module with a renderer."""
+
+    renderer: Renderer
+    training: bool
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Its weights; the device of the first is the model's."""
+
+    def train(self, mode: bool = True) -> Any:
+        """Switch dropout on or off."""
+
+    def __call__(self, *, input_ids: Tensor, attention_mask: Tensor, pooling_mask: Tensor) -> Tensor:
+        """Embed what the renderer made: three [texts, tokens] int64 to [texts, dim]."""
+
+
 @torch.no_grad()
 def encode(
-    model: nn.Module,
+    model: TextEmbedder,
     texts: Sequence[str],
     prefix: str = "",
     *,
@@ -41,7 +57,7 @@ def encode(
     padding included, so that little is computed for padding.
 
     Args:
-        model: an `EmbeddingModel` (or anything with its `renderer` and `forward`), on its device.
+        model: on its device.
         texts: any number of texts.
         prefix: what stands before each text: `contract.query_prefix(...)` or `contract.document_prefix()`.
         suffix: what follows it, from the same template: `contract.query_suffix(...)` or
@@ -54,23 +70,22 @@ def encode(
     Raises:
         EmbedforgeError: a text that is not valid Unicode, or a single text does not fit in memory.
     """
-    renderer = cast(Renderer, model.renderer)
     was_training = model.training
-    model.eval()
+    model.train(False)
     device = next(model.parameters()).device
     use_bfloat16 = fast_bfloat16(device) if bfloat16 is None else bfloat16
     report = progress or (lambda _: None)
     vectors: list[np.ndarray] = []
 
     def embed(rendered: Sequence[Rendered]) -> np.ndarray:
-        batch = renderer.pad(rendered)
+        batch = model.renderer.pad(rendered)
         with bfloat16_autocast(device, use_bfloat16):
             output = model(**{name: tensor.to(device) for name, tensor in batch.items()})
         return output.float().cpu().numpy()
 
     try:
         for start in range(0, len(texts), TEXTS_PER_WINDOW):
-            window = renderer.render(
+            window = model.renderer.render(
                 texts[start : start + TEXTS_PER_WINDOW], prefix, suffix=suffix, max_tokens=max_tokens
             )
             found, tokens_per_batch = _embed_window(window, tokens_per_batch, embed, report)

@@ -1,13 +1,29 @@
-"""The folder of a run that goes on where it stopped: what was asked, and the check that it is asked again."""
+"""The folder of a run: what it was asked, the time of its phases, and the facts of where it was made.
+
+`claim` ties a folder to what was asked, so that a later start goes on with the same run or is refused.
+`Phases` adds up seconds over all starts, in OUT/phases.json. `facts` are the versions and the machine, for
+the JSON that a verb leaves. Nothing here imports torch.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import importlib.metadata
+import os
+import platform
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from embedforge import __version__
 from embedforge.errors import EmbedforgeError
-from embedforge.files import read_object, write_json
+from embedforge.files import read_object, refuse_file, write_json
+
+PHASES = "phases.json"
+PACKAGES = ("torch", "transformers", "sentence-transformers", "tokenizers", "peft", "numpy")
+"""What figures depend on, besides embedforge itself."""
 
 
 def claim(out: Path, asked: Mapping[str, Any], plan_file: str, kind: str) -> dict[str, Any]:
@@ -26,28 +42,122 @@ def claim(out: Path, asked: Mapping[str, Any], plan_file: str, kind: str) -> dic
         EmbedforgeError: the folder holds something else, or a run that was asked something else.
     """
     path = out / plan_file
+    refuse_file(out)
     if not path.exists():
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise EmbedforgeError(
-                f"{out}: this folder is not empty and no {kind} run; choose another --out"
-                if out.is_dir()
-                else f"{out}: this is a file; --out names a folder"
-            )
+        if out.exists() and any(out.iterdir()):
+            raise EmbedforgeError(f"{out}: this folder is not empty and no {kind} run; choose another --out")
         write_json(path, {"asked": dict(asked)})
         return {"asked": dict(asked)}
     plan = read_object(path)
-    if len(plan) == 1 and len(list(out.iterdir())) == 1:
+    if len(plan) == 1 and {item.name for item in out.iterdir()} <= {plan_file, PHASES}:
         # It stopped before its first result (a misspelt folder, say): nothing to go on with or to lose.
         write_json(path, {"asked": dict(asked)})
         return {"asked": dict(asked)}
     before = plan.get("asked", {})
-    for key, value in asked.items():
-        if before.get(key) != value:
-            raise EmbedforgeError(
-                f"{out}: the run there had {key} = {before.get(key)!r}, this one has {value!r}; "
-                "choose another --out, or remove the folder"
-            )
+    if difference := first_difference({key: before.get(key) for key in asked}, dict(asked)):
+        raise EmbedforgeError(
+            f"{out}: the run there is another one, {difference}; choose another --out, or remove the folder"
+        )
     return plan
+
+
+def first_difference(old: Any, new: Any, key: str = "") -> str:
+    """Say where two JSON values differ first, "" where they are equal.
+
+    >>> first_difference({"stages": [{"steps": 10}]}, {"stages": [{"steps": 20}]})
+    'stages.0.steps was 10, is 20'
+    """
+    if isinstance(old, dict) and isinstance(new, dict):
+        pairs = [(name, old.get(name), new.get(name)) for name in {**old, **new}]
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        pairs = [(str(place), one, other) for place, (one, other) in enumerate(zip(old, new, strict=True))]
+    else:
+        return "" if old == new else f"{key} was {old!r}, is {new!r}"
+    found = (first_difference(one, other, f"{key}.{name}".lstrip(".")) for name, one, other in pairs)
+    return next(filter(None, found), "")
+
+
+class Phases:
+    """Seconds of each phase of a run, added up over all its starts.
+
+    Kept in `folder`/phases.json, which is written when a phase ends, also by an error or Ctrl-C, and at every
+    `save`: a killed process loses what came after. Without a folder they are kept in memory only.
+
+    Args:
+        folder: of the run; made at the first write. On several ranks only one may be given it.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._file = None if folder is None else folder / PHASES
+        known = read_object(self._file) if self._file is not None and self._file.exists() else {}
+        self._seconds: dict[str, float] = {name: float(seconds) for name, seconds in known.items()}
+        self._running: tuple[str, float] | None = None
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Time what is done inside; phases follow one another, they do not nest."""
+        self._running = name, time.monotonic()
+        try:
+            yield
+        finally:
+            self._seconds = self._so_far()
+            self._running = None
+            self.save()
+
+    def save(self) -> None:
+        """Write the record, the phase under way included."""
+        if self._file is not None:
+            write_json(self._file, self.seconds)
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Name -> seconds, in the order in which phases first began."""
+        return {name: round(seconds, 1) for name, seconds in self._so_far().items()}
+
+    @property
+    def minutes(self) -> float:
+        """Of all phases together."""
+        return sum(self._so_far().values()) / 60
+
+    def _so_far(self) -> dict[str, float]:
+        if self._running is None:
+            return self._seconds
+        name, began = self._running
+        return self._seconds | {name: self._seconds.get(name, 0.0) + time.monotonic() - began}
+
+
+def facts(packages: Sequence[str] = PACKAGES, *, device: object = None) -> dict[str, Any]:
+    """Say where and when figures are made: {"versions": ..., "machine": ..., "date": ...}.
+
+    Args:
+        packages: whose versions matter, besides embedforge and Python.
+        device: that a model runs on, where there is one.
+    """
+    return {
+        "versions": versions(packages),
+        "machine": machine(device),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
+    """Return the installed versions of embedforge and of those of `packages` that are there."""
+    found = {"embedforge": __version__}
+    for name in packages:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def machine(device: object = None) -> str:
+    """Describe this machine in a line: system, processor, CPUs that the process may use, Python, device.
+
+    A GPU's own name is left out: only torch knows it.
+    """
+    allowed = getattr(os, "sched_getaffinity", None)
+    cpus = len(allowed(0)) if allowed is not None else os.cpu_count()
+    system = f"{platform.system()} {platform.machine()}, {cpus} CPUs, Python {platform.python_version()}"
+    return system if device is None else f"{system}, {device}"
 
 
 def next_steps(out: Path, question: str) -> str:

@@ -1,15 +1,12 @@
-"""The machine: devices, precision on it, and memory habits of the C library."""
+"""The machine: devices, ranks, precision, what to do where memory does not suffice."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import importlib.metadata
 import os
-import platform
 import sys
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 
@@ -63,6 +60,21 @@ def _device_of_rank(name: str | None, rank: int) -> torch.device:
     return torch.device("cuda", rank)
 
 
+def under_torchrun() -> bool:
+    """Say whether this process is one of the ranks that torchrun started, be it the only one."""
+    return "WORLD_SIZE" in os.environ
+
+
+def world_size() -> int:
+    """Return the number of ranks: 1 without torchrun."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_first_rank() -> bool:
+    """Say whether this process writes files: the only one, or rank 0 under torchrun."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 @contextlib.contextmanager
 def bfloat16_autocast(device: torch.device, enabled: bool) -> Iterator[None]:
     """Run matrix products in bfloat16 on float32 weights, where `enabled`."""
@@ -91,15 +103,6 @@ def native_precision(wanted: str, device: torch.device) -> str:
     return wanted if wanted == "float32" or fast_bfloat16(device) else "float32"
 
 
-def circumstances(device: torch.device) -> dict[str, Any]:
-    """Say where figures were made: the machine, and the versions of what they depend on."""
-    names = ("embedforge", "torch", "transformers")
-    return {
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {device}",
-        "versions": {name: importlib.metadata.version(name) for name in names},
-    }
-
-
 def keep_freed_memory() -> None:
     """Let glibc keep large freed blocks for the next step instead of handing them back.
 
@@ -123,6 +126,36 @@ def release_freed_memory() -> None:
     """
     if (libc := _glibc()) is not None:
         libc.malloc_trim(0)
+
+
+def halved_budget(error: Exception, budget: int, longest: int, way_out: str) -> int:
+    """Return the budget of tokens to try after `error`; `longest`, the longest text alone, is the least.
+
+    Raises:
+        EmbedforgeError: that had been tried; the message ends with `way_out`.
+        Exception: `error` itself, if it is not about memory.
+    """
+    if not out_of_memory(error):
+        raise error
+    if budget <= longest:
+        raise EmbedforgeError(f"out of memory with one text of {longest} tokens: {way_out}") from error
+    return max(budget // 2, longest)
+
+
+def empty_cache() -> None:
+    """Give memory that CUDA's allocator keeps back to it, where CUDA is in use."""
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Tell whether an exception means that memory did not suffice, on whatever device."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    message = str(error).lower()
+    return isinstance(error, RuntimeError) and (
+        "out of memory" in message or "can't allocate memory" in message
+    )
 
 
 def _glibc() -> ctypes.CDLL | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -195,6 +195,7 @@ def mine(
 
     Run again to go on where it stopped; read audit.html before training on the result.
     """
+    from embedforge.console import advancing, progress_bar, say, stdout
     from embedforge.data.readers import is_beir
     from embedforge.mine.embedder import Prompts
     from embedforge.mine.keep import KeepRule
@@ -203,16 +204,10 @@ def mine(
     from embedforge.mine.settings import Teachers
     from embedforge.mine.terminal import summary
     from embedforge.recipe import source_of
-    from embedforge.train.progress import progress_bar
 
     kind = kind or ("retrieval" if is_beir(source) else None)
     spec = source_of(source, kind=kind, split=split, instruction=instruction, cap=cap)
     with progress_bar() as bar:
-
-        def progress(title: str, total: int) -> Callable[[int], None]:
-            task = bar.add_task(title, total=total or None, note="")
-            return lambda done: bar.update(task, advance=done)
-
         prompts = Prompts(query_prompt, document_prompt)
         kept = KeepRule(rule, value, sample_from, keep_first)  # type: ignore[arg-type]
         try:
@@ -225,10 +220,10 @@ def mine(
                 memory_gb=memory_gb,
                 device=device,
                 work=work,
-                progress=progress,
+                progress=partial(advancing, bar),
             )
         except KeyboardInterrupt:
             bar.stop()
-            typer.echo("Stopped. The same command goes on from there.", err=True)
+            say("Stopped. The same command goes on from there.")
             raise typer.Exit(130) from None
-    typer.echo(summary(out, facts))
+    say(summary(out, facts), stdout())

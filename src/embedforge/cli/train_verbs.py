@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from pathlib import Path
 from typing import Annotated
@@ -11,38 +10,69 @@ import typer
 
 from embedforge.cli.app import Device, Overrides, Seed, app
 
+Out = typer.Option("--out", "-o", help="Where the model, the index and the report go.")
+Base = Annotated[
+    str | None,
+    typer.Option(help="Decoder to start from: embedforge:base (the default), a folder or a hub id."),
+]
+Minutes = Annotated[
+    float,
+    typer.Option(
+        "--minutes", min=0.5, help="Time for the whole run; on a slow machine less is trained and compared."
+    ),
+]
+Restart = Annotated[
+    bool,
+    typer.Option("--restart", help="Start anew: what an earlier run left in --out is removed first."),
+]
 
-@app.command()
+
+def _renamed(minutes: float | None) -> float | None:
+    if minutes is not None:
+        typer.echo(
+            "note: --max-minutes is called --minutes now; the old name goes with the next version", err=True
+        )
+    return minutes
+
+
+@app.command(epilog="Example: embedforge quickstart docs --out mine --minutes 10")
 def quickstart(
-    path: Annotated[
+    folder: Annotated[
         Path | None,
         typer.Argument(
-            help="A folder of Python source, Markdown or text; this Python's standard library by default."
+            help="A folder of text, Markdown, HTML, PDF or source code; this Python's standard library by "
+            "default."
         ),
     ] = None,
-    out: Annotated[
-        Path, typer.Option("--out", "-o", help="Where the model, the index and the report go.")
-    ] = Path("quickstart-out"),
-    base: Annotated[
-        str, typer.Option(help="Decoder to start from: embedforge:base, a folder or a hub id.")
-    ] = "embedforge:base",
+    out: Annotated[Path, Out] = Path("quickstart-out"),
+    base: Base = None,
     recipe: Annotated[str, typer.Option(help="Recipe by name or file.")] = "tiny",
-    max_minutes: Annotated[
-        float,
-        typer.Option(min=0.5, help="Time for the whole run; fewer steps are trained on a slow machine."),
-    ] = 5.0,
+    set_: Overrides = None,
+    minutes: Minutes = 5.0,
+    max_minutes: Annotated[float | None, typer.Option(hidden=True, min=0.5, callback=_renamed)] = None,
     seed: Seed = 0,
     device: Device = None,
+    restart: Restart = False,
 ) -> None:
     """Train on a folder of your own text, with nothing prepared, and see what it gained.
 
-    Builds examples from the text's own structure (docstring and code, heading and section), mines hard
-    negatives, trains the two stages of NV-Embed, compares with BM25 and with the untrained decoder on
-    held-out text, and writes a report, a model and a search index. Run it again to resume after Ctrl-C.
+    Makes questions and answers of the text's own structure (docstring and code, heading and section), mines
+    hard negatives, trains the two stages of NV-Embed, compares with BM25 and with the untrained decoder on
+    held-out files, and writes a report, a model and a search index. Run it again to resume after Ctrl-C.
     """
-    from embedforge.quickstart.run import quickstart as run
+    from embedforge.prove.run import quickstart as run
 
-    run(path, out, base=base, recipe_name=recipe, max_minutes=max_minutes, seed=seed, device=device)
+    run(
+        folder,
+        out,
+        base=base,
+        recipe_name=recipe,
+        overrides=set_ or (),
+        minutes=max_minutes or minutes,
+        seed=seed,
+        device=device,
+        restart=restart,
+    )
 
 
 @app.command(epilog="Example: embedforge adapt docs --out mine --minutes 10")
@@ -51,35 +81,27 @@ def adapt(
         Path,
         typer.Argument(help="A folder of text, Markdown, HTML, PDF or source code; no labels."),
     ],
-    out: Annotated[
-        Path, typer.Option("--out", "-o", help="Where the model, the index and the report go.")
-    ] = Path("adapt-out"),
-    base: Annotated[
-        str | None,
-        typer.Option(help="Decoder to start from: embedforge:base (the default), a folder or a hub id."),
-    ] = None,
+    out: Annotated[Path, Out] = Path("adapt-out"),
+    base: Base = None,
     recipe: Annotated[
         str | None,
         typer.Option(
-            help="Recipe of mntp and simcse stages, by name or file; llm2vec-tiny for the bundled decoder, "
-            "else llm2vec-unsup."
+            help="Recipe by name or file; llm2vec-tiny for the bundled decoder, else llm2vec-unsup."
         ),
     ] = None,
     set_: Overrides = None,
-    minutes: Annotated[
-        float,
-        typer.Option(min=0.5, help="Time for the whole run; fewer steps are trained on a slow machine."),
-    ] = 10.0,
+    minutes: Minutes = 10.0,
     seed: Seed = 0,
     device: Device = None,
+    restart: Restart = False,
 ) -> None:
     """Make a model know a folder of documents, from their text alone, and see what it gained.
 
     Removes the causal mask, trains masked next token prediction, then SimCSE (LLM2Vec), compares with BM25
     and with the decoder as it came on held-out text, and writes a report, a model and a search index. Run it
-    again to resume after Ctrl-C.
+    again to resume after Ctrl-C. It is quickstart's engine with another recipe.
     """
-    from embedforge.adapt.run import adapt as run
+    from embedforge.prove.run import adapt as run
 
     run(
         folder,
@@ -90,6 +112,7 @@ def adapt(
         minutes=minutes,
         seed=seed,
         device=device,
+        restart=restart,
     )
 
 
@@ -119,7 +142,8 @@ def train(
 
     asked = load_recipe(recipe, set_ or ())  # before torch is imported: a mistake in it shows at once
     from embedforge.mine.refresh import refresh_stage
-    from embedforge.train.run import Interrupted, is_first_rank
+    from embedforge.runtime import is_first_rank, under_torchrun
+    from embedforge.train.run import Interrupted
     from embedforge.train.run import train as run
 
     try:
@@ -133,7 +157,7 @@ def train(
         )
     except Interrupted as stop:
         if is_first_rank():
-            again = _train_command(recipe, out, set_ or [], data, device)
+            again = _train_command(recipe, out, set_ or [], data, device, under_torchrun())
             typer.echo(f"{stop}; go on with: {again}", err=True)
         raise typer.Exit(130) from None
     if is_first_rank():
@@ -178,7 +202,9 @@ def probe(
     show_probe(base, attention, device)
 
 
-def _train_command(recipe: str, out: Path, set_: list[str], data: Path | None, device: str | None) -> str:
+def _train_command(
+    recipe: str, out: Path, set_: list[str], data: Path | None, device: str | None, torchrun: bool
+) -> str:
     """Return the command that goes on with a run; under torchrun it has to be started in the same way."""
     command = ["embedforge", "train", recipe, "--out", str(out)]
     for change in set_:
@@ -187,7 +213,7 @@ def _train_command(recipe: str, out: Path, set_: list[str], data: Path | None, d
         command += ["--data", str(data)]
     if device is not None:
         command += ["--device", device]
-    launcher = "torchrun ... -m " if "RANK" in os.environ else ""
+    launcher = "torchrun ... -m " if torchrun else ""
     return launcher + shlex.join([*command, "--resume"])
 
 

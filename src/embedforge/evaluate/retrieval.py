@@ -1,6 +1,6 @@
 """Metrics of one query and of one clustering: what the quick checks and the paired tests are made of.
 
-The search itself is `embedforge.ranking.exact_search` (vectors) or `embedforge.lexical.Bm25` (words).
+The search itself is `embedforge.nearest.exact_search` (vectors) or `embedforge.lexical.Bm25` (words).
 """
 
 from __future__ import annotations

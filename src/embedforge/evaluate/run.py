@@ -12,54 +12,25 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-from embedforge import __version__
+from embedforge.console import add_row, progress_bar
 from embedforge.data.task_folder import checked_name
 from embedforge.errors import EmbedforgeError, missing_extra
 from embedforge.evaluate.decontamination import unchecked_tasks
 from embedforge.evaluate.instructions import check_names, instruction_of
+from embedforge.evaluate.results import Results, Settings, versions
 from embedforge.files import read_json, write_json
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
+
     from embedforge.evaluate.encoders import Encoder
 
 BM25 = "bm25"
 _HASHED_WHOLE = 64 * 2**20
 """Files of a model up to this size are hashed; larger ones are known by size and time of change."""
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What decides about the numbers, besides model and data."""
-
-    split: str = "test"
-    dtype: str | None = None
-    max_tokens: int | None = None
-    tokens_per_batch: int = 16_384
-    instructions: Mapping[str, str] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Results:
-    """All results of a run: `tasks[name][model]` is a result file's content, None where not applicable."""
-
-    folder: Path
-    models: tuple[str, ...]
-    """Labels: the shortest ends of the models' paths that tell them apart."""
-    tasks: dict[str, dict[str, dict[str, Any] | None]]
-    undecontaminated: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """For models that `embedforge train` made, the tasks that their data was not checked against."""
-
-    def score(self, model: str, task: str) -> float | None:
-        """Return the main score of a model on a task, None where it cannot do the task."""
-        result = self.tasks[task][model]
-        return None if result is None else float(result["score"])
 
 
 def evaluate(
@@ -101,7 +72,7 @@ def evaluate(
     check_names(instructions or {}, [t.metadata.name for t in found], [t.metadata.type for t in found])
     settings = Settings(split, dtype, max_tokens, tokens_per_batch, instructions)
     table: dict[str, dict[str, dict[str, Any] | None]] = {task.metadata.name: {} for task in found}
-    with _quiet(), _progress() as progress:
+    with _quiet(), progress_bar() as progress:
         for model, label in zip(models, labels, strict=True):
             runner = _Runner(model, label, settings, device, progress, len(found))
             for task in found:
@@ -132,7 +103,7 @@ class _Runner:
         self._fingerprint = model_fingerprint(model)
         self._encoder: Encoder | None = None
         self._bar = progress
-        self._row = progress.add_task(label, total=tasks, texts="")
+        self._row = add_row(progress, label, tasks)
 
     def result(self, task: Any, out: Path, *, resume: bool) -> dict[str, Any] | None:
         """Return the result of a task, from its file or by running it; None where it cannot be done."""
@@ -175,7 +146,7 @@ class _Runner:
         def advance(count: int) -> None:
             nonlocal texts
             texts += count
-            self._bar.update(self._row, texts=f"{task.metadata.name}: {texts:,} texts")
+            self._bar.update(self._row, note=f"{task.metadata.name}: {texts:,} texts")
 
         runner, settings, instruction = self._scorer(task, advance)
         start = time.monotonic()
@@ -211,7 +182,7 @@ class _Runner:
         if self._model == BM25:
             return Bm25Search(advance), {}, None
         if self._encoder is None:
-            self._bar.update(self._row, texts="loading")
+            self._bar.update(self._row, note="loading")
             settings = self._settings
             self._encoder = Encoder(
                 self._model,
@@ -261,12 +232,6 @@ def model_fingerprint(model: str) -> str:
     return digest.hexdigest()[:16]
 
 
-def versions() -> dict[str, str]:
-    """Return the versions of the packages that make the numbers."""
-    names = ("torch", "transformers", "sentence-transformers", "mteb", "bm25s")
-    return {"embedforge": __version__, **{name: version(name) for name in names}}
-
-
 def _finite(value: Any) -> Any:
     """Replace NaN (mteb's score of what it could not compute) by None: JSON has no NaN."""
     if isinstance(value, Mapping):
@@ -285,16 +250,6 @@ def _require_mteb() -> None:
         import mteb  # noqa: F401
     except ImportError:
         raise missing_extra("mteb", "evaluate", "embedforge evaluate") from None
-
-
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("[bold]{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[texts]}"),
-        TimeElapsedColumn(),
-    )
 
 
 @contextlib.contextmanager

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Iterable
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from embedforge.evaluate.decontamination import sentence
+from embedforge.evaluate.results import PACKAGES, Results, Settings
 from embedforge.evaluate.units import Units, compare, interval
 from embedforge.files import write_json
 from embedforge.report.charts import grouped_bars
 from embedforge.report.page import Cell, Chart, Report, Table, Verdict, verdict, write_report
+from embedforge.run_folder import facts, machine, versions
 from embedforge.statistics import Interval, PairedTest
-
-if TYPE_CHECKING:
-    from embedforge.evaluate.run import Results, Settings
 
 _METRICS = {
     "ndcg_at_10": "nDCG@10",
@@ -39,8 +37,6 @@ def write_summary(results: Results, settings: Settings) -> None:
 
 def summary(results: Results, tests: dict[str, dict[str, PairedTest]], settings: Settings) -> dict[str, Any]:
     """Return the content of `results.json`: all scores and settings, without the scores of single queries."""
-    from embedforge.evaluate.run import versions
-
     tasks = {}
     for name, row in results.tasks.items():
         tasks[name] = {
@@ -48,7 +44,8 @@ def summary(results: Results, tests: dict[str, dict[str, PairedTest]], settings:
             for model, result in row.items()
         }
     return {
-        "versions": versions(),
+        **facts(PACKAGES),
+        "phases": _phases(results),
         "settings": {
             "split": settings.split,
             "dtype": settings.dtype,
@@ -180,11 +177,9 @@ def _task_sentence(results: Results, name: str, model: str, test: PairedTest) ->
 
 
 def _details(results: Results, settings: Settings) -> dict[str, object]:
-    from embedforge.evaluate.run import versions
-
     details: dict[str, object] = {
-        "Packages": ", ".join(f"{name} {number}" for name, number in versions().items()),
-        "Machine": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+        "Packages": ", ".join(f"{name} {number}" for name, number in versions(PACKAGES).items()),
+        "Machine": machine(),
         "Split": settings.split,
     }
     for model in results.models:
@@ -196,6 +191,14 @@ def _details(results: Results, settings: Settings) -> dict[str, object]:
         if lines:
             details[f"Instructions of {model}"] = "\n".join(lines)
     return details
+
+
+def _phases(results: Results) -> dict[str, float]:
+    """Seconds that each model took, over all starts: of a task that was kept, those of its own run."""
+    return {
+        model: round(sum(r["seconds"] for row in results.tasks.values() if (r := row[model])), 1)
+        for model in results.models
+    }
 
 
 def _score(result: dict[str, Any] | None) -> Interval | float | None:

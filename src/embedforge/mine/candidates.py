@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from embedforge.data.example import Example
 from embedforge.lexical import Bm25
-from embedforge.ranking import NOTHING, Floats, Indices, exact_search
+from embedforge.ranking import NOTHING, Floats, Indices
 
 FUSION_CONSTANT = 60
 """Added to a rank before it is inverted (Cormack et al., 2009): first places do not outweigh agreement."""
@@ -53,6 +53,8 @@ class Ranker(Protocol):
 
 def dense_candidates(queries: NDArray[Any], documents: NDArray[Any], k: int) -> Indices:
     """Return the numbers of each query's `k` nearest documents, int64 [queries, k], nearest first."""
+    from embedforge.nearest import exact_search  # torch, for vectors only
+
     return exact_search(queries, documents, k)[0]
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from embedforge.errors import EmbedforgeError
@@ -17,7 +16,10 @@ from embedforge.mine.candidates import QueryBlock
 from embedforge.mine.corpus import Corpus, hash_of
 from embedforge.mine.faiss_index import FaissIndex
 from embedforge.mine.vectors import ROWS_PER_READ, document_files, pair_scores, read_blocks, read_vectors
-from embedforge.ranking import Floats, Indices, Nearest
+from embedforge.ranking import Floats, Indices
+
+if TYPE_CHECKING:
+    import torch
 
 
 class DenseRanker:
@@ -72,6 +74,8 @@ class DenseRanker:
     def _exact(self, block: QueryBlock, queries: Floats) -> tuple[Indices, Floats]:
         """Go through the shards; what is found so far is stored after each, and read back after a kill."""
         state = self._folder / f"nearest-{hash_of([block.key, self._k, [f.name for f in self._files]])}.npz"
+        from embedforge.nearest import Nearest  # torch, once there is something to compute
+
         nearest, done = Nearest(queries, self._k, device=self._device), 0
         if (stored := load_arrays(state)) is not None:
             done = int(stored["shards"])

@@ -17,7 +17,7 @@ import numpy as np
 from embedforge.errors import EmbedforgeError, missing_extra
 from embedforge.mine.corpus import hash_of
 from embedforge.mine.vectors import pair_scores, read_blocks, shape_of
-from embedforge.ranking import NOTHING, Floats, Indices, Nearest
+from embedforge.ranking import NOTHING, Floats, Indices
 
 WIDER = 4
 """Candidates taken from the index for each one asked for; the best by exact score stay."""
@@ -114,6 +114,8 @@ class FaissIndex:
     def recall(self, queries: Floats, k: int) -> float:
         """Return which share of the true best `k` the index finds, over at most 100 of the queries."""
         some = queries[:: max(1, len(queries) // QUERIES_MEASURED)][:QUERIES_MEASURED]
+        from embedforge.nearest import Nearest  # torch, once there is something to compute
+
         nearest = Nearest(some, min(k, self._rows))
         for block in self._blocks():
             nearest.add(block)

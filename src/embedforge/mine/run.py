@@ -4,14 +4,13 @@ examples.jsonl   the source's Examples with their negatives, best first, ready f
                  of decontamination that the source has, if it has one
 scores.jsonl     the judge's score of each positive and negative, line by line as in examples.jsonl
 audit.html       what to read before training on them
-mine.json        settings, counts, and fingerprints of all that went in
+mine.json        settings, counts, times, versions, and fingerprints of all that went in
 work/            the corpus in shards, vectors, finished blocks; a later run goes on from them
 """
 
 from __future__ import annotations
 
 import gc
-import importlib.metadata
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -61,7 +60,7 @@ from embedforge.mine.settings import (
 )
 from embedforge.mine.vectors import document_files, read_vectors
 from embedforge.recipe import Source
-from embedforge.runtime import pick_device
+from embedforge.run_folder import Phases, facts
 
 
 def mine(
@@ -97,21 +96,26 @@ def mine(
     """
     choice = choice or Choice()
     check(source, out, teachers, choice, memory_gb)
-    examples = read_source(source, seed=choice.seed)
+    examples = read_source(source, seed=choice.seed)  # before torch: a mistake in a file shows at once
     work, memory = work or out / "work", int(memory_gb * 1e9)
-    unfinished = _asked(source, corpus, teachers, choice, memory_gb) | {"finished": False}
+    unfinished = _settings(source, corpus, teachers, choice, memory_gb, device) | {"finished": False}
     if not finished(out):  # else it goes on to speak of the results that are there
         write_json(out / FACTS, unfinished)
     if corpus is None and source.kind == "retrieval":
         corpus = Path(source.path)
-    documents = open_corpus(corpus, examples, work, progress("documents read", 0))
-    rankers, about = _rankers(teachers, choice, examples, documents, work, memory, device, progress)
+    phases = Phases(out)
+    with phases.phase("reading"):
+        documents = open_corpus(corpus, examples, work, progress("documents read", 0))
+    with phases.phase("ranking"):
+        rankers, about = _rankers(teachers, choice, examples, documents, work, memory, device, progress)
     blocks, barred = query_blocks(examples, memory), Barred(examples, documents)
 
     def mined() -> Iterator[Mined]:
         return mine_blocks(blocks, rankers, documents, barred, choice, work)
 
-    facts = unfinished | {
+    with phases.phase("choosing"):
+        counts = _write(out, mined(), documents, unfinished)
+    result = unfinished | {
         "fingerprints": {
             "examples": hash_of_all(record_of(example) for example in examples),
             "corpus": documents.fingerprint,
@@ -121,29 +125,34 @@ def mine(
         "judge kind": judge_of(rankers).kind,
         "documents": len(documents),
         "positives added to the corpus": documents.added,
-        "counts": _write(out, mined(), documents, unfinished),
+        "counts": counts,
+        "phases": phases.seconds,
         "finished": True,
     }
     from embedforge.mine.audit import write_audit  # matplotlib and jinja2, at the end only
 
     carry_mark(source_file(source), out / EXAMPLES)
-    write_audit(out / AUDIT, source_name(source), mined, documents, choice, facts)
-    write_json(out / FACTS, facts)
-    return facts
+    write_audit(out / AUDIT, source_name(source), mined, documents, choice, result)
+    write_json(out / FACTS, result)
+    return result
 
 
-def _asked(
-    source: Source, corpus: Path | None, teachers: Teachers, choice: Choice, memory_gb: float
+def _settings(
+    source: Source,
+    corpus: Path | None,
+    teachers: Teachers,
+    choice: Choice,
+    memory_gb: float,
+    device: str | None,
 ) -> dict[str, Any]:
-    """Return the resolved settings, and the versions that they ran with."""
-    packages = ("embedforge", "torch", "sentence-transformers")
+    """Return the resolved settings, and where they ran."""
     return {
         "source": source.model_dump(mode="json"),
         "corpus": str(corpus) if corpus else "the source's own documents",
         "teachers": asdict(teachers),
         "choice": asdict(choice) | {"value": choice.rule.threshold},
         "memory_gb": memory_gb,
-        "versions": {name: importlib.metadata.version(name) for name in packages},
+        **facts(device=device),
     }
 
 
@@ -227,6 +236,8 @@ def _dense(
     progress: Progress,
 ) -> tuple[DenseRanker, dict[str, Any]]:
     files = document_files(folder, corpus)
+    from embedforge.runtime import pick_device  # torch, once a teacher has vectors
+
     built = None if index == EXACT else FaissIndex(index, folder, files, memory // 2)
     ranker = DenseRanker(
         name,

@@ -17,7 +17,6 @@ from embedforge.mine.endpoint import KEY_VARIABLE, is_endpoint, split_name
 from embedforge.mine.lexical_ranker import NAMES
 from embedforge.mine.pipeline import Choice
 from embedforge.mine.run_file import PREFIX
-from embedforge.model.pooling import STATELESS
 from embedforge.recipe import Source
 
 FACTS, EXAMPLES, SCORES, AUDIT = "mine.json", "examples.jsonl", "scores.jsonl", "audit.html"
@@ -92,11 +91,17 @@ def _check_name(name: str) -> None:
         if hint or name.startswith("bm25"):
             raise EmbedforgeError(f"--teacher {name}: there are {', '.join(NAMES)}.{hint}")
         decoder, _, pooling = name.rpartition("@")
-        if decoder and pooling in STATELESS:
+        if decoder and _is_pooling(pooling):
             raise EmbedforgeError(
                 f"--teacher {name}: a decoder that nothing has trained to embed is no teacher; "
                 "name a trained model, or bm25"
             )
+
+
+def _is_pooling(name: str) -> bool:
+    from embedforge.model.pooling import STATELESS  # torch, for a name with "@" only
+
+    return name in STATELESS
 
 
 def _check_options(teachers: Teachers) -> None:

@@ -1,7 +1,4 @@
-"""An embedding model: a decoder, a pooler and the contract between text and vector; built, saved, loaded.
-
-text --Renderer--> token ids, masks --decoder--> token states --pooler--> vector
-"""
+"""An embedding model is built of a decoder, saved, and loaded, whoever wrote it."""
 
 from __future__ import annotations
 
@@ -16,23 +13,22 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Normalize
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from embedforge.errors import EmbedforgeError
 from embedforge.files import replace_folder, write_json
 from embedforge.model import layout
 from embedforge.model.attention import ensure_attention
 from embedforge.model.auto_tokenizer import auto_tokenizer_options
-from embedforge.model.decoder import find_folder, load_decoder, quiet, token_states, torch_dtype
+from embedforge.model.decoder import find_folder, load_decoder, quiet, torch_dtype
+from embedforge.model.embedding_model import EmbeddingModel
 from embedforge.model.foreign import load_foreign
 from embedforge.model.modules import Pool, TextEncoder
+from embedforge.model.nvembed import is_nvembed, load_nvembed
 from embedforge.model.pooling import STATELESS, build_pooler
-from embedforge.model.precision import ExactRotary
 from embedforge.model.trained_base import require_own_attention, take_over_pooler
 from embedforge.text.contract import FILE_NAME as CONTRACT
 from embedforge.text.contract import Contract
 from embedforge.text.goldens import check_goldens, make_goldens
-from embedforge.text.render import Renderer
 
 __all__ = [
     "EmbeddingModel",
@@ -45,56 +41,6 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
-
-
-class EmbeddingModel(ExactRotary):
-    """A decoder with a pooler on it, and the contract that both serve.
-
-    Args:
-        decoder: without language-model head; may be wrapped by PEFT while it is trained.
-        pooler: from `build_pooler`.
-        tokenizer: the decoder's; the model keeps the contract's copy of it.
-        contract: decides about tokens, pool and normalisation.
-        pooling: the arguments of `build_pooler` apart from kind and width, needed to save the model.
-    """
-
-    def __init__(
-        self,
-        decoder: PreTrainedModel,
-        pooler: nn.Module,
-        tokenizer: PreTrainedTokenizerBase,
-        contract: Contract,
-        pooling: Mapping[str, Any] | None = None,
-    ) -> None:
-        super().__init__()
-        self.decoder = decoder
-        self.pooler = pooler
-        self.contract = contract
-        self.renderer = Renderer(tokenizer, contract)
-        self.tokenizer = self.renderer.tokenizer
-        self.pooling = dict(pooling or {})
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        return next(self.parameters()).device
-
-    @property
-    def dim(self) -> int:
-        """Numbers in a vector: the decoder's hidden size."""
-        return int(self.decoder.config.get_text_config().hidden_size)
-
-    def token_states(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Return the decoder's last hidden states: [texts, tokens] int64 twice to [texts, tokens, hidden]."""
-        return token_states(self.decoder, input_ids, attention_mask)
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, pooling_mask: Tensor) -> Tensor:
-        """Embed rendered texts: three [texts, tokens] int64 to [texts, dim] float32.
-
-        The vectors are of unit length if the contract says so.
-        """
-        vectors = self.pooler(self.token_states(input_ids, attention_mask), pooling_mask).float()
-        return functional.normalize(vectors, dim=-1) if self.contract.normalize else vectors
 
 
 def build(
@@ -206,8 +152,7 @@ def load(
         EmbedforgeError: no such model; files missing or damaged; a bare decoder; token ids, masks or vectors
             of the goldens differ (the message holds expected and found).
     """
-    from embedforge.model.lora_folder import refuse_adapter_folder
-    from embedforge.model.nvembed import is_nvembed, load_nvembed
+    from embedforge.model.lora_folder import refuse_adapter_folder  # peft, which takes a second
 
     folder = find_folder(str(path_or_id))
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -22,7 +22,7 @@ from embedforge.files import read_object, replace_folder
 from embedforge.model import layout
 from embedforge.model.attention import make_bidirectional
 from embedforge.model.decoder import read_tokenizer, torch_dtype
-from embedforge.model.encoder import EmbeddingModel
+from embedforge.model.embedding_model import EmbeddingModel
 from embedforge.model.latent import LatentAttention
 from embedforge.model.modules import Pool
 from embedforge.model.shards import (

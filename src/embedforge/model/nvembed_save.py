@@ -13,7 +13,7 @@ from transformers import MistralConfig, MistralModel
 from embedforge.errors import EmbedforgeError
 from embedforge.files import replace_folder, write_json
 from embedforge.model.attention import UNLIMITED
-from embedforge.model.encoder import EmbeddingModel
+from embedforge.model.embedding_model import EmbeddingModel
 from embedforge.model.latent import LatentAttention
 from embedforge.model.nvembed import CONTRACT_KEY, DECODER_KEYS, DECODER_PREFIX, FIXED, POOLER_PREFIX
 from embedforge.model.shards import write_index

@@ -26,51 +26,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from embedforge.errors import EmbedforgeError
+from embedforge.runtime import empty_cache, halved_budget, out_of_memory
 
 TokenBatch = dict[str, Tensor]
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
-
-MAX_PADDING = 0.15
-SMALL = 16
-"""Micro-batches below a sixteenth of the budget are not cut to save padding: there is little to save."""
-
-
-def micro_batches(lengths: Sequence[int], tokens_per_micro_batch: int) -> list[list[int]]:
-    """Cut texts into micro-batches of similar length; return the texts' indices in each.
-
-    A micro-batch of n texts, the longest of which has m tokens, costs n * m tokens, and that is at most
-    the budget; a single longer text stands alone. A micro-batch also ends where another text would take
-    its padding above 15 %, unless it is still small. The longest texts come first: if memory does not
-    suffice, that shows at once.
-
-    >>> micro_batches([3, 9, 4, 10, 30], tokens_per_micro_batch=20)
-    [[4], [3, 1], [2, 0]]
-    """
-    batches: list[list[int]] = []
-    longest = tokens = 0
-    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
-        area = (len(batches[-1]) + 1) * longest if batches else 0
-        well_filled = tokens + lengths[index] >= (1 - MAX_PADDING) * area
-        fits = area <= tokens_per_micro_batch
-        if batches and fits and (well_filled or area * SMALL <= tokens_per_micro_batch):
-            batches[-1].append(index)
-            tokens += lengths[index]
-        else:
-            batches.append([index])
-            longest = tokens = lengths[index]
-    return batches
-
-
-def padding_share(lengths: Sequence[int], batches: Sequence[Sequence[int]]) -> float:
-    """Return which part of all tokens in `batches` (indices into `lengths`) is padding, 0 to 1.
-
-    >>> padding_share([4, 2, 5], [[0, 1], [2]])
-    0.15384615384615385
-    """
-    area = sum(len(batch) * max(lengths[index] for index in batch) for batch in batches if batch)
-    tokens = sum(lengths[index] for batch in batches for index in batch)
-    return 1 - tokens / area if area else 0.0
 
 
 def backward(
@@ -192,36 +152,6 @@ def backward_with_retry(
         zero_grad()
         empty_cache()
         _set_random_state(state)
-
-
-def halved_budget(error: Exception, budget: int, longest: int, way_out: str) -> int:
-    """Return the budget of tokens to try after `error`; `longest`, the longest text alone, is the least.
-
-    Raises:
-        EmbedforgeError: that had been tried; the message ends with `way_out`.
-        Exception: `error` itself, if it is not about memory.
-    """
-    if not out_of_memory(error):
-        raise error
-    if budget <= longest:
-        raise EmbedforgeError(f"out of memory with one text of {longest} tokens: {way_out}") from error
-    return max(budget // 2, longest)
-
-
-def empty_cache() -> None:
-    """Give memory that CUDA's allocator keeps back to it, where CUDA is in use."""
-    if torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Tell whether an exception means that memory did not suffice, on whatever device."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    message = str(error).lower()
-    return isinstance(error, RuntimeError) and (
-        "out of memory" in message or "can't allocate memory" in message
-    )
 
 
 def _gradient(loss: Callable[[Tensor], Tensor], embeddings: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from embedforge.evaluate.found import Ranked
 from embedforge.evaluate.retrieval import per_query_metrics, v_measure
 from embedforge.lexical import Bm25
+from embedforge.nearest import exact_search
 from embedforge.prove.held_out import HeldOut, is_code
 from embedforge.prove.systems import TRAINED, Encoded
 from embedforge.prove.training_data import parts_of
-from embedforge.ranking import exact_search
 from embedforge.statistics import (
     Interval,
     PairedTest,

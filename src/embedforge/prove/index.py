@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
+from embedforge.console import advancing, note, progress_bar
 from embedforge.documents import Chunk, Folder, Pair
 from embedforge.documents.draw import draw
 from embedforge.encode import encode
@@ -17,7 +18,6 @@ from embedforge.prove.held_out import HeldOut
 from embedforge.prove.systems import TRAINED, Encoded
 from embedforge.runtime import pick_device
 from embedforge.search.index import Document, build_index
-from embedforge.train.progress import progress_bar
 
 MADE_OF = "made-of.json"
 
@@ -61,22 +61,22 @@ def index_folder(
     chosen = draw((passage.id for passage in new), most, seed=0)
     if len(chosen) < len(new):
         left_out = len(new) - len(chosen)
-        console.print(
-            f"note: the search index holds {len(passages) - left_out:,} of {len(passages):,} passages; more "
-            "--minutes index more"
+        held = len(passages) - left_out
+        note(
+            f"the search index holds {held:,} of {len(passages):,} passages; more --minutes index more",
+            console,
         )
     new = [passage for passage in new if passage.id in chosen]
     model_folder = out / "run" / "model"
     model = embedding_model(load(str(model_folder), device=str(pick_device(device))))
     contract = model.contract
     with progress_bar(console) as bar:
-        task = bar.add_task("indexing", total=len(new), note="")
         vectors = encode(
             model,
             [_text(passage) for passage in new],
             contract.document_prefix(),
             suffix=contract.document_suffix(),
-            progress=lambda texts: bar.advance(task, texts),
+            progress=advancing(bar, "indexing", len(new)),
         )
     known |= {passage.id: vector for passage, vector in zip(new, vectors, strict=True)}
     shown = [passage for passage in passages if passage.id in known]

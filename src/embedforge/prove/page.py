@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ def build_report(
     log: Path,
     *,
     title: str,
+    notices: Sequence[str],
     details: Mapping[str, Any],
     seed: int,
 ) -> Report:
@@ -48,6 +49,7 @@ def build_report(
         folder: what was read.
         log: `log.jsonl` of the training run.
         title: of the page.
+        notices: what else the user should know of the run.
         details: how the figures were made.
         seed: of the examples.
     """
@@ -55,7 +57,7 @@ def build_report(
         title=title,
         subtitle=f"{figures.questions[ALL]:,} questions that held-out text asks by its structure, against "
         f"{figures.documents:,} passages; nothing of the held-out text was trained on",
-        summary=[*verdicts(figures), *folder.notices],
+        summary=[*verdicts(figures), *folder.notices, *notices],
         headlines=_headlines(figures),
         tables=[*_tables(figures), _counts_table(folder.counts)],
         charts=[*_charts(figures, held_out, encoded, seed), *_curves(log)],

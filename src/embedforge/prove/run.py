@@ -23,8 +23,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
+from embedforge.console import add_row, advancing, note, progress_bar, say, stderr, stdout
 from embedforge.data.example import Example
 from embedforge.documents import Folder
 from embedforge.errors import EmbedforgeError
@@ -63,14 +62,13 @@ from embedforge.prove.texts import changes, check_unchanged, key_of, read_texts,
 from embedforge.prove.training_data import split_dev, write_training_data
 from embedforge.recipe import Recipe, parse_recipe
 from embedforge.report.page import write_report
-from embedforge.run_folder import claim, next_steps
-from embedforge.runtime import circumstances, keep_freed_memory, pick_device, release_freed_memory
-from embedforge.train.progress import progress_bar
+from embedforge.run_folder import PHASES, Phases, claim, facts, next_steps
+from embedforge.runtime import keep_freed_memory, pick_device, release_freed_memory
 from embedforge.train.resumable import train_or_stop
 from embedforge.train.stages import prepare_model
 
 PLAN, REPORT = "prove.json", "report.json"
-OURS = (PLAN, "data", "vectors", "run", "index", "report.html", REPORT)
+OURS = (PLAN, PHASES, "data", "vectors", "run", "index", "report.html", REPORT)
 EARLIER = ("quickstart.json", "adapt.json")
 """What runs of embedforge 0.1 have in place of PLAN."""
 PAIRS_NEEDED = 50
@@ -149,20 +147,28 @@ def prove(
     if restart:
         _clear(out)
     run = _Run(out, _claim(out, asked, verb), device)
-    if not (out / REPORT).exists():
-        texts = run.read()
-        run.settle(texts)
-        held_out, encoded = run.compare_untrained(texts)
-        run.train(texts)
-        held_out, encoded = run.compare_trained(texts, held_out, encoded)
-        run.index(texts, held_out, encoded)
-        run.report(texts, held_out, encoded)
-    else:
+    if (out / REPORT).exists():
         check_unchanged(out / "data", folder)
+    else:
+        phase = run.phases.phase
+        with phase("read"):
+            texts = run.read()
+        with phase("plan"):
+            run.settle(texts)
+        with phase("before"):
+            held_out, encoded = run.compare_untrained(texts)
+        with phase("train"):
+            run.train(texts)
+        with phase("after"):
+            held_out, encoded = run.compare_trained(texts, held_out, encoded)
+        with phase("index"):
+            run.index(texts, held_out, encoded)
+        with phase("report"):
+            run.report(texts, held_out, encoded)
+        run.finish()
     report = read_object(out / REPORT)
-    Console().print(terminal_table(report))
-    question = report["question"] or "what you look for"
-    Console().print(next_steps(out, question), highlight=False, markup=False, soft_wrap=True)
+    stdout().print(terminal_table(report))
+    say(next_steps(out, report["question"] or "what you look for"), stdout())
     return report
 
 
@@ -173,8 +179,8 @@ class _Run:
         self.out, self.plan, self.device = out, plan, device
         self.data, self.folder = out / "data", Path(plan["asked"]["folder"])
         self.seed, self.seconds = int(plan["asked"]["seed"]), 60.0 * plan["asked"]["minutes"]
-        self.console = Console(stderr=True, highlight=False)
-        self._since = time.monotonic()
+        self.phases = Phases(out)
+        self.console = stderr()
 
     @property
     def recipe(self) -> Recipe:
@@ -186,19 +192,14 @@ class _Run:
         """Of the machine and the folder, as last measured."""
         return Measured(**self.plan["measured"])
 
-    def _done(self, phase: str, **decided: Any) -> None:
-        """Write down what a phase has decided and how long it took, over all starts of the run."""
-        now = time.monotonic()
-        spent = dict(self.plan.get("seconds", {}))
-        spent[phase] = round(spent.get(phase, 0.0) + now - self._since, 1)
-        self._since = now
-        self.plan = {**self.plan, **decided, "seconds": spent}
-        write_json(self.out / PLAN, self.plan)
-
     @property
     def left(self) -> float:
-        """Seconds of the run that are not spent yet."""
-        return self.seconds - sum(self.plan.get("seconds", {}).values()) - (time.monotonic() - self._since)
+        """Seconds of the run that are not spent yet, in any of its starts."""
+        return self.seconds - 60 * self.phases.minutes
+
+    def _decide(self, **decided: Any) -> None:
+        self.plan = {**self.plan, **decided}
+        write_json(self.out / PLAN, self.plan)
 
     # --- the folder --------------------------------------------------------------------------------------
 
@@ -214,9 +215,9 @@ class _Run:
                 device=self.device,
                 console=self.console,
             )
-            self._done("read", recipe=recipe.model_dump(mode="json"))
+            self._decide(recipe=recipe.model_dump(mode="json"))
         with progress_bar(self.console) as bar:
-            task = bar.add_task("reading", total=None, note="")
+            task = add_row(bar, "reading")
             texts = read_texts(
                 self.data,
                 self.folder,
@@ -226,24 +227,25 @@ class _Run:
                 progress=lambda done, total: bar.update(task, completed=done, total=total),
             )
         self._say(texts)
-        self._done("read")
         return texts
 
     def _say(self, texts: Folder) -> None:
         for notice in texts.notices:
-            self.console.print(f"note: {notice}", markup=False)
+            note(notice, self.console)
         unread = texts.counts.get("files_over_limit", 0)
         if unread:
-            self.console.print(
-                f"note: {unread:,} files, drawn by the seed, are not read: there is more text than "
-                f"{self.plan['asked']['minutes']:g} minutes are good for. More --minutes read more."
+            note(
+                f"{unread:,} files, drawn by the seed, are not read: there is more text than "
+                f"{self.plan['asked']['minutes']:g} minutes are good for. More --minutes read more.",
+                self.console,
             )
         learnt = f"{len(texts.train):,} passages and {len(texts.sentences):,} sentences"
         if trains_on_pairs(self.recipe):
             learnt = f"{len(texts.train_pairs):,} questions with their answers"
-        self.console.print(
+        say(
             f"{self.folder}: {learnt} to train on; {len(texts.held_out):,} passages and {len(texts.pairs):,} "
-            "questions held out"
+            "questions held out",
+            self.console,
         )
 
     def settle(self, texts: Folder) -> None:
@@ -256,7 +258,6 @@ class _Run:
             with self.console.status("mining hard negatives"):
                 parts = write_training_data(self.data, train, code=is_code(texts.train_pairs), seed=self.seed)
         if "measured" in self.plan:
-            self._done("plan")
             return
         with self.console.status("measuring the machine"):
             model = prepare_model(without_adapter(recipe), self.device)
@@ -265,13 +266,9 @@ class _Run:
         recipe = limited(with_sources(recipe, parts=parts), texts, measured)
         compared = len(untrained_systems(recipe, None)) + len(trained_systems(recipe, self.out, None))
         sizes = sizes_for(recipe, texts, measured, self.seconds, compared)
-        self.console.print(f"recipe {recipe.name}: {measured.tokens_per_second:,.0f} tokens/s encoded here")
-        self._done(
-            "plan",
-            recipe=recipe.model_dump(mode="json"),
-            sizes=asdict(sizes),
-            measured=asdict(measured),
-        )
+        speed = f"{measured.tokens_per_second:,.0f} tokens/s encoded here"
+        say(f"recipe {recipe.name}: {speed}", self.console)
+        self._decide(recipe=recipe.model_dump(mode="json"), sizes=asdict(sizes), measured=asdict(measured))
 
     def _check_base(self, base: str) -> None:
         """Note the files of the base, or refuse to go on where they have changed."""
@@ -301,7 +298,7 @@ class _Run:
         held_out = held_out_of(texts, sizes, self.seed)
         encoded, speed = self._encode(untrained_systems(self.recipe, self.device), held_out, sizes)
         measured = replace(self.measured, tokens_per_second=speed or self.measured.tokens_per_second)
-        self._done("before", measured=asdict(measured))
+        self._decide(measured=asdict(measured))
         return held_out, encoded
 
     def train(self, texts: Folder) -> None:
@@ -311,18 +308,15 @@ class _Run:
         seconds = seconds_of_stages(
             recipe, sizes, texts, self.measured, seconds=self.seconds, left=self.left, systems=after
         )
-        try:
-            train_or_stop(
-                recipe,
-                self.out / "run",
-                source_folder=self.data,
-                console=self.console,
-                device=self.device,
-                held_out=self._dev(texts)[1],
-                seconds=seconds,
-            )
-        finally:
-            self._done("train")
+        train_or_stop(
+            recipe,
+            self.out / "run",
+            source_folder=self.data,
+            console=self.console,
+            device=self.device,
+            held_out=self._dev(texts)[1],
+            seconds=seconds,
+        )
         release_freed_memory()
 
     def compare_trained(
@@ -334,11 +328,10 @@ class _Run:
             measured = measure_again(systems[TRAINED](), texts, self.measured, self.seed)
             left = self.left - reserve(self.seconds)
             sizes = shortened(Sizes(**self.plan["sizes"]), self.recipe, measured, left, len(systems))
-            self._done("after", measured=asdict(measured), **{"sizes after": asdict(sizes)})
+            self._decide(**{"measured after": asdict(measured), "sizes after": asdict(sizes)})
         sizes = Sizes(**self.plan["sizes after"])
         held_out = held_out.cut(sizes)
         after, _ = self._encode(systems, held_out, sizes)
-        self._done("after")
         return held_out, {name: one.cut(sizes) for name, one in encoded.items()} | after
 
     def _encode(
@@ -351,14 +344,13 @@ class _Run:
             file = self.out / "vectors" / f"{key_of(self.data, self.plan['recipe'], name, asdict(sizes))}.npz"
             if not file.exists():
                 with progress_bar(self.console) as bar:
-                    task = bar.add_task(f"encoding: {name}", total=texts, note="")
                     encode_held_out(
                         build(),
                         held_out,
                         self.recipe,
                         most_chunks=sizes.chunks,
                         seed=self.seed,
-                        progress=lambda done, bar=bar, task=task: bar.advance(task, done),  # type: ignore[misc]
+                        progress=advancing(bar, f"encoding: {name}", texts),
                     ).write(file)
                 ran += 1
                 release_freed_memory()
@@ -373,11 +365,10 @@ class _Run:
         most = self.plan["sizes after"]["indexed"]
         made_of = key_of(self.data, self.plan["recipe"], self.plan["sizes after"])
         index_folder(self.out, texts, held_out, encoded, most, made_of, self.device, self.console)
-        self._done("index")
 
     def report(self, texts: Folder, held_out: HeldOut, encoded: Mapping[str, Encoded]) -> None:
         """Write report.html, then report.json, which says that the run is finished."""
-        recipe = self.recipe
+        recipe, overrun = self.recipe, self._overrun()
         with self.console.status("comparing and drawing the report"):
             figures = figures_of(held_out, encoded, after_mntp=system_after_mntp(recipe), seed=self.seed)
             taken = read_object(self.out / "run" / "model" / "recipe.json")["stages"]
@@ -388,8 +379,8 @@ class _Run:
                 "steps": {stage["name"]: stage["steps"] for stage in taken},
                 "compared and indexed": self.plan["sizes after"],
                 "measured": self.plan["measured"],
-                "seconds": self.plan["seconds"],
-                **circumstances(pick_device(self.device)),
+                "seconds": self.phases.seconds,
+                **facts(device=pick_device(self.device)),
             }
             page = build_report(
                 figures,
@@ -398,37 +389,38 @@ class _Run:
                 texts,
                 self.out / "run" / "log.jsonl",
                 title=f"embedforge {self.plan['asked']['verb']}: {self.folder.name}",
+                notices=overrun,
                 details=details,
                 seed=self.seed,
             )
             write_report(self.out / "report.html", page)
-        self._done("report")
-        overrun = self._overrun()
-        spent = self.plan["seconds"]
-        facts = {
+        found = {
             "systems": list(encoded),
             **figures.as_json(),
             "read": texts.counts,
             "notices": [*texts.notices, *overrun],
             "question": held_out.pairs[0].query if held_out.pairs else "",
-            "details": {**details, "seconds": spent, "minutes": round(sum(spent.values()) / 60, 2)},
+            "details": {**details, "minutes": round(self.phases.minutes, 2)},
         }
-        write_json(self.out / REPORT, facts)
+        write_json(self.out / REPORT, found)
+
+    def finish(self) -> None:
+        """Remove what only an unfinished run needs, and say how long it took."""
         shutil.rmtree(self.out / "vectors", ignore_errors=True)
-        for line in overrun:
-            self.console.print(f"note: {line}", markup=False)
-        self.console.print(f"finished in {sum(spent.values()) / 60:.1f} minutes")
+        for line in self._overrun():
+            note(line, self.console)
+        say(f"finished in {self.phases.minutes:.1f} minutes", self.console)
 
     def _overrun(self) -> list[str]:
         """Say where the time went, if there was not enough of it."""
-        spent = self.plan["seconds"]
-        if sum(spent.values()) <= OVERRUN * self.seconds:
+        if 60 * self.phases.minutes <= OVERRUN * self.seconds:
             return []
-        phases = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in spent.items())
+        spent = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in self.phases.seconds.items())
+        speed = self.plan["measured after"]["tokens_per_second"]
         return [
-            f"The run took {sum(spent.values()) / 60:.1f} of {self.seconds / 60:g} minutes ({phases}), at "
-            f"{self.measured.tokens_per_second:,.0f} tokens/s encoded: a quieter machine, or more --minutes, "
-            "trains and compares more."
+            f"The run took {self.phases.minutes:.1f} of {self.seconds / 60:g} minutes ({spent}), at "
+            f"{self.measured.tokens_per_second:,.0f} tokens/s encoded before training and {speed:,.0f} after: "
+            "a quieter machine, or more --minutes, trains and compares more."
         ]
 
 

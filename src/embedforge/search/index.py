@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from embedforge.errors import EmbedforgeError
 from embedforge.files import read_json, replace_folder, write_json
-from embedforge.ranking import exact_search
+from embedforge.nearest import exact_search
 from embedforge.text.contract import Contract
 
 VERSION = 1

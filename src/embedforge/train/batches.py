@@ -8,8 +8,8 @@ import torch
 
 from embedforge.data.step import Step, Text
 from embedforge.model.encoder import EmbeddingModel
-from embedforge.objectives.gradcache import micro_batches
 from embedforge.recipe import Stage
+from embedforge.text.batching import micro_batches
 from embedforge.text.contract import Contract
 from embedforge.text.render import Rendered, Renderer
 

@@ -28,10 +28,10 @@ from embedforge.model.decoder import token_states
 from embedforge.model.encoder import EmbeddingModel
 from embedforge.model.language_head import LanguageModelHead
 from embedforge.model.mask_token import mask_token_id
-from embedforge.objectives.gradcache import out_of_memory
 from embedforge.objectives.mntp import NO_LABEL, mask_tokens, mntp_loss, predictions_of
 from embedforge.recipe import Stage
 from embedforge.recipe.objectives import Mntp
+from embedforge.runtime import out_of_memory
 from embedforge.text.render import Renderer
 from embedforge.train.work import StepFigures, Work, mix_seeds
 

@@ -1,4 +1,4 @@
-"""What a run says while it runs: a progress bar, a JSONL log, and a polite answer to Ctrl-C."""
+"""What a run says while it runs: a progress bar, a JSONL log, its time, and a polite answer to Ctrl-C."""
 
 from __future__ import annotations
 
@@ -9,38 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from transformers import TrainerCallback
 from typing_extensions import override
 
-
-def progress_bar(console: Console | None = None) -> Progress:
-    """Return the progress bar used everywhere: what, how far, time spent, time left."""
-    return Progress(
-        TextColumn("[bold]{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-        console=console or Console(stderr=True),
-    )
+from embedforge.console import progress_bar
+from embedforge.run_folder import Phases
 
 
 class BarCallback(TrainerCallback):
     """Shows one bar for a stage, with the loss beside it."""
 
-    def __init__(self, title: str, console: Console | None = None) -> None:
-        self.progress = progress_bar(console)
+    def __init__(self, title: str) -> None:
+        self.progress = progress_bar()
         self.title = title
 
     @override
@@ -105,6 +85,17 @@ def _before(line: str, stage: str, step: int) -> bool:
     except json.JSONDecodeError:  # the last line of a killed run
         return False
     return bool(entry["stage"] != stage or entry["step"] <= step)
+
+
+class PhasesCallback(TrainerCallback):
+    """Notes the time spent at every checkpoint, from which a killed run goes on."""
+
+    def __init__(self, phases: Phases) -> None:
+        self.phases = phases
+
+    @override
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.phases.save()
 
 
 class InterruptCallback(TrainerCallback):

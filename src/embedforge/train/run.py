@@ -1,7 +1,8 @@
 """The main path: recipe -> stages -> saved model. Read this first.
 
-out/recipe.json          the resolved recipe, with versions and data fingerprints
+out/recipe.json          the resolved recipe, with versions, machine and data fingerprints
 out/log.jsonl            every logged figure, by stage and step
+out/phases.json          seconds of each stage, over all starts
 out/stages/1-NAME/       checkpoints while the stage runs; `done.safetensors` when it is finished
 out/model/               the result: a sentence-transformers folder + recipe.json + contract.json +
                          decontaminated.json, the tasks that its training data was checked against
@@ -9,16 +10,13 @@ out/model/               the result: a sentence-transformers folder + recipe.jso
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
-import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from safetensors import SafetensorError
 from transformers import TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
@@ -34,7 +32,14 @@ from embedforge.files import read_json, write_json
 from embedforge.model.adapter import merge_lora
 from embedforge.model.encoder import EmbeddingModel, save
 from embedforge.recipe import Recipe, Stage, parse_recipe
-from embedforge.runtime import keep_freed_memory, pick_device
+from embedforge.run_folder import Phases, facts, first_difference
+from embedforge.runtime import (
+    is_first_rank,
+    keep_freed_memory,
+    pick_device,
+    under_torchrun,
+    world_size,
+)
 from embedforge.train.checkpoints import last_complete_checkpoint, load_trainable, save_trainable
 from embedforge.train.decontamination import mark_of_training, unchecked_sources
 from embedforge.train.metrics import EvaluateCallback, held_out_retrieval
@@ -46,7 +51,7 @@ from embedforge.train.mixtures import (
     unseen_instruction,
 )
 from embedforge.train.pace import Pace, steps_taken
-from embedforge.train.progress import BarCallback, InterruptCallback, JsonLogCallback
+from embedforge.train.progress import BarCallback, InterruptCallback, JsonLogCallback, PhasesCallback
 from embedforge.train.sharding import check_fsdp, check_sharded_stages
 from embedforge.train.stages import begin_stage, check_batch, model_after, prepare_model, work_of
 from embedforge.train.trainer import StageTrainer
@@ -106,7 +111,7 @@ def train(
     check_fsdp(recipe.training.fsdp, device)
     check_sharded_stages(recipe)
     _check_refresh(recipe, refresh)
-    if seconds and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if seconds and world_size() > 1:
         raise EmbedforgeError("seconds: stages end by the clock on one rank only; leave them out")
     mixtures = {stage.name: read_mixture(stage, recipe.seed, source_folder) for stage in recipe.stages}
     held_out = read_held_out(recipe, source_folder, held_out)
@@ -122,18 +127,20 @@ def train(
         for warning in filter(None, (instruction, unchecked)):
             logger.warning(warning)
     model = prepare_model(recipe, device)
+    phases = Phases(out if is_first_rank() else None)
     for number, stage in enumerate(recipe.stages):
         begin_stage(model, recipe, stage)
         folder = stage_folder(out, recipe, number)
         if (folder / DONE).exists():
             load_trainable(model, folder / DONE)
             continue
-        mixture = mixtures[stage.name]
-        if refresh is not None and stage.mine_again is not None:
-            examples = refresh(model, stage, mixture.examples, folder / "mined", source_folder)
-            mixture = mixture_of(stage, recipe.seed, examples)
+        mixture, log = mixtures[stage.name], out / "log.jsonl"
         pace = Pace(stage, folder, (seconds or {}).get(stage.name))
-        run_stage(model, recipe, stage, mixture, folder, out / "log.jsonl", pace, device, held_out, quiet)
+        with phases.phase(f"stage {stage.name}"):
+            if refresh is not None and stage.mine_again is not None:
+                examples = refresh(model, stage, mixture.examples, folder / "mined", source_folder)
+                mixture = mixture_of(stage, recipe.seed, examples)
+            run_stage(model, recipe, stage, mixture, folder, log, pace, device, held_out, quiet, phases)
         if recipe.training.fsdp:  # The stage has left its model in shards.
             done = [stage_folder(out, recipe, place) / DONE for place in range(number + 1)]
             model = model_after(recipe, done, device)
@@ -161,7 +168,7 @@ def _check_refresh(recipe: Recipe, refresh: Refresh | None) -> None:
             f"stage '{asking[0]}' has mine_again, and nothing to mine with was given: pass "
             "refresh=embedforge.mine.refresh.refresh_stage to train(), as `embedforge train` does"
         )
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if world_size() > 1:
         raise EmbedforgeError(
             f"stage '{asking[0]}' has mine_again, which runs on one rank only: end the run before it, "
             "mine with `embedforge mine --teacher OUT/model`, and train on its result"
@@ -190,6 +197,7 @@ def run_stage(
     device: str | None = None,
     held_out: Sequence[Example] = (),
     quiet: bool = False,
+    phases: Phases | None = None,
 ) -> None:
     """Train one stage, from its last complete checkpoint if it has one, and keep its result as `DONE`."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -211,14 +219,16 @@ def run_stage(
     trainer.add_callback(interrupt)
     trainer.add_callback(JsonLogCallback(log, stage.name))
     if not quiet:
-        trainer.add_callback(BarCallback(f"stage {stage.name}", Console(stderr=True)))
+        trainer.add_callback(BarCallback(f"stage {stage.name}"))
+    if phases is not None:
+        trainer.add_callback(PhasesCallback(phases))
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if interrupt.asked and trainer.state.global_step < pace.steps:
         raise Interrupted(
             f"stopped at step {trainer.state.global_step} of {pace.steps} of stage '{stage.name}'"
         )
     _keep_result(model, folder)
-    if trainer.is_world_process_zero():
+    if is_first_rank():
         for old in folder.glob("checkpoint-*"):
             shutil.rmtree(old)
     trainer.accelerator.wait_for_everyone()
@@ -254,7 +264,7 @@ def training_arguments(recipe: Recipe, stage: Stage, folder: Path, device: str |
         per_device_train_batch_size=1,  # a batch of the Trainer is one whole step of ours
         max_grad_norm=stage.max_grad_norm,
         use_cpu=on_cpu,
-        ddp_backend="gloo" if on_cpu and "WORLD_SIZE" in os.environ else None,
+        ddp_backend="gloo" if on_cpu and under_torchrun() else None,
         ddp_find_unused_parameters=False,
         logging_steps=settings.log_steps,
         logging_nan_inf_filter=False,
@@ -274,7 +284,9 @@ def training_arguments(recipe: Recipe, stage: Stage, folder: Path, device: str |
 def _on_one_device(arguments: TrainingArguments, device: torch.device) -> TrainingArguments:
     """Keep the Trainer of a single process to one GPU, the one asked for.
 
-    By itself it takes all that are visible, by nn.DataParallel, and starts from the first.
+    By itself it takes all that are visible, by nn.DataParallel, and starts from the first. It has no argument
+    for either: `n_gpu` and `device` are read-only properties of these two attributes, and hiding GPUs by
+    CUDA_VISIBLE_DEVICES has no effect any more once CUDA is in use.
     """
     if device.type == "cuda" and arguments.parallel_mode is not ParallelMode.DISTRIBUTED:
         torch.cuda.set_device(device)
@@ -285,7 +297,7 @@ def _on_one_device(arguments: TrainingArguments, device: torch.device) -> Traini
 
 def _point_out_idle_gpus(device: str | None) -> None:
     visible = torch.cuda.device_count()
-    if device is None and visible > 1 and "LOCAL_RANK" not in os.environ:
+    if device is None and visible > 1 and not under_torchrun():
         logger.warning(
             "One process drives one GPU: this one takes cuda:0 of the %d visible. For all of them, start it "
             "with: torchrun --standalone --nproc-per-node %d -m embedforge train ...",
@@ -317,19 +329,12 @@ def finish(model: EmbeddingModel, recipe: Recipe, folder: Path) -> Path:
     return folder
 
 
-def is_first_rank() -> bool:
-    """Say whether this process writes files: the only one, or rank 0 under torchrun."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 def _claim_folder(out: Path, recipe: Recipe, fingerprints: Mapping[str, str], resume: bool) -> None:
     """Write the resolved recipe into `out`, or check that the run there is this very run."""
     resolved: dict[str, Any] = {
         "recipe": recipe.model_dump(mode="json"),
         "data": dict(fingerprints),
-        "versions": {
-            name: importlib.metadata.version(name) for name in ("embedforge", "torch", "transformers", "peft")
-        },
+        **facts(),
     }
     path = out / "recipe.json"
     if not is_first_rank():
@@ -347,20 +352,8 @@ def _claim_folder(out: Path, recipe: Recipe, fingerprints: Mapping[str, str], re
     # A key that this version knows and that one did not stands at its default.
     before = parse_recipe(earlier["recipe"], str(path)).model_dump(mode="json")
     for part, old in (("recipe", before), ("data", earlier["data"])):
-        if old != resolved[part]:
+        if difference := first_difference(old, resolved[part]):
             raise EmbedforgeError(
-                f"{path}: cannot resume, the {part} differs from the run's: "
-                f"{_first_difference(old, resolved[part])}. Use the same recipe and data, or another --out"
+                f"{path}: cannot resume, the {part} differs from the run's: {difference}. "
+                "Use the same recipe and data, or another --out"
             )
-
-
-def _first_difference(old: Any, new: Any, place: str = "") -> str:
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in [*old, *new]:
-            if key not in old or key not in new or old[key] != new[key]:
-                return _first_difference(old.get(key), new.get(key), f"{place}.{key}".lstrip("."))
-    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        for index, (one, other) in enumerate(zip(old, new, strict=True)):
-            if one != other:
-                return _first_difference(one, other, f"{place}.{index}")
-    return f"{place} was {old!r}, is {new!r}"

@@ -7,7 +7,6 @@ depend on the number of ranks.
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from embedforge.errors import EmbedforgeError, did_you_mean
 from embedforge.recipe import Recipe
 from embedforge.recipe.objectives import Mntp
-from embedforge.runtime import pick_device
+from embedforge.runtime import pick_device, world_size
 
 RESHARDS = {"full_shard": True, "shard_grad_op": False}
 """Whether a layer's weights are given back between its forward and its backward pass."""
@@ -34,7 +33,7 @@ def check_fsdp(options: str, device: str | None) -> None:
     if not options:
         return
     reshards_after_forward(options)
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+    if world_size() < 2:
         raise EmbedforgeError(
             f"training.fsdp='{options}' shards a model over ranks, and this process is the only one: start "
             "two or more with 'torchrun --standalone --nproc-per-node N -m embedforge train ...', or leave "

@@ -1,0 +1,69 @@
+"""An embedding model: a decoder, a pooler and the contract between text and vector.
+
+text --Renderer--> token ids, masks --decoder--> token states --pooler--> vector
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from embedforge.model.decoder import token_states
+from embedforge.model.precision import ExactRotary
+from embedforge.text.contract import Contract
+from embedforge.text.render import Renderer
+
+
+class EmbeddingModel(ExactRotary):
+    """A decoder with a pooler on it, and the contract that both serve.
+
+    Args:
+        decoder: without language-model head; may be wrapped by PEFT while it is trained.
+        pooler: from `build_pooler`.
+        tokenizer: the decoder's; the model keeps the contract's copy of it.
+        contract: decides about tokens, pool and normalisation.
+        pooling: the arguments of `build_pooler` apart from kind and width, needed to save the model.
+    """
+
+    def __init__(
+        self,
+        decoder: PreTrainedModel,
+        pooler: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        contract: Contract,
+        pooling: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.decoder = decoder
+        self.pooler = pooler
+        self.contract = contract
+        self.renderer = Renderer(tokenizer, contract)
+        self.tokenizer = self.renderer.tokenizer
+        self.pooling = dict(pooling or {})
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.parameters()).device
+
+    @property
+    def dim(self) -> int:
+        """Numbers in a vector: the decoder's hidden size."""
+        return int(self.decoder.config.get_text_config().hidden_size)
+
+    def token_states(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Return the decoder's last hidden states: [texts, tokens] int64 twice to [texts, tokens, hidden]."""
+        return token_states(self.decoder, input_ids, attention_mask)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, pooling_mask: Tensor) -> Tensor:
+        """Embed rendered texts: three [texts, tokens] int64 to [texts, dim] float32.
+
+        The vectors are of unit length if the contract says so.
+        """
+        vectors = self.pooler(self.token_states(input_ids, attention_mask), pooling_mask).float()
+        return functional.normalize(vectors, dim=-1) if self.contract.normalize else vectors
