@@ -25,6 +25,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from embedforge.mine.mine import with_negatives
+from embedforge.mine.pool import normal
 from make_results import machine, replace_section
 from mining_facts import Facts, facts_of, ranks_of
 from tables import Variant, difference, evaluated, link_tasks, scores, signed, table, unsigned
@@ -38,9 +40,7 @@ from embedforge.files import read_json, write_json, write_text
 from embedforge.mine.documents import own_documents
 from embedforge.mine.keep import KeepRule
 from embedforge.mine.lexical_ranker import NAMES
-from embedforge.mine.mine import with_negatives
 from embedforge.mine.pipeline import Choice
-from embedforge.mine.pool import normal
 from embedforge.mine.run import Teachers, finished, mine
 from embedforge.mine.run_file import PREFIX
 from embedforge.recipe import Source, load_recipe

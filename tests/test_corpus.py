@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedforge.documents.near_duplicates import near_duplicates
 from embedforge.errors import EmbedforgeError
 from embedforge.quickstart.corpus import Corpus, read_corpus
 from embedforge.quickstart.examples import cluster_examples, retrieval_examples, retrieval_pool
 from embedforge.quickstart.source_units import text_units
 from embedforge.quickstart.split import drop_repeats
 from embedforge.quickstart.unit import Unit
+from embedforge.text.near import near_duplicates
 
 # --- Markdown and text -------------------------------------------------------------------------------
 

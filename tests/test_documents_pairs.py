@@ -11,8 +11,8 @@ from embedforge.documents import Chunk, Pair, read_folder
 from embedforge.documents.chunks import chunks
 from embedforge.documents.headings import prose_document
 from embedforge.documents.hold_out import Cut, held_out_from
-from embedforge.documents.near_duplicates import normalized
 from embedforge.documents.pairs import structure_pairs, usable
+from embedforge.text.same import word_key
 
 BODY = "This passage says a good deal about its subject, in more than twenty words: it is no stub. " * 2
 
@@ -67,7 +67,7 @@ def test_a_book_with_one_title_asks_by_its_title_and_by_sentences():
     found = pairs_of("On the origin of things\n\n" + "\n\n".join(paragraph(n) for n in range(6)), ".txt")
     assert [pair.kind for pair in found[:2]] == ["title", "cloze"]
     assert found[0].document.split()[:8] == paragraph(0).split()[:8]
-    assert all(normalized(pair.query) not in normalized(found[0].document) for pair in found[1:])
+    assert all(word_key(pair.query) not in word_key(found[0].document) for pair in found[1:])
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_whole_files_are_held_out_and_pairs_come_from_them_alone(tmp_path: Path)
     assert 5 <= len(held_out) == folder.counts["files_held_out"] <= 8
     assert held_out.isdisjoint(files_of(folder.train))
     assert files_of(folder.pairs) <= held_out
-    assert not set(map(normalized, folder.sentences)) & set(map(normalized, folder.held_out_sentences))
+    assert not set(map(word_key, folder.sentences)) & set(map(word_key, folder.held_out_sentences))
     documents = {pair.document for pair in folder.pairs}
     assert len(documents) == len(folder.pairs) > 20
     assert documents.isdisjoint(folder.distractors)
@@ -177,8 +177,8 @@ def test_copies_of_held_out_text_leave_the_training_text(tmp_path: Path):
     (tmp_path / target).write_text(copied)  # cut at other places
     after = read_folder(tmp_path)
     assert target in {chunk.file for chunk in after.train + after.held_out}
-    held_out = {normalized(text) for text in after.held_out_sentences}
-    assert not held_out & {normalized(text) for text in after.sentences}
+    held_out = {word_key(text) for text in after.held_out_sentences}
+    assert not held_out & {word_key(text) for text in after.sentences}
     assert after.counts["chunks_near_held_out"] >= 1
     left = sum(len(chunk.text) for chunk in after.train if chunk.file == target)
     assert left < 0.5 * len(copied)

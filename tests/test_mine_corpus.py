@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from embedforge.mine.pool import id_key, text_key
 
 from embedforge.data.example import Example
 from embedforge.errors import EmbedforgeError
@@ -20,7 +21,6 @@ from embedforge.mine.corpus import Document, build_corpus
 from embedforge.mine.dense import DenseRanker
 from embedforge.mine.documents import open_corpus, read_documents
 from embedforge.mine.lexical_ranker import LexicalRanker
-from embedforge.mine.pool import id_key, text_key
 from embedforge.mine.run_file import RunRanker, read_run
 from embedforge.mine.vectors import (
     document_files,

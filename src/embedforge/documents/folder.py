@@ -11,7 +11,6 @@ from embedforge.documents.document import Chunk, Folder, Pair
 from embedforge.documents.draw import draw, keyed_hash
 from embedforge.documents.find_files import DEFAULT_EXCLUDES, PassedOver, find_files
 from embedforge.documents.hold_out import Cut, distinct, held_out_from, without_copies
-from embedforge.documents.near_duplicates import repeats
 from embedforge.documents.pairs import structure_pairs, usable
 from embedforge.documents.readers import (
     HTML,
@@ -24,6 +23,7 @@ from embedforge.documents.readers import (
 )
 from embedforge.documents.words import count_words
 from embedforge.errors import EmbedforgeError, missing_extra
+from embedforge.text.near import near_duplicates
 
 Progress = Callable[[int, int], None]
 """Called with the number of files read and of all files to read."""
@@ -246,7 +246,7 @@ def _pairs(
     others = {pair.id: pair.document for pair in kept if not _is_held_out(pair, starts)}
     chosen = draw(others, max_distractors, seed)
     texts = [text for name, text in others.items() if name in chosen]
-    copies = repeats(texts, [pair.document for pair in pairs])
+    copies = near_duplicates(texts, [pair.document for pair in pairs])
     distractors = [text for text, copied in zip(texts, copies, strict=True) if not copied]
     return pairs, distractors
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from embedforge.data.example import Example
-from embedforge.documents.near_duplicates import normalized
 from embedforge.quickstart.unit import Unit
+from embedforge.text.same import word_key
 
 CODE_INSTRUCTION = "Given a description of a Python function or class, retrieve its source code"
 TEXT_INSTRUCTION = "Given a heading or an opening sentence, retrieve the text that belongs to it"
@@ -52,11 +52,11 @@ def retrieval_pool(units: Sequence[Unit], distractors: Sequence[Unit] = ()) -> P
     documents: dict[str, Unit] = {}
     relevant: defaultdict[str, set[str]] = defaultdict(set)
     for unit in units:
-        query = queries.setdefault(normalized(unit.query), unit)
-        document = documents.setdefault(normalized(unit.document), unit)
+        query = queries.setdefault(word_key(unit.query), unit)
+        document = documents.setdefault(word_key(unit.document), unit)
         relevant[query.id].add(document.id)
     for unit in distractors:
-        documents.setdefault(normalized(unit.document), unit)
+        documents.setdefault(word_key(unit.document), unit)
     return Pool(
         {unit.id: unit.query for unit in queries.values()},
         {unit.id: unit.document for unit in documents.values()},

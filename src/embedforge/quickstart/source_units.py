@@ -14,8 +14,9 @@ from embedforge.documents.document import Document, Section
 from embedforge.documents.headings import prose_document
 from embedforge.documents.pairs import mostly_links
 from embedforge.documents.python_source import python_definitions
-from embedforge.documents.words import QUERY_CHARACTERS, shorten
+from embedforge.documents.words import QUERY_CHARACTERS
 from embedforge.quickstart.unit import Unit
+from embedforge.text.words import shorten
 
 DOCUMENT_CHARACTERS = 4000
 MINIMUM_CHARACTERS = 120
@@ -45,7 +46,7 @@ def python_units(source: bytes, file: str, package: str) -> tuple[list[Unit], Co
         Unit(
             id=f"{file}:{item.line}",
             query=item.description,
-            document=shorten(item.code, DOCUMENT_CHARACTERS, "\n"),
+            document=shorten(item.code, DOCUMENT_CHARACTERS, at="\n"),
             file=file,
             package=package,
             kind=item.kind,
@@ -85,13 +86,13 @@ def text_units(source: bytes, file: str, package: str) -> tuple[list[Unit], Coun
 
 
 def _section_unit(document: Document, section: Section, line: int, package: str) -> list[Unit]:
-    query = shorten(" > ".join(section.headings), QUERY_CHARACTERS, " ")
+    query = shorten(" > ".join(section.headings), QUERY_CHARACTERS, at=" ")
     text = document.text[section.body : section.end].strip("\n")
     if len(text) < MINIMUM_CHARACTERS or len(_WORD.findall(query)) < MINIMUM_QUERY_WORDS:
         return []
     if mostly_links(text):
         return []
-    answer = shorten(text, DOCUMENT_CHARACTERS, "\n")
+    answer = shorten(text, DOCUMENT_CHARACTERS, at="\n")
     return [Unit(f"{document.file}:{line}", query, answer, document.file, package, "section")]
 
 
@@ -103,7 +104,7 @@ def _passage_units(document: Document, section: Section, line: int, package: str
         if end is None or end.end() > QUERY_CHARACTERS:
             continue
         query = " ".join(passage[: end.end()].split())
-        answer = shorten(passage[end.end() :].strip(), DOCUMENT_CHARACTERS, "\n")
+        answer = shorten(passage[end.end() :].strip(), DOCUMENT_CHARACTERS, at="\n")
         if len(_WORD.findall(query)) >= MINIMUM_SENTENCE_WORDS and len(answer) >= MINIMUM_CHARACTERS:
             place = f"{document.file}:{line + row}"
             units.append(Unit(place, query, answer, document.file, package, "passage"))

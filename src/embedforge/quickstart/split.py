@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from embedforge.documents.draw import keyed_hash
-from embedforge.documents.near_duplicates import normalized, repeats
 from embedforge.errors import EmbedforgeError
 from embedforge.quickstart.unit import Unit
+from embedforge.text.near import near_duplicates
+from embedforge.text.same import word_key
 
 TEST_FRACTION = 0.15
 DEV_FRACTION = 0.05
@@ -24,13 +25,13 @@ REPEATS_OF_BOILERPLATE = 4
 
 def drop_repeats(units: Sequence[Unit]) -> tuple[list[Unit], Counter[str]]:
     """Drop units whose query is boilerplate or that repeat another unit's query and document."""
-    queries = [normalized(unit.query) for unit in units]
+    queries = [word_key(unit.query) for unit in units]
     asked = Counter(queries)
     seen: set[tuple[str, str]] = set()
     kept: list[Unit] = []
     counts = Counter(exact_duplicates=0, queries_repeated=0)
     for unit, query in zip(units, queries, strict=True):
-        both = (query, normalized(unit.document))
+        both = (query, word_key(unit.document))
         if both in seen:
             counts["exact_duplicates"] += 1
         elif asked[query] >= REPEATS_OF_BOILERPLATE:
@@ -101,8 +102,8 @@ def _fill(
 
 def without_leaks(units: Sequence[Unit], held_out: Sequence[Unit]) -> list[Unit]:
     """Drop units whose query or document equals or nearly repeats a held-out one."""
-    queries = repeats([unit.query for unit in units], [unit.query for unit in held_out])
-    documents = repeats([unit.document for unit in units], [unit.document for unit in held_out])
+    queries = near_duplicates([unit.query for unit in units], [unit.query for unit in held_out])
+    documents = near_duplicates([unit.document for unit in units], [unit.document for unit in held_out])
     return [
         unit
         for unit, query, document in zip(units, queries, documents, strict=True)
