@@ -1,16 +1,14 @@
-"""Candidates for negatives: nearest by vectors, best by BM25, from a run file, or several fused."""
+"""Candidates for negatives: what a teacher has to say, and how several rankings become one."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from embedforge.data.example import Example
-from embedforge.lexical import Bm25
-from embedforge.ranking import NOTHING, Floats, Indices, exact_search
+from embedforge.ranking import NOTHING, Floats, Indices
 
 FUSION_CONSTANT = 60
 """Added to a rank before it is inverted (Cormack et al., 2009): first places do not outweigh agreement."""
@@ -49,17 +47,6 @@ class Ranker(Protocol):
 
     def scores(self, block: QueryBlock, query: Indices, document: Indices) -> Floats:
         """Score pairs, [P] places in the block and [P] documents: float32 [P], NaN where not known."""
-
-
-def dense_candidates(queries: NDArray[Any], documents: NDArray[Any], k: int) -> Indices:
-    """Return the numbers of each query's `k` nearest documents, int64 [queries, k], nearest first."""
-    return exact_search(queries, documents, k)[0]
-
-
-def lexical_candidates(queries: Sequence[str], bm25: Bm25, k: int) -> Indices:
-    """Return BM25's best `k`, int64 [queries, k]; `NOTHING` where no further document shares a word."""
-    indices, scores = bm25.search(queries, k)
-    return np.where(scores > 0, indices, NOTHING)
 
 
 def fuse(rankings: Sequence[Indices]) -> list[Indices]:

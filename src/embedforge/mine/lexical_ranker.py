@@ -73,12 +73,12 @@ class LexicalRanker:
         indices = np.full((count, self._k), NOTHING, dtype=np.int64)
         scores = np.zeros((count, self._k), dtype=np.float32)
         for first, postings in self._parts():
-            asked = range(block.first, block.first + count)
-            for query, found in self._terms.scores(postings, self._collection, asked):
+            block_queries = range(block.first, block.first + count)
+            for query, scored in self._terms.scores(postings, self._collection, block_queries):
                 row = query - block.first
-                better = np.flatnonzero(found > scores[row, -1])
+                better = np.flatnonzero(scored > scores[row, -1])
                 if len(better):
-                    merged = np.concatenate([scores[row], found[better]])
+                    merged = np.concatenate([scores[row], scored[better]])
                     numbers = np.concatenate([indices[row], better + first])
                     order, best = top_k(merged[None], self._k)
                     indices[row], scores[row] = numbers[order[0]], best[0]
@@ -89,8 +89,8 @@ class LexicalRanker:
         result = np.zeros(len(query), dtype=np.float32)
         for first, postings in self._parts():
             pairs: defaultdict[int, list[int]] = defaultdict(list)
-            for place in np.flatnonzero((document >= first) & (document < first + len(postings.lengths))):
-                pairs[block.first + int(query[place])].append(int(place))
-            for asked, found in self._terms.scores(postings, self._collection, pairs):
-                result[pairs[asked]] = found[document[pairs[asked]] - first]
+            for position in np.flatnonzero((document >= first) & (document < first + len(postings.lengths))):
+                pairs[block.first + int(query[position])].append(int(position))
+            for number, scored in self._terms.scores(postings, self._collection, pairs):
+                result[pairs[number]] = scored[document[pairs[number]] - first]
         return result

@@ -8,14 +8,12 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from embedforge.data.example import Example
 from embedforge.data.fields import record_of
 from embedforge.files import write_text
-from embedforge.lexical import Bm25
-from embedforge.mine.mine import mine_negatives
+from embedforge.mine.corpus import Passage, build_corpus
+from embedforge.mine.lexical_ranker import LexicalRanker
+from embedforge.mine.pipeline import Selection, mined_examples
 from embedforge.quickstart.corpus import Corpus
 from embedforge.quickstart.examples import (
     Pool,
@@ -30,25 +28,8 @@ CLUSTER_NEGATIVES = 3
 CANDIDATES = 30
 
 
-def centred(vectors: NDArray[np.float32], mean: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Take the mean direction out of unit vectors, and make them unit vectors again.
-
-    The states of a causal decoder share one large component: all cosines lie near 1 and no percentage of
-    them means anything. Without it they spread over -1..1.
-    """
-    moved = vectors - mean
-    return moved / np.maximum(np.linalg.norm(moved, axis=1, keepdims=True), 1e-9)
-
-
-def mine(
-    corpus: Corpus,
-    query_vectors: NDArray[np.float32],
-    document_vectors: NDArray[np.float32],
-    *,
-    is_code: bool,
-    seed: int,
-) -> list[Example]:
-    """Return the training part's retrieval Examples with negatives from BM25 and the base model.
+def mine(corpus: Corpus, work: Path, *, is_code: bool, seed: int) -> list[Example]:
+    """Return the training part's retrieval Examples with negatives by BM25.
 
     Only documents of the training part are candidates. The positive-aware rule is NV-Retriever's: a
     candidate must score below 95 % of the positive. A query that loses all candidates to the rule (its
@@ -56,22 +37,17 @@ def mine(
 
     Args:
         corpus: the corpus.
-        query_vectors: of the training part's pool, in its order, centred.
-        document_vectors: likewise.
+        work: a new folder, for the miner.
         is_code: split identifiers for BM25.
         seed: for draws.
     """
-    pool = retrieval_pool(corpus.train)
-    mined = mine_negatives(
-        retrieval_examples(corpus.train),
-        pool.documents,
-        query_vectors=query_vectors,
-        document_vectors=document_vectors,
-        bm25=Bm25(list(pool.documents.values()), tokenization="identifiers" if is_code else "words"),
-        n_negatives=MINED_NEGATIVES,
-        candidates=CANDIDATES,
-        seed=seed,
-    )
+    pool, examples = retrieval_pool(corpus.train), retrieval_examples(corpus.train)
+    passages = [Passage(*item) for item in pool.documents.items()]
+    stored = build_corpus(work / "corpus", lambda: passages, "")
+    name = "bm25:identifiers" if is_code else "bm25"
+    queries = [example.query for example in examples]
+    ranker = LexicalRanker(name, work / "words", stored, queries, CANDIDATES)
+    mined = mined_examples(examples, stored, [ranker], Selection(MINED_NEGATIVES, CANDIDATES), work)
     draw = random.Random(seed)
     return [example if example.negatives else _with_drawn_negatives(example, pool, draw) for example in mined]
 

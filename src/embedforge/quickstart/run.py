@@ -15,6 +15,7 @@ from __future__ import annotations
 import sysconfig
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -27,14 +28,13 @@ from embedforge.files import write_json
 from embedforge.model.encoder import embedding_model, load
 from embedforge.quickstart.base_vectors import BaseVectors, base_vectors
 from embedforge.quickstart.budget import fit_steps
-from embedforge.quickstart.compare import BASE_MEAN, TRAINED, Comparison, compare
+from embedforge.quickstart.compare import TRAINED, Comparison, compare
 from embedforge.quickstart.corpus import Corpus, read_corpus
 from embedforge.quickstart.examples import Pool, retrieval_examples, retrieval_instruction, retrieval_pool
 from embedforge.quickstart.page import build_report, terminal_table
 from embedforge.quickstart.prepare import (
     CLUSTER_FILE,
     RETRIEVAL_FILE,
-    centred,
     mine,
     write_training_files,
 )
@@ -99,7 +99,7 @@ def quickstart(
     recipe = _with_sources(recipe, corpus)
     pool = retrieval_pool(corpus.test, distractors=[*corpus.train, *corpus.dev])
     vectors, speed = base_vectors(out, recipe, corpus, pool, device)
-    _write_data(out, corpus, pool, vectors, seed, console)
+    _write_data(out, corpus, seed, console)
     if "recipe" not in plan:
         left = max_minutes * 60 - (time.monotonic() - started)
         fitted = fit_steps(recipe, speed, left)
@@ -145,25 +145,12 @@ def _read(folder: Path, seed: int, console: Console) -> Corpus:
     return corpus
 
 
-def _write_data(
-    out: Path, corpus: Corpus, pool: Pool, vectors: BaseVectors, seed: int, console: Console
-) -> None:
+def _write_data(out: Path, corpus: Corpus, seed: int, console: Console) -> None:
     """Mine hard negatives and write the training files."""
     if (out / "data" / CLUSTER_FILE).exists():
         return
-    train_pool = retrieval_pool(corpus.train)
-    place = {identity: row for row, identity in enumerate(pool.documents)}
-    rows = [place[identity] for identity in train_pool.documents]
-    documents = vectors.documents[BASE_MEAN][rows]
-    queries = vectors.queries[BASE_MEAN][len(pool.queries) :]
-    with console.status("mining hard negatives"):
-        mined = mine(
-            corpus,
-            centred(queries, queries.mean(axis=0)),
-            centred(documents, documents.mean(axis=0)),
-            is_code=_is_code(corpus),
-            seed=seed,
-        )
+    with console.status("mining hard negatives"), TemporaryDirectory() as work:
+        mined = mine(corpus, Path(work), is_code=_is_code(corpus), seed=seed)
         write_training_files(out / "data", corpus, mined, seed)
     found = sum(len(example.negatives) for example in mined)
     console.print(f"mined {found:,} hard negatives for {len(mined):,} queries")
