@@ -255,6 +255,16 @@ def test_ranks_do_not_depend_on_the_blocks(seed: int) -> None:
             assert rank == 1 + sum(scores[name] > scores[text] for name in others)
 
 
+def test_passages_that_differ_in_symbols_are_passages_of_their_own() -> None:
+    texts = ["What is C++?", "What is C#?", "What is C?", "what is *c*"]
+    rows = [example(f"q{number}", text) for number, text in enumerate(texts)]
+    passages = sample_passages(rows, 10, seed=0)
+    assert passages[:2] == texts[:2]
+    assert len(passages) == 3  # the last two are one
+    vectors = {"q0": [1.0, 0.0], texts[0]: [0.1, 0.0], texts[1]: [0.9, 0.0], texts[3]: [0.5, 0.0]}
+    assert ranks_by_vectors(rows[:1], passages, Table(vectors)) == [[3]]
+
+
 def test_bm25_finds_pairs_that_share_words() -> None:
     rows = [example("river nile", "the nile is a long river"), example("bread flour", "court and judge")]
     passages = [item.positives[0] for item in rows] + ["bread is made of flour", "a river in spring"]

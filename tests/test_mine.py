@@ -110,9 +110,9 @@ def test_draws_follow_the_softmax_of_the_scores():
 def test_fusion_prefers_agreement_and_keeps_every_document_once():
     one = np.array([[4, 2, 7, NOTHING]])
     two = np.array([[5, 2, NOTHING]])
-    assert fuse([one, two])[0].tolist() == [2, 4, 5, 7]
-    assert fuse([one])[0].tolist() == [4, 2, 7]
-    assert fuse([np.full((1, 2), NOTHING)])[0].tolist() == []
+    assert fuse([one, two]).tolist() == [[2, 4, 5, 7]]
+    assert fuse([one]).tolist() == [[4, 2, 7]]
+    assert fuse([np.array([[NOTHING, NOTHING], [3, NOTHING]])]).tolist() == [[NOTHING], [3]]
 
 
 # --- mining ------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedforge.mine.decide import Candidates, Decision, as_pairs, decide, padded
+from embedforge.mine.decide import Candidates, Decision, as_pairs, decide
 from embedforge.mine.keep import KeepRule, keep
 from embedforge.ranking import NOTHING
 
@@ -100,8 +100,3 @@ def test_shifted_counts_only_what_could_be_a_negative(value: float):
     )
     expected = [2, 0, 2, 0, 1, 1, 1, 1] if value == 0 else [2, 6, 2, 6, 6, 0, 0, 1]
     assert found[0].tolist() == expected
-
-
-def test_rankings_of_different_lengths_are_filled_up():
-    ragged = [np.array([3, 1]), np.array([], dtype=np.int64), np.array([2])]
-    assert padded(ragged).tolist() == [[3, 1], [NOTHING, NOTHING], [2, NOTHING]]

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import unicodedata
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from embedforge.errors import EmbedforgeError
 from embedforge.lexical import Bm25
 from embedforge.mine import KeepRule, run
 from embedforge.mine import corpus as corpus_module
+from embedforge.mine import lexical_ranker as lexical_module
 from embedforge.mine import pipeline as pipeline_module
 from embedforge.mine.documents import read_documents
 from embedforge.mine.embedder import Prompts
@@ -30,6 +32,7 @@ from embedforge.mine.teachers import open_model
 from embedforge.model.adapter import add_lora
 from embedforge.model.encoder import EmbeddingModel
 from embedforge.recipe import Source
+from embedforge.text.same import stable_hash
 from mining_for_tests import CHOICE, SHARD_ROWS, mine_by_word_hashes
 
 INSTRUCTION = "Given a question, find the passage"
@@ -179,6 +182,25 @@ def test_another_rule_needs_no_vector_anew(
     assert mined(out) == first
     mine(source, out, teachers, replace(CHOICE, rule=KeepRule("top_k")), device="cpu")
     assert mined(out) != first
+
+
+def test_a_work_folder_of_another_equality_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Corpus, words and blocks of a version that took a decomposed copy for another text."""
+    composed = "Crème brûlée is a dessert"
+    pairs, passages, out = tmp_path / "pairs.jsonl", tmp_path / "passages.jsonl", tmp_path / "out"
+    pairs.write_text(json.dumps({"query": "which dessert is it", "positives": [composed]}) + "\n")
+    texts = [composed, unicodedata.normalize("NFD", composed), "Flan is a dessert"]
+    passages.write_text("".join(json.dumps({"_id": str(n), "text": t}) + "\n" for n, t in enumerate(texts)))
+    selection = Selection(rule=KeepRule("top_k"))
+    with monkeypatch.context() as old:
+        for module in (corpus_module, pipeline_module, lexical_module):
+            old.setattr(module, "VERSION", corpus_module.VERSION - 1)
+        for module in (corpus_module, pipeline_module):
+            old.setattr(module, "text_key", lambda text: stable_hash(text))
+        mine(Source(path=str(pairs)), out, Teachers(("bm25",)), selection, corpus=passages)
+        assert sorted(mined(out)[0].negative_ids) == ["1", "2"]
+    mine(Source(path=str(pairs)), out, Teachers(("bm25",)), selection, corpus=passages)
+    assert mined(out)[0].negative_ids == ("2",)
 
 
 def test_another_instruction_is_another_question(source: Source, model_folder: Path, tmp_path: Path):

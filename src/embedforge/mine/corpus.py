@@ -27,7 +27,7 @@ from embedforge.ranking import Indices
 from embedforge.text.same import layout_key, stable_hash
 
 VERSION = 2
-"""Of the equality of texts: what an older one found in a work folder is found again."""
+"""Of what makes texts and words equal: what an older one left in a work folder is made again."""
 CORPUS_FILE = "corpus.json"
 SHARD_ROWS = 50_000
 _IDS, _TEXTS = 0, 1

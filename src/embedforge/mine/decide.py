@@ -119,15 +119,6 @@ def _per_query(query: NDArray[Any], keys: NDArray[Any]) -> NDArray[np.uint64]:
     return np.asarray(mixed ^ (mixed >> np.uint64(32)))
 
 
-def padded(ranked: list[Indices]) -> Indices:
-    """Return rankings of different lengths as int64 [queries, longest], filled with `NOTHING`."""
-    longest = max((len(row) for row in ranked), default=0)
-    rows = np.full((len(ranked), longest), NOTHING, dtype=np.int64)
-    for position, row in enumerate(ranked):
-        rows[position, : len(row)] = row
-    return rows
-
-
 def as_pairs(keys: Sequence[Collection[int]]) -> Pairs:
     """Return the keys of each query as pairs."""
     counts = [len(own) for own in keys]

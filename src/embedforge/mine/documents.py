@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from embedforge.data.example import Example
+from embedforge.data.marks import file_hash
 from embedforge.data.readers import join_title, read_records
 from embedforge.errors import EmbedforgeError
 from embedforge.mine.corpus import Corpus, Passage, build_corpus, hash_of, text_key
@@ -40,10 +40,7 @@ def corpus_file(path: Path) -> Path:
 
 def file_fingerprint(path: Path) -> str:
     """Return the hash of a file's bytes; a missing file is left to the reader to complain about."""
-    if not path.is_file():
-        return ""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_hash(path) if path.is_file() else ""
 
 
 def own_documents(examples: Sequence[Example]) -> list[Passage]:

@@ -14,7 +14,7 @@ import numpy as np
 from embedforge.files import write_arrays
 from embedforge.lexical import Collection, Postings, QueryTerms, Tokenization
 from embedforge.mine.candidates import QueryBlock
-from embedforge.mine.corpus import Corpus, hash_of
+from embedforge.mine.corpus import VERSION, Corpus, hash_of
 from embedforge.mine.dense import load_arrays
 from embedforge.mine.vectors import TEXTS_PER_WINDOW
 from embedforge.ranking import NOTHING, Floats, Indices, top_k
@@ -51,7 +51,7 @@ class LexicalRanker:
         self.name = name
         self._corpus, self._k = corpus, min(k, len(corpus))
         self._terms = QueryTerms(queries, NAMES[name])
-        key = hash_of([NAMES[name], list(self._terms.numbers)])
+        key = hash_of([VERSION, NAMES[name], list(self._terms.numbers)])
         self.key = f"bm25 {NAMES[name]}"
         self._files = [folder / key / f"{shard.texts}.npz" for shard in corpus.shards]
         for shard, path in zip(corpus.shards, self._files, strict=True):

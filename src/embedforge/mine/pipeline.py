@@ -19,7 +19,7 @@ from embedforge.errors import EmbedforgeError
 from embedforge.files import write_arrays
 from embedforge.mine.candidates import QueryBlock, Ranker, fuse
 from embedforge.mine.corpus import VERSION, Corpus, Passage, hash_of, hash_of_all, id_key, text_key
-from embedforge.mine.decide import Candidates, Decision, Decisions, Pairs, as_pairs, decide, padded
+from embedforge.mine.decide import Candidates, Decision, Decisions, Pairs, as_pairs, decide
 from embedforge.mine.dense import load_arrays
 from embedforge.mine.embedder import Embedder
 from embedforge.mine.keep import PERCENTAGE, KeepRule
@@ -266,7 +266,7 @@ def _mine_block(
     if len(rankers) == 1:
         rows, scores = rankings[0]
     else:
-        rows = padded(fuse([indices for indices, _ in rankings]))
+        rows = fuse([indices for indices, _ in rankings])
         query, rank = np.nonzero(rows != NOTHING)
         scores = np.full(rows.shape, np.nan, dtype=np.float32)
         scores[query, rank] = judge.scores(block, query, rows[query, rank])

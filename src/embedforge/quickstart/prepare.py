@@ -11,7 +11,7 @@ from pathlib import Path
 from embedforge.data.example import Example
 from embedforge.data.fields import record_of
 from embedforge.files import write_text
-from embedforge.mine.corpus import Passage, build_corpus
+from embedforge.mine.documents import open_corpus
 from embedforge.mine.lexical_ranker import LexicalRanker
 from embedforge.mine.pipeline import Selection, mined_examples
 from embedforge.quickstart.corpus import Corpus
@@ -42,8 +42,7 @@ def mine(corpus: Corpus, work: Path, *, is_code: bool, seed: int) -> list[Exampl
         seed: for draws.
     """
     pool, examples = retrieval_pool(corpus.train), retrieval_examples(corpus.train)
-    passages = [Passage(*item) for item in pool.documents.items()]
-    stored = build_corpus(work / "corpus", lambda: passages, "")
+    stored = open_corpus(None, examples, work)
     name = "bm25:identifiers" if is_code else "bm25"
     queries = [example.query for example in examples]
     ranker = LexicalRanker(name, work / "words", stored, queries, CANDIDATES)

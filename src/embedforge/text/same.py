@@ -6,8 +6,9 @@
 | `word_key` | punctuation, width, hidden characters, markup as well | duplicates are dropped: C++ is not C# |
 | `leak_key` | symbols as well | test questions are kept out: C++ and C# are one |
 
-No key is empty but that of a text of white space: where a key finds nothing to keep ("?!"), the text stands
-for itself, and is equal to its own copies alone.
+Texts that are equal by one are equal by those below it. No key is empty but that of a text of white space:
+where there is nothing that a key looks at ("?!"), the key above it stands in, so that such texts do not all
+become one.
 """
 
 from __future__ import annotations
@@ -37,12 +38,12 @@ def word_key(text: str) -> str:
 
 
 def leak_key(text: str) -> str:
-    """Return the words with one space between; of a text without one its `layout_key`.
+    """Return the words with one space between; of a text without one its `word_key`.
 
     >>> leak_key("What is C++?"), leak_key(":-)")
     ('what is c', ':-)')
     """
-    return " ".join(words_of(text)) or layout_key(text)
+    return " ".join(words_of(text)) or word_key(text)
 
 
 def stable_hash(*parts: str | int) -> int:
