@@ -51,7 +51,7 @@ def document_vectors(count: int, dims: int) -> Iterator[np.ndarray]:
 
 
 def text(row: int) -> str:
-    return f"Document {row} of the collection. " + "It says this and that about its topic. " * 3
+    return f"Passage {row} of the collection. " + "It says this and that about its topic. " * 3
 
 
 def positive_of(query: int, documents: int) -> int:
@@ -60,12 +60,12 @@ def positive_of(query: int, documents: int) -> int:
 
 def prepare(folder: Path, documents: int, queries: int, dims: int) -> None:
     """Write the documents, and the vectors of both sides."""
-    from embedforge.mine.corpus import Document, build_corpus
+    from embedforge.mine.corpus import Passage, build_corpus
     from embedforge.mine.pipeline import query_blocks
     from embedforge.mine.vectors import document_files, read_blocks, write_vectors
 
     corpus = build_corpus(
-        folder / "corpus", lambda: (Document(str(i), text(i)) for i in range(documents)), "b"
+        folder / "corpus", lambda: (Passage(str(i), text(i)) for i in range(documents)), "b"
     )
     vectors = folder / "vectors"
     for path, shard in zip(document_files(vectors, corpus), document_vectors(documents, dims), strict=True):
@@ -119,26 +119,19 @@ def prepare_sentence_transformers(folder: Path, documents: int, queries: int) ->
 def embedforge(folder: Path, documents: int, queries: int) -> tuple[float, list[list[int]]]:
     from embedforge.data.fields import record_of
     from embedforge.mine.corpus import build_corpus
-    from embedforge.mine.decide import Verdict
     from embedforge.mine.dense import DenseRanker
-    from embedforge.mine.mine import with_negatives
-    from embedforge.mine.pipeline import Barred, Choice, mine_blocks, query_blocks
+    from embedforge.mine.pipeline import Selection, mined_examples
 
-    asked = examples(documents, queries)
+    rows = examples(documents, queries)
     start = time.perf_counter()
-    choice = Choice(n_negatives=NEGATIVES, candidates=CANDIDATES)
+    selection = Selection(n_negatives=NEGATIVES, candidates=CANDIDATES)
     corpus = build_corpus(folder / "corpus", list, "b")
-    ranker = DenseRanker("given", folder / "vectors", corpus, choice.candidates)
-    blocks, barred = query_blocks(asked, 4 * 10**9), Barred(asked, corpus)
+    ranker = DenseRanker("given", folder / "vectors", corpus, selection.candidates)
     found: list[list[int]] = []
     with tempfile.TemporaryDirectory() as work, Path(work, "examples.jsonl").open("w") as out:
-        for mined in mine_blocks(blocks, [ranker], corpus, barred, choice, Path(work)):
-            chosen = mined.verdicts == Verdict.CHOSEN
-            texts = corpus.documents(mined.rows[chosen])
-            for example, rows, own in zip(mined.block.examples, mined.rows, chosen, strict=True):
-                done = with_negatives(example, [texts[int(row)] for row in rows[own]])
-                out.write(json.dumps(record_of(done)) + "\n")
-                found.append(rows[own].tolist())
+        for mined in mined_examples(rows, corpus, [ranker], selection, Path(work)):
+            out.write(json.dumps(record_of(mined)) + "\n")
+            found.append(list(map(int, mined.negative_ids)))
     for state in (folder / "vectors").glob("nearest-*"):
         state.unlink()
     return time.perf_counter() - start, found

@@ -8,14 +8,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
-from embedforge.curate.near import Shingled
 from embedforge.data.convert import from_examples
 from embedforge.data.example import Example
 from embedforge.data.readers import read_records
-from embedforge.documents.near_duplicates import normalized
 from embedforge.files import read_json
 from embedforge.lexical import words
 from embedforge.mine.run import EXAMPLES, FACTS, SCORES
+from embedforge.text.near import Shingler
+from embedforge.text.same import word_key
 
 NEAR = 0.8
 """Jaccard similarity of three-word shingles from which on two documents say the same."""
@@ -84,7 +84,7 @@ def facts_of(folder: Path, naive: Path, ranks: Ranks, examples: Sequence[Example
         examples: all that were mined for.
     """
     (counts,) = read_json(folder / FACTS)["counts"].values()
-    asked, shingled = asked_of(examples), Shingled()
+    asked, shingler = asked_of(examples), Shingler()
     negatives = with_naive = suspects = 0
     found: list[int] = []
     for example, plain in zip(read_examples(folder), read_examples(naive), strict=True):
@@ -93,7 +93,7 @@ def facts_of(folder: Path, naive: Path, ranks: Ranks, examples: Sequence[Example
         known = ranks.get(example.query_id, {})
         found += [known[name] for name in example.negative_ids if name in known]
         for name, text in zip(example.negative_ids, example.negatives, strict=True):
-            suspects += answers(text, example, asked[name], shingled)
+            suspects += answers(text, example, asked[name], shingler)
     return Facts(
         examples=counts["examples"],
         judged=counts["chosen"] + counts["spare"] + counts["rejected"],
@@ -107,7 +107,7 @@ def facts_of(folder: Path, naive: Path, ranks: Ranks, examples: Sequence[Example
     )
 
 
-def answers(document: str, example: Example, asked: set[Question], shingled: Shingled) -> bool:
+def answers(document: str, example: Example, asked: set[Question], shingler: Shingler) -> bool:
     """Say whether a negative all but repeats a labelled answer: a rough sign of a false negative.
 
     It is listed as the answer of the same question but for stop words and punctuation. Or it nearly repeats
@@ -116,7 +116,7 @@ def answers(document: str, example: Example, asked: set[Question], shingled: Shi
     """
     question = question_of(example.query)
     return question in asked or any(
-        shingled.similarity(document, positive) >= NEAR
+        shingler.similarity(document, positive) >= NEAR
         and set(question) & word_set(positive) <= word_set(document)
         for positive in example.positives
     )
@@ -124,12 +124,12 @@ def answers(document: str, example: Example, asked: set[Question], shingled: Shi
 
 def word_set(text: str) -> set[str]:
     """Return the words of a text."""
-    return set(normalized(text).split())
+    return set(word_key(text).split())
 
 
 def question_of(query: str) -> Question:
     """Return a query's words without stop words; single letters stay, they tell type A from type C."""
-    return tuple(word for word in normalized(query).split() if len(word) == 1 or words(word))
+    return tuple(word for word in word_key(query).split() if len(word) == 1 or words(word))
 
 
 def asked_of(examples: Sequence[Example]) -> defaultdict[str, set[Question]]:

@@ -38,13 +38,12 @@ from embedforge.files import read_json, write_json, write_text
 from embedforge.mine.documents import own_documents
 from embedforge.mine.keep import KeepRule
 from embedforge.mine.lexical_ranker import NAMES
-from embedforge.mine.mine import with_negatives
-from embedforge.mine.pipeline import Choice
-from embedforge.mine.pool import normal
+from embedforge.mine.pipeline import Selection, with_negatives
 from embedforge.mine.run import Teachers, finished, mine
 from embedforge.mine.run_file import PREFIX
 from embedforge.recipe import Source, load_recipe
 from embedforge.text.contract import Contract
+from embedforge.text.same import layout_key
 from embedforge.train.run import train
 
 TASKS = ("squad", "medquad", "techdoc_titles", "ohsumed_titles")
@@ -159,12 +158,12 @@ def mined(
     args: argparse.Namespace, rule: str, teacher: str, examples: Mapping[str, Sequence[Example]]
 ) -> dict[str, Facts]:
     """Mine all tasks by a rule, where that is not done; return by task what its negatives are like."""
-    whole = Choice(CANDIDATES, CANDIDATES, RULES[NAIVE])
+    whole = Selection(CANDIDATES, CANDIDATES, RULES[NAIVE])
     found = {}
     for task in args.tasks:
         ranking = mined_task(args, "ranking", task, teacher, whole, cap=RANKED)
         naive, folder = (
-            mined_task(args, name, task, teacher, Choice(NEGATIVES, CANDIDATES, RULES[name]))
+            mined_task(args, name, task, teacher, Selection(NEGATIVES, CANDIDATES, RULES[name]))
             for name in (NAIVE, rule)
         )
         found[task] = facts_of(folder, naive, ranks_of(ranking), examples[task])
@@ -172,7 +171,7 @@ def mined(
 
 
 def mined_task(
-    args: argparse.Namespace, name: str, task: str, teacher: str, choice: Choice, cap: int | None = None
+    args: argparse.Namespace, name: str, task: str, teacher: str, choice: Selection, cap: int | None = None
 ) -> Path:
     """Mine a task among the documents of its train part; return the folder."""
     out: Path = args.out
@@ -192,12 +191,12 @@ def write_random(args: argparse.Namespace, examples: Mapping[str, Sequence[Examp
         draw, documents = random.Random(f"random/{task}"), own_documents(own)
         answers: defaultdict[str, set[str]] = defaultdict(set)
         for example in own:
-            answers[normal(example.query)].update(map(normal, example.positives))
+            answers[layout_key(example.query)].update(map(layout_key, example.positives))
         records = []
         for example in own:
-            known = answers[normal(example.query)]
+            known = answers[layout_key(example.query)]
             drawn = draw.sample(documents, min(len(documents), NEGATIVES + len(known)))
-            safe = [(document.id, document.text) for document in drawn if normal(document.text) not in known]
+            safe = [document for document in drawn if layout_key(document.text) not in known]
             records.append(record_of(with_negatives(example, safe[:NEGATIVES])))
         write_lines(args.out / "mined" / "random" / task / "examples.jsonl", records)
 

@@ -5,22 +5,72 @@ python tests/mining_for_tests.py SOURCE_AS_JSON OUT SECONDS
 
 from __future__ import annotations
 
+import itertools
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from zlib import crc32
 
 import numpy as np
 
+from embedforge.data.example import Example
 from embedforge.mine import corpus, dense, pipeline, run, vectors
+from embedforge.mine.corpus import Passage
 from embedforge.mine.keep import KeepRule
-from embedforge.mine.pipeline import Choice
+from embedforge.mine.lexical_ranker import LexicalRanker
+from embedforge.mine.pipeline import Selection
 from embedforge.recipe import Source
 
-CHOICE = Choice(n_negatives=3, candidates=12, rule=KeepRule("margin", 0.0))
+CHOICE = Selection(n_negatives=3, candidates=12, rule=KeepRule("margin", 0.0))
 SHARD_ROWS = 3
+
+
+class GivenVectors:
+    """A teacher whose vectors are there already, by text."""
+
+    name = "given"
+    identity: dict[str, Any] = {"teacher": name}
+
+    def __init__(self, queries: Mapping[str, np.ndarray], documents: Mapping[str, np.ndarray]) -> None:
+        self._queries, self._documents = queries, documents
+
+    def queries(self, texts: Sequence[str], instructions: Sequence[str]) -> np.ndarray:
+        return np.array([self._queries[text] for text in texts], dtype=np.float32)
+
+    def documents(self, texts: Sequence[str]) -> np.ndarray:
+        return np.array([self._documents[text] for text in texts], dtype=np.float32)
+
+
+def mine_documents(
+    examples: Sequence[Example],
+    documents: Mapping[str, str],
+    selection: Selection,
+    *,
+    vectors: tuple[np.ndarray, np.ndarray] | None = None,
+    bm25: bool = False,
+) -> list[Example]:
+    """Mine among documents, id -> text, by vectors of queries and documents, by BM25, or by both."""
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        stored = corpus.build_corpus(
+            work / "corpus", lambda: itertools.starmap(Passage, documents.items()), ""
+        )
+        queries = [example.query for example in examples]
+        rankers: list[Any] = []
+        if vectors is not None:
+            by_text = [
+                dict(zip(texts, of, strict=True))
+                for texts, of in zip((queries, documents.values()), vectors, strict=True)
+            ]
+            blocks = pipeline.query_blocks(examples, 10**9)
+            where = pipeline.embed(GivenVectors(*by_text), work, stored, blocks)
+            rankers.append(dense.DenseRanker("given", where, stored, selection.candidates))
+        if bm25:
+            rankers.append(LexicalRanker("bm25", work / "words", stored, queries, selection.candidates))
+        return list(pipeline.mined_examples(examples, stored, rankers, selection, work, 10**9))
 
 
 class WordHashes:

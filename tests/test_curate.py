@@ -20,12 +20,14 @@ from embedforge.curate.consistency import (
 from embedforge.curate.duplicates import drop_exact_duplicates, drop_near_duplicates
 from embedforge.curate.language import Guess, detector, drop_languages
 from embedforge.curate.lengths import Limits, drop_lengths, measure_of, parse_limits
-from embedforge.curate.outcome import Verdict, judge_texts
+from embedforge.curate.outcome import Fault, judge_texts
 from embedforge.curate.teacher import ModelTeacher
 from embedforge.data.example import Example
 from embedforge.errors import EmbedforgeError
 from embedforge.model.encoder import load
-from embedforge.text.words import NgramHasher, normalized, words_of
+from embedforge.text.near import NgramHasher
+from embedforge.text.same import leak_key
+from embedforge.text.words import words_of
 
 WORDS = [f"word{i}" for i in range(400)]
 
@@ -41,8 +43,8 @@ def example(query: str, *positives: str, negatives: tuple[str, ...] = (), **more
 # --- a verdict on a text ---------------------------------------------------------------------------
 
 
-def bad(text: str, part: str) -> Verdict | None:
-    return Verdict("bad") if "bad" in text else None
+def bad(text: str, part: str) -> Fault | None:
+    return Fault("bad") if "bad" in text else None
 
 
 def test_a_bad_query_drops_its_example_and_a_bad_document_only_itself() -> None:
@@ -253,6 +255,16 @@ def test_ranks_do_not_depend_on_the_blocks(seed: int) -> None:
             assert rank == 1 + sum(scores[name] > scores[text] for name in others)
 
 
+def test_passages_that_differ_in_symbols_are_passages_of_their_own() -> None:
+    texts = ["What is C++?", "What is C#?", "What is C?", "what is *c*"]
+    rows = [example(f"q{number}", text) for number, text in enumerate(texts)]
+    passages = sample_passages(rows, 10, seed=0)
+    assert passages[:2] == texts[:2]
+    assert len(passages) == 3  # the last two are one
+    vectors = {"q0": [1.0, 0.0], texts[0]: [0.1, 0.0], texts[1]: [0.9, 0.0], texts[3]: [0.5, 0.0]}
+    assert ranks_by_vectors(rows[:1], passages, Table(vectors)) == [[3]]
+
+
 def test_bm25_finds_pairs_that_share_words() -> None:
     rows = [example("river nile", "the nile is a long river"), example("bread flour", "court and judge")]
     passages = [item.positives[0] for item in rows] + ["bread is made of flour", "a river in spring"]
@@ -300,5 +312,5 @@ def test_equal_ngrams_have_equal_hashes_and_others_do_not(words: list[str], size
 
 def test_words_of_scripts_without_spaces_are_characters() -> None:
     assert words_of("東京 in Japan") == ["東", "京", "in", "japan"]
-    assert normalized("Hello,  WORLD!") == normalized("hello world")
-    assert normalized(" ?! ") == "?!"
+    assert leak_key("Hello,  WORLD!") == leak_key("hello world")
+    assert leak_key(" ?! ") == "?!"

@@ -11,8 +11,8 @@ from embedforge.documents import Chunk, Pair, read_folder
 from embedforge.documents.chunks import chunks
 from embedforge.documents.headings import prose_document
 from embedforge.documents.hold_out import Cut, held_out_from, short_texts
-from embedforge.documents.near_duplicates import normalized
 from embedforge.documents.pairs import structure_pairs, usable
+from embedforge.text.same import word_key
 
 BODY = "This passage says a good deal about its subject, in more than twenty words: it is no stub. " * 2
 
@@ -67,7 +67,7 @@ def test_a_book_with_one_title_asks_by_its_title_and_by_sentences():
     found = pairs_of("On the origin of things\n\n" + "\n\n".join(paragraph(n) for n in range(6)), ".txt")
     assert [pair.kind for pair in found[:2]] == ["title", "cloze"]
     assert found[0].document.split()[:8] == paragraph(0).split()[:8]
-    assert all(normalized(pair.query) not in normalized(found[0].document) for pair in found[1:])
+    assert all(word_key(pair.query) not in word_key(found[0].document) for pair in found[1:])
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def files_of(items: list[Chunk] | list[Pair]) -> set[str]:
 
 
 def sentences_of(chunks: list[Chunk]) -> set[str]:
-    return {normalized(text) for chunk in chunks for text in short_texts(chunk)}
+    return {word_key(text) for chunk in chunks for text in short_texts(chunk)}
 
 
 def test_whole_files_are_held_out_and_pairs_come_from_them_alone(tmp_path: Path):
@@ -119,7 +119,7 @@ def test_whole_files_are_held_out_and_pairs_come_from_them_alone(tmp_path: Path)
     assert 5 <= len(held_out) == folder.counts["files_held_out"] <= 8
     assert held_out.isdisjoint(files_of(folder.train))
     assert files_of(folder.pairs) <= held_out
-    assert not set(map(normalized, folder.sentences)) & sentences_of(folder.held_out)
+    assert not set(map(word_key, folder.sentences)) & sentences_of(folder.held_out)
     documents = {pair.document for pair in folder.pairs}
     assert len(documents) == len(folder.pairs) > 20
     assert documents.isdisjoint(pair.document for pair in folder.train_pairs)
@@ -182,13 +182,13 @@ def test_copies_of_held_out_text_leave_the_training_text(tmp_path: Path):
     (tmp_path / target).write_text(copied)  # cut at other places
     after = read_folder(tmp_path)
     assert target in {chunk.file for chunk in after.train + after.held_out}
-    assert not sentences_of(after.held_out) & {normalized(text) for text in after.sentences}
+    assert not sentences_of(after.held_out) & {word_key(text) for text in after.sentences}
     assert after.counts["chunks_near_held_out"] >= 1
     left = sum(len(chunk.text) for chunk in after.train if chunk.file == target)
     assert left < 0.5 * len(copied)
     assert after.counts["train_pairs_near_held_out"] >= 1
-    queries = {normalized(pair.query) for pair in after.pairs}
-    assert not queries & {normalized(pair.query) for pair in after.train_pairs}
+    queries = {word_key(pair.query) for pair in after.pairs}
+    assert not queries & {word_key(pair.query) for pair in after.train_pairs}
 
 
 def test_nothing_is_held_out_if_so_asked(tmp_path: Path):

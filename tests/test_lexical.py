@@ -87,3 +87,9 @@ def test_words_are_needed_on_both_sides():
         QueryTerms(["the", "?"])
     with pytest.raises(EmbedforgeError, match="no word to index in 1 documents"):
         Collection.of([QueryTerms(["sea"]).postings(["!"])])
+
+
+def test_an_accent_does_not_end_a_word_however_it_is_encoded() -> None:
+    assert (
+        words("creme bru\u0302le\u0301e") == words("creme br\u00fbl\u00e9e") == ["creme", "br\u00fbl\u00e9e"]
+    )

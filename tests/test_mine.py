@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import unicodedata
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -9,10 +11,11 @@ from hypothesis import strategies as st
 
 from embedforge.data.example import Example
 from embedforge.errors import EmbedforgeError
-from embedforge.lexical import Bm25
-from embedforge.mine import KeepRule, mine, mine_negatives
-from embedforge.mine.candidates import NOTHING, fuse, lexical_candidates
+from embedforge.mine import KeepRule
+from embedforge.mine.candidates import NOTHING, fuse
 from embedforge.mine.keep import choose, keep
+from embedforge.mine.pipeline import Selection
+from mining_for_tests import mine_documents
 
 SCORE = st.floats(-1, 1, width=32)
 SCORES = st.lists(SCORE, min_size=1, max_size=20).map(lambda values: np.array(sorted(values, reverse=True)))
@@ -107,14 +110,9 @@ def test_draws_follow_the_softmax_of_the_scores():
 def test_fusion_prefers_agreement_and_keeps_every_document_once():
     one = np.array([[4, 2, 7, NOTHING]])
     two = np.array([[5, 2, NOTHING]])
-    assert fuse([one, two])[0].tolist() == [2, 4, 5, 7]
-    assert fuse([one])[0].tolist() == [4, 2, 7]
-    assert fuse([np.full((1, 2), NOTHING)])[0].tolist() == []
-
-
-def test_a_document_without_a_shared_word_is_no_lexical_candidate():
-    ranking = lexical_candidates(["apple"], Bm25(["pear", "apple pie", "plum"]), 3)
-    assert ranking.tolist() == [[1, NOTHING, NOTHING]]
+    assert fuse([one, two]).tolist() == [[2, 4, 5, 7]]
+    assert fuse([one]).tolist() == [[4, 2, 7]]
+    assert fuse([np.array([[NOTHING, NOTHING], [3, NOTHING]])]).tolist() == [[NOTHING], [3]]
 
 
 # --- mining ------------------------------------------------------------------------------------------
@@ -137,17 +135,17 @@ def on_circle(cosines: list[float]) -> np.ndarray:
     return np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
 
 
-def mined(*examples: Example, **changes) -> list[Example]:
-    arguments = {
-        "query_vectors": np.tile(np.array([[1.0, 0.0]], dtype=np.float32), (len(examples), 1)),
-        "document_vectors": on_circle(COSINES),
-    }
-    return mine_negatives(examples, DOCUMENTS, **(arguments | changes))
+def mined(
+    *examples: Example, cosines: Sequence[float] = COSINES, bm25: bool = False, **changes
+) -> list[Example]:
+    queries = np.tile(np.array([[1.0, 0.0]], dtype=np.float32), (len(examples), 1))
+    selection = Selection(**changes)
+    return mine_documents(examples, DOCUMENTS, selection, vectors=(queries, on_circle(cosines)), bm25=bm25)
 
 
 def test_false_negatives_never_become_negatives():
     (result,) = mined(EXAMPLE)
-    # The query itself, the positive and its copy are barred; "other" is above 95 % of the positive.
+    # The query itself, the positive and its copy are excluded; "other" is above 95 % of the positive.
     assert result.negative_ids == ("near", "far")
     assert result.negatives == ("nearly an answer", "something else")
     assert replace(result, negatives=(), negative_ids=()) == EXAMPLE
@@ -175,56 +173,59 @@ def test_own_negatives_stay_and_are_not_repeated():
 
 def test_the_number_of_negatives_is_a_limit():
     assert mined(EXAMPLE, n_negatives=1)[0].negative_ids == ("near",)
-    assert mined(EXAMPLE, n_negatives=0)[0] == EXAMPLE
 
 
 def test_the_teacher_judges_lexical_candidates():
-    bm25 = Bm25(list(DOCUMENTS.values()))
     asks = replace(EXAMPLE, query="another answer something")
-    assert "other" in mined(asks, bm25=bm25, rule=KeepRule("top_k"))[0].negative_ids
-    assert "other" not in mined(asks, bm25=bm25)[0].negative_ids
+    assert "other" in mined(asks, bm25=True, rule=KeepRule("top_k"))[0].negative_ids
+    assert "other" not in mined(asks, bm25=True)[0].negative_ids
 
 
 def test_bm25_alone_judges_by_its_own_scores():
     documents = {"p": "red apple pie", "n": "red car", "x": "blue sky"}
     example = Example(query="red apple pie", positives=("red apple pie.",), positive_ids=("p",))
-    (result,) = mine_negatives([example], documents, bm25=Bm25(list(documents.values())))
+    (result,) = mine_documents([example], documents, Selection(), bm25=True)
     assert result.negative_ids == ("n",)
 
 
 def test_negative_scores_are_mined_too():
-    vectors = on_circle([-0.5, -0.5, -0.51, -0.6, -0.9, -0.9, -1.0])
-    assert mined(EXAMPLE, document_vectors=vectors)[0].negative_ids == ("near", "far")
-
-
-@pytest.mark.parametrize("block", [1, 2, 1000])
-def test_draws_do_not_depend_on_blocks(monkeypatch: pytest.MonkeyPatch, block: int):
-    random = np.random.default_rng(0)
-    documents = {str(row): f"text {row}" for row in range(40)}
-    vectors = random.standard_normal((40, 8)).astype(np.float32)
-    examples = [Example(query=f"q{row}", positives=(f"text {row}",)) for row in range(5)]
-    arguments = {"query_vectors": vectors[:5], "document_vectors": vectors, "n_negatives": 3}
-    rule = KeepRule(sample_from=8)
-    whole = mine_negatives(examples, documents, rule=rule, seed=3, **arguments)
-    monkeypatch.setattr(mine, "QUERIES_PER_BLOCK", block)
-    assert mine_negatives(examples, documents, rule=rule, seed=3, **arguments) == whole
-    assert mine_negatives(examples, documents, rule=rule, seed=4, **arguments) != whole
+    cosines = [-0.5, -0.5, -0.51, -0.6, -0.9, -0.9, -1.0]
+    assert mined(EXAMPLE, cosines=cosines)[0].negative_ids == ("near", "far")
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    "copy",
     [
-        ({"query_vectors": None}, "those of the queries"),
-        ({"query_vectors": None, "document_vectors": None}, "neither"),
-        ({"document_vectors": np.zeros((3, 2))}, r"\(3, 2\)"),
-        ({"document_vectors": np.zeros((7, 3))}, "one model"),
-        ({"bm25": Bm25(["one"])}, "holds 1 documents"),
-        ({"document_vectors": np.full((7, 2), np.nan)}, "not a number"),
+        unicodedata.normalize("NFD", "Crème brûlée is a naïve dessert"),
+        "CRÈME  brûlée is a\nnaïve dessert",
+        unicodedata.normalize("NFD", "CRÈME BRÛLÉE is a naïve dessert"),
     ],
 )
-def test_inputs_that_do_not_fit_are_named(changes, message):
-    with pytest.raises(EmbedforgeError, match=message):
-        mined(EXAMPLE, **changes)
+@pytest.mark.parametrize("by_vectors", [True, False])
+def test_a_copy_of_the_positive_is_no_negative_however_it_is_encoded(copy: str, by_vectors: bool):
+    positive = unicodedata.normalize("NFC", "Crème brûlée is a naïve dessert")
+    documents = {"p": positive, "copy": copy, "n": "Rust is a dessert of iron"}
+    example = Example("what is a dessert", (positive,), positive_ids=("p",))
+    vectors = (np.array([[1.0, 0.0]]), on_circle([0.9, 0.8, 0.5])) if by_vectors else None
+    selection = Selection(rule=KeepRule("top_k"))
+    (found,) = mine_documents([example], documents, selection, vectors=vectors, bm25=not by_vectors)
+    assert found.negative_ids == ("n",)
+
+
+def test_draws_depend_on_the_seed():
+    vectors = np.random.default_rng(0).standard_normal((40, 8)).astype(np.float32)
+    documents = {str(row): f"text {row}" for row in range(40)}
+    examples = [Example(query=f"q{row}", positives=(f"text {row}",)) for row in range(5)]
+    one, same, other = (
+        mine_documents(
+            examples,
+            documents,
+            Selection(3, rule=KeepRule(sample_from=8), seed=seed),
+            vectors=(vectors[:5], vectors),
+        )
+        for seed in (3, 3, 4)
+    )
+    assert one == same != other
 
 
 def test_a_positive_outside_the_documents_is_named():

@@ -16,11 +16,10 @@ from embedforge.lexical import Bm25
 from embedforge.mine import corpus as corpus_module
 from embedforge.mine import vectors as vectors_module
 from embedforge.mine.candidates import QueryBlock
-from embedforge.mine.corpus import Document, build_corpus
+from embedforge.mine.corpus import Passage, build_corpus, id_key, text_key
 from embedforge.mine.dense import DenseRanker
 from embedforge.mine.documents import open_corpus, read_documents
 from embedforge.mine.lexical_ranker import LexicalRanker
-from embedforge.mine.pool import id_key, text_key
 from embedforge.mine.run_file import RunRanker, read_run
 from embedforge.mine.vectors import (
     document_files,
@@ -35,7 +34,7 @@ from embedforge.ranking import NOTHING
 
 WORDS = ["river", "sea", "bread", "law", "judge", "oven", "wave", "ship", "tide", "loaf"]
 DOCUMENTS = [
-    Document(f"d{row}", f"{WORDS[row % 10]} {WORDS[row * 3 % 10]} {WORDS[row // 7 % 10]} {row}")
+    Passage(f"d{row}", f"{WORDS[row % 10]} {WORDS[row * 3 % 10]} {WORDS[row // 7 % 10]} {row}")
     for row in range(40)
 ]
 
@@ -94,24 +93,24 @@ def test_a_corpus_that_was_cut_off_is_written_again(corpus):
 
 def test_missing_positives_are_added_once_at_the_end(tmp_path: Path):
     positives = [
-        Document("", DOCUMENTS[2].text.upper()),  # there, by text
-        Document("d3", "another text of document 3"),  # there, by id
-        Document("new", "not there"),
-        Document("", "Not  there"),
+        Passage("", DOCUMENTS[2].text.upper()),  # there, by text
+        Passage("d3", "another text of document 3"),  # there, by id
+        Passage("new", "not there"),
+        Passage("", "Not  there"),
     ]
     corpus = build_corpus(tmp_path, lambda: DOCUMENTS, "x", positives=positives)
     assert len(corpus) == 41
     assert corpus.added == 1
-    assert corpus.documents(np.array([40]))[40] == Document("new", "not there")
+    assert corpus.documents(np.array([40]))[40] == Passage("new", "not there")
 
 
 def test_an_id_that_stands_twice_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(corpus_module, "SHARD_ROWS", 7)
     monkeypatch.setattr(corpus_module, "_KEYS_AT_ONCE", 10)
-    twice = [*DOCUMENTS, Document("d5", "once more")]
+    twice = [*DOCUMENTS, Passage("d5", "once more")]
     with pytest.raises(EmbedforgeError, match=r"two documents have the id 'd5': number 6, .* number 41"):
         build_corpus(tmp_path, lambda: twice, "x")
-    assert len(build_corpus(tmp_path, lambda: [Document("", "a"), Document("", "b")], "y")) == 2
+    assert len(build_corpus(tmp_path, lambda: [Passage("", "a"), Passage("", "b")], "y")) == 2
 
 
 def test_an_empty_corpus_is_an_error(tmp_path: Path):
@@ -122,7 +121,7 @@ def test_an_empty_corpus_is_an_error(tmp_path: Path):
 def test_a_file_of_documents_is_read_with_titles_and_ids(tmp_path: Path):
     path = tmp_path / "docs.jsonl"
     path.write_text('{"id": 1, "title": "Sea", "text": "salt"}\n{"_id": "b", "text": "law", "url": "x"}\n')
-    assert list(read_documents(path)) == [Document("1", "Sea salt"), Document("b", "law")]
+    assert list(read_documents(path)) == [Passage("1", "Sea salt"), Passage("b", "law")]
     path.write_text('{"body": "salt"}\n')
     with pytest.raises(EmbedforgeError, match=r"docs.jsonl, line 1: there is no 'text'"):
         list(read_documents(path))

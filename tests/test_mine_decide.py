@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedforge.mine.decide import Candidates, Verdict, as_pairs, decide, padded
+from embedforge.mine.decide import Candidates, Decision, as_pairs, decide
 from embedforge.mine.keep import KeepRule, keep
 from embedforge.ranking import NOTHING
 
@@ -20,27 +20,27 @@ RULES = [
 ]
 
 
-def one_by_one(rule, rows, keys, scores, positive, barred, n):
-    verdicts, seen, rank, kept = [], set(), 0, 0
+def one_by_one(rule, rows, keys, scores, positive, excluded, n):
+    decisions, seen, rank, kept = [], set(), 0, 0
     for row, key, score in zip(rows, keys, scores, strict=True):
-        reason = next((reason for reason, own in barred.items() if key in own), None)
+        reason = next((reason for reason, own in excluded.items() if key in own), None)
         if row == NOTHING:
-            verdicts.append(Verdict.NOTHING)
+            decisions.append(Decision.NOTHING)
         elif reason is not None:
-            verdicts.append(reason)
+            decisions.append(reason)
         elif key in seen:
-            verdicts.append(Verdict.COPY)
+            decisions.append(Decision.COPY)
         elif np.isnan(score):
-            verdicts.append(Verdict.UNKNOWN)
+            decisions.append(Decision.UNKNOWN)
         else:
             survives = rank >= rule.threshold if rule.kind == "shifted" else keep(rule, score[None], positive)
             rank += 1
             kept += bool(survives)
-            verdicts.append(
-                Verdict.REJECTED if not survives else Verdict.CHOSEN if kept <= n else Verdict.SPARE
+            decisions.append(
+                Decision.REJECTED if not survives else Decision.CHOSEN if kept <= n else Decision.SPARE
             )
         seen.add(key)
-    return verdicts
+    return decisions
 
 
 @settings(max_examples=60, deadline=None)
@@ -56,19 +56,19 @@ def test_many_queries_at_once_are_decided_as_one_by_one(rule: KeepRule, seed: in
     scores = -np.sort(-random.uniform(-1, 1, shape)).astype(np.float32)
     scores[random.random(shape) < 0.1] = np.nan
     positive = random.uniform(-1, 1, 6).astype(np.float32)
-    barred = {
+    excluded = {
         reason: [set(random.choice(keys.ravel(), 2).tolist()) - {0} for _ in range(6)]
-        for reason in (Verdict.POSITIVE, Verdict.QUERY, Verdict.GIVEN)
+        for reason in (Decision.POSITIVE, Decision.QUERY, Decision.GIVEN)
     }
     found = decide(
         rule,
         Candidates(rows, keys, scores),
         positive,
-        {reason: as_pairs(own) for reason, own in barred.items()},
+        {reason: as_pairs(own) for reason, own in excluded.items()},
         n_negatives=n,
     )
     for query in range(6):
-        own = {reason: sets[query] for reason, sets in barred.items()}
+        own = {reason: sets[query] for reason, sets in excluded.items()}
         expected = one_by_one(rule, rows[query], keys[query], scores[query], positive[query], own, n)
         assert found[query].tolist() == expected
 
@@ -83,8 +83,8 @@ def test_a_draw_depends_on_the_seed_and_the_querys_number_only():
     np.testing.assert_array_equal(
         decide(rule, part, np.ones(2, dtype=np.float32), {}, first=2, **arguments), whole[2:]
     )
-    assert ((whole == Verdict.CHOSEN).sum(axis=1) == 3).all()
-    assert not (whole[:, 10:] == Verdict.CHOSEN).any()
+    assert ((whole == Decision.CHOSEN).sum(axis=1) == 3).all()
+    assert not (whole[:, 10:] == Decision.CHOSEN).any()
     assert len({tuple(row) for row in whole.tolist()}) > 1
 
 
@@ -95,13 +95,8 @@ def test_shifted_counts_only_what_could_be_a_negative(value: float):
         KeepRule("shifted", value),
         Candidates(rows, rows + 1, np.ones((1, 8), dtype=np.float32)),
         np.zeros(1, dtype=np.float32),
-        {Verdict.POSITIVE: as_pairs([[1, 3]])},
+        {Decision.POSITIVE: as_pairs([[1, 3]])},
         n_negatives=2,
     )
     expected = [2, 0, 2, 0, 1, 1, 1, 1] if value == 0 else [2, 6, 2, 6, 6, 0, 0, 1]
     assert found[0].tolist() == expected
-
-
-def test_rankings_of_different_lengths_are_filled_up():
-    ragged = [np.array([3, 1]), np.array([], dtype=np.int64), np.array([2])]
-    assert padded(ragged).tolist() == [[3, 1], [NOTHING, NOTHING], [2, NOTHING]]

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import unicodedata
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,18 +19,20 @@ from embedforge.data.convert import read_source
 from embedforge.data.example import Example
 from embedforge.errors import EmbedforgeError
 from embedforge.lexical import Bm25
-from embedforge.mine import KeepRule, mine_negatives, run
+from embedforge.mine import KeepRule, run
 from embedforge.mine import corpus as corpus_module
+from embedforge.mine import lexical_ranker as lexical_module
 from embedforge.mine import pipeline as pipeline_module
 from embedforge.mine.documents import read_documents
 from embedforge.mine.embedder import Prompts
-from embedforge.mine.pipeline import Choice
+from embedforge.mine.pipeline import Selection
 from embedforge.mine.refresh import refresh
 from embedforge.mine.run import Teachers, finished, mine
 from embedforge.mine.teachers import open_model
 from embedforge.model.adapter import add_lora
 from embedforge.model.encoder import EmbeddingModel
 from embedforge.recipe import Source
+from embedforge.text.same import stable_hash
 from mining_for_tests import CHOICE, SHARD_ROWS, mine_by_word_hashes
 
 INSTRUCTION = "Given a question, find the passage"
@@ -47,11 +50,25 @@ def mined(out: Path) -> list[Example]:
     return [replace(example, source="topics") for example in examples]
 
 
+def one_by_one(example: Example, documents: dict[str, str], rankings: list[np.ndarray]) -> list[str]:
+    """Mine for one Example as the rule is written; texts differ, and no two Examples share a query."""
+    names, weights = list(documents), dict.fromkeys(documents, 0.0)
+    for scores in rankings:
+        best = [row for row in np.argsort(-scores, kind="stable")[: CHOICE.candidates] if scores[row] != 0]
+        for rank, row in enumerate(best, start=1):
+            weights[names[row]] += 1 / (60 + rank)
+    judge = dict(zip(names, rankings[0].tolist(), strict=True))
+    limit = min(judge[name] for name in example.positive_ids)
+    ranked = sorted((name for name in names if weights[name]), key=lambda name: -weights[name])
+    kept = [name for name in ranked if name not in example.positive_ids and judge[name] < limit]
+    return kept[: CHOICE.n_negatives]
+
+
 # --- what comes out ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("names", [("model",), ("bm25",), ("model", "bm25")], ids="+".join)
-def test_mining_on_disk_gives_what_mining_in_memory_gives(
+def test_mining_gives_what_the_definition_says(
     names: tuple[str, ...],
     source: Source,
     model_folder: Path,
@@ -63,17 +80,21 @@ def test_mining_on_disk_gives_what_mining_in_memory_gives(
     facts = mine(source, tmp_path / "out", teachers, CHOICE, device="cpu")
     examples = read_source(source, seed=0)
     documents = dict(read_documents(Path(source.path)))
-    given: dict = {}
+    rankings = []
     if "model" in names:
         teacher = open_model(str(model_folder), prompts=Prompts(), device="cpu")
-        given["query_vectors"] = teacher.queries([e.query for e in examples], [INSTRUCTION] * len(examples))
-        given["document_vectors"] = teacher.documents(list(documents.values()))
+        queries = teacher.queries([e.query for e in examples], [INSTRUCTION] * len(examples))
+        rankings.append(queries @ teacher.documents(list(documents.values())).T)
     if "bm25" in names:
-        given["bm25"] = Bm25(list(documents.values()))
-    expected = mine_negatives(examples, documents, n_negatives=3, candidates=12, rule=CHOICE.rule, **given)
+        bm25 = Bm25(list(documents.values()))
+        rankings.append(np.array([bm25.scores(example.query) for example in examples]))
+    expected = [
+        one_by_one(example, documents, [scores[row] for scores in rankings])
+        for row, example in enumerate(examples)
+    ]
     found = mined(tmp_path / "out")
-    assert [e.negative_ids for e in found] == [e.negative_ids for e in expected]
-    assert found == expected
+    assert [list(e.negative_ids) for e in found] == expected
+    assert [e.negatives for e in found] == [tuple(documents[name] for name in row) for row in expected]
     assert facts["documents"] == 24
     assert facts["judge"] == teachers.names[0]
     assert finished(tmp_path / "out")
@@ -120,7 +141,7 @@ def test_a_corpus_file_is_mined_and_its_copies_of_the_positive_are_not(tmp_path:
         Source(path=str(pairs)),
         tmp_path / "out",
         Teachers(("bm25",)),
-        Choice(rule=KeepRule("top_k")),
+        Selection(rule=KeepRule("top_k")),
         corpus=corpus,
     )
     # The positive is document 0, document 2 is the query itself, document 4 says what 1 says.
@@ -163,6 +184,25 @@ def test_another_rule_needs_no_vector_anew(
     assert mined(out) != first
 
 
+def test_a_work_folder_of_another_equality_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Corpus, words and blocks of a version that took a decomposed copy for another text."""
+    composed = "Crème brûlée is a dessert"
+    pairs, passages, out = tmp_path / "pairs.jsonl", tmp_path / "passages.jsonl", tmp_path / "out"
+    pairs.write_text(json.dumps({"query": "which dessert is it", "positives": [composed]}) + "\n")
+    texts = [composed, unicodedata.normalize("NFD", composed), "Flan is a dessert"]
+    passages.write_text("".join(json.dumps({"_id": str(n), "text": t}) + "\n" for n, t in enumerate(texts)))
+    selection = Selection(rule=KeepRule("top_k"))
+    with monkeypatch.context() as old:
+        for module in (corpus_module, pipeline_module, lexical_module):
+            old.setattr(module, "VERSION", corpus_module.VERSION - 1)
+        for module in (corpus_module, pipeline_module):
+            old.setattr(module, "text_key", lambda text: stable_hash(text))
+        mine(Source(path=str(pairs)), out, Teachers(("bm25",)), selection, corpus=passages)
+        assert sorted(mined(out)[0].negative_ids) == ["1", "2"]
+    mine(Source(path=str(pairs)), out, Teachers(("bm25",)), selection, corpus=passages)
+    assert mined(out)[0].negative_ids == ("2",)
+
+
 def test_another_instruction_is_another_question(source: Source, model_folder: Path, tmp_path: Path):
     """The vectors are told apart by it, so the finished blocks have to be as well."""
     teachers = Teachers((str(model_folder),))
@@ -180,7 +220,7 @@ def test_a_run_file_is_asked_by_the_queries_ids(tmp_path: Path):
     corpus.write_text('{"id": "near", "text": "a bay"}\n{"id": "far", "text": "a law"}\n')
     for name in ("a", "b"):
         pairs.write_text(json.dumps({"query": "sea", "query_id": name, "positives": ["the sea"]}) + "\n")
-        choice = Choice(1, 2, KeepRule("top_k"))
+        choice = Selection(1, 2, KeepRule("top_k"))
         mine(Source(path=str(pairs)), tmp_path / "out", Teachers((f"run:{run_file}",)), choice, corpus=corpus)
         assert mined(tmp_path / "out")[0].negative_ids == (("near",) if name == "a" else ("far",))
 
@@ -285,7 +325,7 @@ def test_a_refresh_follows_the_weights(source: Source, tiny_model: EmbeddingMode
 def test_a_refresh_leaves_classes_alone(tiny_model: EmbeddingModel, tmp_path: Path):
     closed = Example("a", ("b",), ("c",), in_batch_negatives=False)
     examples = [closed, Example("river", ("water",), ("stone",)), Example("oven", ("bread",), ("ship",))]
-    found = refresh(tiny_model, examples, tmp_path, Choice(rule=KeepRule("top_k")))
+    found = refresh(tiny_model, examples, tmp_path, Selection(rule=KeepRule("top_k")))
     assert found[0] == closed
     assert set(found[1].negatives) == {"stone", "bread", "ship"}
     with pytest.raises(EmbedforgeError, match="no Example to mine again for"):

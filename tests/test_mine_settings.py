@@ -14,7 +14,7 @@ from embedforge.errors import EmbedforgeError
 from embedforge.mine import run
 from embedforge.mine.embedder import Prompts
 from embedforge.mine.keep import KeepRule
-from embedforge.mine.pipeline import Choice
+from embedforge.mine.pipeline import Selection
 from embedforge.mine.settings import Teachers, check
 from embedforge.mine.terminal import summary
 from embedforge.recipe import Source, source_of
@@ -37,26 +37,26 @@ def pairs(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("teachers", "choice", "message"),
     [
-        (Teachers(()), Choice(), "name at least one --teacher"),
-        (Teachers(("bm25", "bm25")), Choice(), "named twice"),
-        (Teachers(("bm25:letters",)), Choice(), "there are bm25, bm25:words, bm25:identifiers"),
-        (Teachers(("BM25",)), Choice(), "Did you mean 'bm25'"),
-        (Teachers(("embedforge:base@mean",)), Choice(), "no teacher; name a trained model"),
-        (Teachers(("run:none.trec",)), Choice(), "run:none.trec: there is no such file"),
-        (Teachers(("http://127.0.0.1:9/v1",)), Choice(), "add the model's name"),
-        (Teachers(("bm25",), index="IVF16,SQ8"), Choice(), "--index IVF16,SQ8 has no effect"),
-        (Teachers(("bm25",), max_tokens=9), Choice(), "--max-tokens 9 has no effect"),
-        (Teachers(("model",), key_variable="KEY"), Choice(), "--key-variable KEY has no effect"),
-        (Teachers((ENDPOINT,), key_variable="NO_KEY"), Choice(), "export NO_KEY=KEY"),
-        (Teachers((ENDPOINT,), dtype="float32"), Choice(), "--dtype float32: .* decides that itself"),
-        (Teachers(("model",), Prompts(document="{x}")), Choice(), "no other braces"),
-        (BM25, Choice(7, 5), "of 5 candidates at most"),
-        (BM25, Choice(7, 100, KeepRule(sample_from=3)), "--sample-from 3: fewer than --negatives 7"),
-        (BM25, Choice(7, 100, KeepRule("shifted", 100)), "passes over all of the 100 candidates"),
+        (Teachers(()), Selection(), "name at least one --teacher"),
+        (Teachers(("bm25", "bm25")), Selection(), "named twice"),
+        (Teachers(("bm25:letters",)), Selection(), "there are bm25, bm25:words, bm25:identifiers"),
+        (Teachers(("BM25",)), Selection(), "Did you mean 'bm25'"),
+        (Teachers(("embedforge:base@mean",)), Selection(), "no teacher; name a trained model"),
+        (Teachers(("run:none.trec",)), Selection(), "run:none.trec: there is no such file"),
+        (Teachers(("http://127.0.0.1:9/v1",)), Selection(), "add the model's name"),
+        (Teachers(("bm25",), index="IVF16,SQ8"), Selection(), "--index IVF16,SQ8 has no effect"),
+        (Teachers(("bm25",), max_tokens=9), Selection(), "--max-tokens 9 has no effect"),
+        (Teachers(("model",), key_variable="KEY"), Selection(), "--key-variable KEY has no effect"),
+        (Teachers((ENDPOINT,), key_variable="NO_KEY"), Selection(), "export NO_KEY=KEY"),
+        (Teachers((ENDPOINT,), dtype="float32"), Selection(), "--dtype float32: .* decides that itself"),
+        (Teachers(("model",), Prompts(document="{x}")), Selection(), "no other braces"),
+        (BM25, Selection(7, 5), "of 5 candidates at most"),
+        (BM25, Selection(7, 100, KeepRule(sample_from=3)), "--sample-from 3: fewer than --negatives 7"),
+        (BM25, Selection(7, 100, KeepRule("shifted", 100)), "passes over all of the 100 candidates"),
     ],
 )
 def test_settings_without_sense_are_refused_before_a_text_is_read(
-    pairs: Path, tmp_path: Path, teachers: Teachers, choice: Choice, message: str
+    pairs: Path, tmp_path: Path, teachers: Teachers, choice: Selection, message: str
 ):
     with pytest.raises(EmbedforgeError, match=message):
         run.mine(Source(path=str(pairs)), tmp_path / "out", teachers, choice)
@@ -78,7 +78,7 @@ def test_documents_of_the_querys_class_are_no_negatives(tmp_path: Path, kind: st
 
 def test_more_teachers_give_more_candidates(pairs: Path, tmp_path: Path):
     both = Teachers(("bm25", "bm25:identifiers"))
-    check(Source(path=str(pairs)), tmp_path / "out", both, Choice(7, 5), 4.0)
+    check(Source(path=str(pairs)), tmp_path / "out", both, Selection(7, 5), 4.0)
 
 
 def test_a_source_is_not_overwritten_by_what_is_mined_for_it(pairs: Path, tmp_path: Path):

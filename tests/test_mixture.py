@@ -16,8 +16,9 @@ from rich.console import Console
 from embedforge.data.describe import describe, summary
 from embedforge.data.example import Example
 from embedforge.data.mixture import Mixture, fingerprint
-from embedforge.data.step import Draw, build_step, normalized, stable_hash
+from embedforge.data.step import Draw, build_step
 from embedforge.errors import EmbedforgeError
+from embedforge.text.same import stable_hash
 
 
 def source(name: str, size: int, positives: int = 1, negatives: int = 0, **semantics) -> list[Example]:
@@ -273,9 +274,7 @@ def test_keys_join_equal_texts_and_equal_ids_of_one_source():
     assert len(step.positive_keys[0]) == 4  # two positives, each by text and by id
 
 
-def test_normalized_and_stable_hash():
-    assert normalized(" Zu\u0308rich\t IST\ngroß ") == normalized("ZÜRICH ist gross")
-    assert normalized("x²") != normalized("x2")
+def test_the_hash_is_the_same_everywhere_and_knows_where_parts_end():
     assert stable_hash("ab", "c") != stable_hash("a", "bc")
     assert stable_hash("text", "embedforge") == HASH
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -58,7 +59,7 @@ def words_and_identifiers(text: str) -> list[str]:
 
 
 def _tokens(text: str) -> Iterator[str]:
-    for run in _RUN.finditer(text):
+    for run in _RUN.finditer(unicodedata.normalize("NFC", text)):  # an accent apart would end the word
         pairs = run[1]
         if pairs is None or len(pairs) == 1:
             yield run[0]

@@ -199,7 +199,7 @@ def mine(
     from embedforge.data.readers import is_beir
     from embedforge.mine.embedder import Prompts
     from embedforge.mine.keep import KeepRule
-    from embedforge.mine.pipeline import Choice
+    from embedforge.mine.pipeline import Selection
     from embedforge.mine.run import mine as run
     from embedforge.mine.settings import Teachers
     from embedforge.mine.terminal import summary
@@ -215,7 +215,7 @@ def mine(
                 spec,
                 out,
                 Teachers(tuple(teacher), prompts, max_tokens, dtype, key_variable, index),
-                Choice(negatives, candidates, kept, seed),
+                Selection(negatives, candidates, kept, seed),
                 corpus=corpus,
                 memory_gb=memory_gb,
                 device=device,

@@ -18,7 +18,7 @@ from embedforge.curate.outcome import Dropped, Outcome, RowText, without
 from embedforge.curate.teacher import Teacher
 from embedforge.data.example import Example
 from embedforge.errors import EmbedforgeError
-from embedforge.text.words import normalized
+from embedforge.text.same import word_key
 
 TOP_K = 2
 POOL = 100_000
@@ -32,7 +32,7 @@ Ranks = list[list[int]]
 
 def sample_passages(examples: Sequence[Example], size: int, seed: int) -> list[str]:
     """Return up to `size` random positives of the Examples, each text once, in a stable order."""
-    passages = list({normalized(text): text for example in examples for text in example.positives}.values())
+    passages = list({word_key(text): text for example in examples for text in example.positives}.values())
     if len(passages) <= size:
         return passages
     chosen = random.Random(f"{seed}/consistency").sample(range(len(passages)), size)
@@ -125,18 +125,18 @@ def ranks_by_bm25(
     """
     from embedforge.lexical import Bm25  # which needs torch: not loaded for the other steps
 
-    row_of = {normalized(text): row for row, text in enumerate(passages)}
+    row_of = {word_key(text): row for row, text in enumerate(passages)}
     texts, pool = list(passages), len(passages)
     for example in examples:
         for text in example.positives:
-            if row_of.setdefault(normalized(text), len(texts)) == len(texts):
+            if row_of.setdefault(word_key(text), len(texts)) == len(texts):
                 texts.append(text)
     index, classes = Bm25(texts), _Classes(passages)
     ranks: Ranks = []
     for example in examples:
         scores = index.scores(example.query)
         against, aside = scores[:pool], scores[classes.of(example)]
-        own = [float(scores[row_of[normalized(text)]]) for text in example.positives]
+        own = [float(scores[row_of[word_key(text)]]) for text in example.positives]
         ranks.append(
             [
                 1 + int((against > score).sum() - (aside > score).sum())
@@ -153,10 +153,10 @@ class _Classes:
     """Which passages have the text of an Example's query or positives."""
 
     def __init__(self, passages: Sequence[str]) -> None:
-        self._row = {normalized(text): row for row, text in enumerate(passages)}
+        self._row = {word_key(text): row for row, text in enumerate(passages)}
 
     def of(self, example: Example) -> list[int]:
-        keys = (normalized(text) for text in (example.query, *example.positives))
+        keys = (word_key(text) for text in (example.query, *example.positives))
         return sorted({self._row[key] for key in keys if key in self._row})
 
 

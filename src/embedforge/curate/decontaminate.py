@@ -19,15 +19,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedforge.curate.evaluation_texts import Documents, EvaluationTask
-from embedforge.curate.outcome import Outcome, Part, Verdict, judge_texts, shorten
+from embedforge.curate.outcome import Fault, Outcome, Part, judge_texts
 from embedforge.data.example import Example
-from embedforge.text.words import Hashes, NgramHasher, normalized, text_hash, words_of
+from embedforge.text.near import Hashes, NgramHasher
+from embedforge.text.same import leak_key, stable_hash
+from embedforge.text.words import shorten, words_of
 
 NGRAM = 13
 _K1, _B = 1.2, 0.75
-_SHOWN = 80
+_SHOWN, _CUT = 80, " …"
 _REMEMBERED = 100_000
-"""Verdicts: many Examples share a document."""
+"""Judgements: many Examples share a document."""
 
 
 class Settings(NamedTuple):
@@ -88,8 +90,8 @@ class Evaluation:
         for number, task in enumerate(tasks):
             for text in _each(task, settings.documents):
                 self.texts += 1
-                exact.add([text_hash(text)], number)
-                plain.add([text_hash(normalized(text))], number)
+                exact.add([stable_hash(text)], number)
+                plain.add([stable_hash(leak_key(text))], number)
                 if settings.ngram:
                     runs.add(self._ngrams.hashes(words_of(text)).tolist(), number)
             if settings.bm25:
@@ -98,30 +100,31 @@ class Evaluation:
         self._exact, self._plain, self._runs = exact.known(), plain.known(), runs.known()
         self._similar = _Similar(queries, settings.bm25) if queries else None
 
-    def verdict(self, text: str, part: Part) -> Verdict | None:
+    def fault(self, text: str, part: Part) -> Fault | None:
         """Say in what way a training text stands in a task, None if it does not."""
         for known, key, reason in (
             (self._exact, text, "equals a text of"),
-            (self._plain, normalized(text), "equals, but for case and punctuation, a text of"),
+            (self._plain, leak_key(text), "equals, but for case and punctuation, a text of"),
         ):
-            found = known.find(np.array([text_hash(key)], dtype=np.uint64))
+            found = known.find(np.array([stable_hash(key)], dtype=np.uint64))
             if found:
-                return Verdict(f"{reason} {self.names[found[1]]}")
+                return Fault(f"{reason} {self.names[found[1]]}")
         if self.settings.ngram:
             spoken = words_of(text)
             found = self._runs.find(self._ngrams.hashes(spoken))
             if found:
                 shared = " ".join(spoken[found[0] : found[0] + self.settings.ngram])
-                return Verdict(
+                return Fault(
                     f"shares {self.settings.ngram} words with {self.names[found[1]]}",
-                    f"'{shorten(shared, 2 * _SHOWN)}'",
+                    f"'{shorten(shared, 2 * _SHOWN, mark=_CUT)}'",
                 )
         if self._similar is not None and part == "query":
             similar = self._similar.find(text)
             if similar:
                 share, query, task = similar
-                return Verdict(
-                    f"BM25 close to {self.names[task]}", f"{share:.2f} of '{shorten(query, _SHOWN)}'"
+                return Fault(
+                    f"BM25 close to {self.names[task]}",
+                    f"{share:.2f} of '{shorten(query, _SHOWN, mark=_CUT)}'",
                 )
         return None
 
@@ -130,10 +133,10 @@ def decontaminate(
     examples: Sequence[Example], evaluation: Evaluation, progress: Callable[[int], None] = lambda _: None
 ) -> Outcome:
     """Drop Examples whose query or positive stands in an evaluation task, and negatives that do."""
-    verdict = functools.lru_cache(_REMEMBERED)(evaluation.verdict)
+    fault = functools.lru_cache(_REMEMBERED)(evaluation.fault)
 
-    def judge(text: str, part: Part) -> Verdict | None:
-        return verdict(text, "query" if part == "query" else "positive")
+    def judge(text: str, part: Part) -> Fault | None:
+        return fault(text, "query" if part == "query" else "positive")
 
     return judge_texts(examples, judge, progress)
 

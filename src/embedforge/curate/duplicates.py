@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from embedforge.curate.near import Shingled, earlier_twins
-from embedforge.curate.outcome import Dropped, Outcome, RowText, shorten
+from embedforge.curate.outcome import Dropped, Outcome, RowText
 from embedforge.data.example import Example
-from embedforge.text.words import canonical, text_hash
+from embedforge.text.near import Shingler, earlier_twins
+from embedforge.text.same import stable_hash, word_key
+from embedforge.text.words import shorten
 
 Unit = Literal["pair", "query"]
 THRESHOLD = 0.8
@@ -29,9 +30,9 @@ def drop_exact_duplicates(examples: Sequence[Example], *, unit: Unit = "pair") -
     kept: list[Example] = []
     dropped: list[Dropped] = []
     for place, example in enumerate(examples):
-        key: tuple[int, ...] = (text_hash(canonical(example.query)),)
+        key: tuple[int, ...] = (stable_hash(word_key(example.query)),)
         if unit == "pair":
-            key += tuple(sorted({text_hash(canonical(text)) for text in example.positives}))
+            key += tuple(sorted({stable_hash(word_key(text)) for text in example.positives}))
         earlier = first.setdefault(key, place)
         if earlier == place:
             kept.append(example)
@@ -61,19 +62,19 @@ def drop_near_duplicates(
         progress: called with the number of Examples done since the last call.
     """
     queries = [example.query for example in examples]
-    shingled = Shingled()
+    shingler = Shingler()
 
     def same(late: int, early: int) -> bool:
-        if shingled.similarity(queries[late], queries[early]) < threshold:
+        if shingler.similarity(queries[late], queries[early]) < threshold:
             return False
         return unit == "query" or any(
-            shingled.similarity(text, other) >= threshold
+            shingler.similarity(text, other) >= threshold
             for text in examples[late].positives
             for other in examples[early].positives
         )
 
     documents = [example.positives for example in examples] if unit == "pair" else None
-    twins = earlier_twins(queries, documents, same, shingled, progress=progress)
+    twins = earlier_twins(queries, documents, same, shingler, progress=progress)
     kept, dropped = [], []
     for example, twin in zip(examples, twins, strict=True):
         if twin is None:
@@ -84,7 +85,11 @@ def drop_near_duplicates(
 
 
 def _repeats(example: Example, earlier: Example, reason: str) -> Dropped:
-    detail = f"repeats '{shorten(earlier.query, _SHOWN)}'"
+    detail = f"repeats '{_shown(earlier.query)}'"
     if not isinstance(earlier, RowText):
-        detail += f" with '{shorten(earlier.positives[0], _SHOWN)}'"
+        detail += f" with '{_shown(earlier.positives[0])}'"
     return Dropped(example, "example", example.query, reason, detail)
+
+
+def _shown(text: str) -> str:
+    return shorten(text, _SHOWN, mark=" …")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from embedforge.curate.outcome import Outcome, Part, Verdict, judge_texts
+from embedforge.curate.outcome import Fault, Outcome, Part, judge_texts
 from embedforge.data.example import Example
 from embedforge.documents.language import Guess, LanguageDetector
 from embedforge.errors import EmbedforgeError, did_you_mean
@@ -62,13 +62,13 @@ def drop_languages(
     (`least_characters`): names, codes and single words have no language.
     """
 
-    def judge(text: str, part: Part) -> Verdict | None:
+    def judge(text: str, part: Part) -> Fault | None:
         if len(text) < least_characters:
             return None
         found = guess(text)
         if found.language in languages or found.probability < confidence:
             return None
         what = "query" if part == "query" else "document"
-        return Verdict(f"{what} in another language", f"{found.language}, {found.probability:.2f}")
+        return Fault(f"{what} in another language", f"{found.language}, {found.probability:.2f}")
 
     return judge_texts(examples, judge, progress)

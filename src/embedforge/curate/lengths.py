@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from embedforge.curate.outcome import Outcome, Part, Verdict, judge_texts
+from embedforge.curate.outcome import Fault, Outcome, Part, judge_texts
 from embedforge.data.example import Example
 from embedforge.errors import EmbedforgeError
 
@@ -58,12 +58,12 @@ def drop_lengths(
 ) -> Outcome:
     """Drop queries and documents whose length lies outside the limits."""
 
-    def judge(text: str, part: Part) -> Verdict | None:
+    def judge(text: str, part: Part) -> Fault | None:
         limits, what = (query, "query") if part == "query" else (document, "document")
         length = measure(text)
         if length in limits:
             return None
-        return Verdict(f"{what} too {'short' if length < limits.least else 'long'}", f"{length:,} {unit}")
+        return Fault(f"{what} too {'short' if length < limits.least else 'long'}", f"{length:,} {unit}")
 
     return judge_texts(examples, judge, progress)
 

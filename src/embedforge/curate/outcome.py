@@ -1,4 +1,4 @@
-"""What a step keeps and what it drops, and how a verdict on a text becomes one on its Example."""
+"""What a step keeps and what it drops, and how a fault of a text becomes one of its Example."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class PlainText(RowText):
     __slots__ = ()
 
 
-class Verdict(NamedTuple):
+class Fault(NamedTuple):
     """Why a text cannot stay."""
 
     reason: str
@@ -60,7 +60,7 @@ class Outcome(NamedTuple):
 
 def judge_texts(
     examples: Sequence[Example],
-    judge: Callable[[str, Part], Verdict | None],
+    judge: Callable[[str, Part], Fault | None],
     progress: Callable[[int], None] = lambda _: None,
 ) -> Outcome:
     """Ask about every text of every Example, and drop what is found at fault.
@@ -70,38 +70,38 @@ def judge_texts(
 
     Args:
         examples: in any order.
-        judge: a verdict for a text that has to go, None for one that stays; told which part it is.
+        judge: the fault of a text that has to go, None for one that stays; told which part it is.
         progress: called with the number of Examples done since the last call.
     """
     kept: list[Example] = []
     dropped: list[Dropped] = []
     for example in examples:
         progress(1)
-        verdict = judge(example.query, "query")
-        if verdict is not None:
-            dropped.append(Dropped(example, "example", example.query, *verdict))
+        fault = judge(example.query, "query")
+        if fault is not None:
+            dropped.append(Dropped(example, "example", example.query, *fault))
             continue
         if isinstance(example, RowText):
             kept.append(example)
             continue
         positives = [judge(text, "positive") for text in example.positives]
-        lost = [(place, found) for place, found in enumerate(positives) if found is not None]
+        lost = [(place, fault) for place, fault in enumerate(positives) if fault is not None]
         if len(lost) == len(positives):
-            place, found = lost[0]
-            dropped.append(Dropped(example, "example", example.positives[place], *found))
+            place, fault = lost[0]
+            dropped.append(Dropped(example, "example", example.positives[place], *fault))
             continue
         negatives = [judge(text, "negative") for text in example.negatives]
-        dropped += [Dropped(example, "positive", example.positives[place], *found) for place, found in lost]
+        dropped += [Dropped(example, "positive", example.positives[place], *fault) for place, fault in lost]
         dropped += [
-            Dropped(example, "negative", text, *found)
-            for text, found in zip(example.negatives, negatives, strict=True)
-            if found is not None
+            Dropped(example, "negative", text, *fault)
+            for text, fault in zip(example.negatives, negatives, strict=True)
+            if fault is not None
         ]
         kept.append(
             without(
                 example,
                 {place for place, _ in lost},
-                {place for place, found in enumerate(negatives) if found is not None},
+                {place for place, fault in enumerate(negatives) if fault is not None},
             )
         )
     return Outcome(kept, dropped)
@@ -122,8 +122,3 @@ def without(example: Example, positives: set[int], negatives: set[int]) -> Examp
 
 def _left(texts: tuple[str, ...], places: set[int]) -> tuple[str, ...]:
     return tuple(text for place, text in enumerate(texts) if place not in places)
-
-
-def shorten(text: str, most: int) -> str:
-    """Return the start of a text, marked as such if it is not all of it."""
-    return text if len(text) <= most else text[:most].rstrip() + " …"

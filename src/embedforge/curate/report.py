@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from embedforge.curate.outcome import Dropped, Outcome, shorten
+from embedforge.curate.outcome import Dropped, Outcome
+from embedforge.text.words import shorten
 
 SAMPLES = 5
 """Dropped texts shown for each reason."""
@@ -124,8 +125,8 @@ def _sample(item: Dropped) -> Sample:
         item.part,
         item.reason,
         item.detail,
-        shorten(item.example.query, _SHOWN),
-        shorten(text, _SHOWN),
+        shorten(item.example.query, _SHOWN, mark=" …"),
+        shorten(text, _SHOWN, mark=" …"),
     )
 
 

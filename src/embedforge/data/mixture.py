@@ -17,8 +17,9 @@ from typing import get_args
 
 from embedforge.data.example import Example
 from embedforge.data.order import Batches, Plan, rows_per_epoch, visits
-from embedforge.data.step import Draw, Step, build_step, stable_hash
+from embedforge.data.step import Draw, Step, build_step
 from embedforge.errors import EmbedforgeError, did_you_mean
+from embedforge.text.same import stable_hash
 
 
 class Mixture:

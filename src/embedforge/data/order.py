@@ -13,8 +13,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from embedforge.data.step import stable_hash
 from embedforge.errors import EmbedforgeError
+from embedforge.text.same import stable_hash
 
 Batches = Literal["blended", "homogeneous"]
 

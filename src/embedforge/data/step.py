@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -12,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from embedforge.data.example import Example
+from embedforge.text.same import layout_key, stable_hash
 
 Keys = tuple[tuple[int, ...], ...]
 """Per text, the 64-bit keys it is known by; texts that share one count as the same text."""
@@ -121,20 +120,5 @@ def _listed(example: Example) -> tuple[int, ...]:
 
 def _keys(role: str, source: str, text: str, name: str) -> tuple[int, ...]:
     """Return the key of the text and, where there is one, of its id, which counts within its source only."""
-    by_text = stable_hash("text", normalized(text))
+    by_text = stable_hash("text", layout_key(text))
     return (by_text, stable_hash(f"{role} id", source, name)) if name else (by_text,)
-
-
-def normalized(text: str) -> str:
-    """Return `text` as it is compared: Unicode NFC, without case, runs of white space as one space."""
-    return " ".join(unicodedata.normalize("NFC", text).casefold().split())
-
-
-def stable_hash(*parts: str | int) -> int:
-    """Return 64 bits that depend on the parts alone: the same in every process and on every machine."""
-    digest = hashlib.blake2b(digest_size=8)
-    for part in parts:
-        data = str(part).encode("utf-8")
-        digest.update(len(data).to_bytes(8, "little"))  # ("ab", "c") is not ("a", "bc")
-        digest.update(data)
-    return int.from_bytes(digest.digest(), "little")

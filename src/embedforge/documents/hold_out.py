@@ -15,8 +15,10 @@ from dataclasses import dataclass
 from embedforge.documents.chunks import code_passages
 from embedforge.documents.document import Chunk, Pair, TextKind
 from embedforge.documents.draw import keyed_fraction
-from embedforge.documents.near_duplicates import normalized, repeats
 from embedforge.documents.sentences import SENTENCE_CHARACTERS, sentences
+from embedforge.text.near import near_duplicates
+from embedforge.text.same import word_key
+from embedforge.text.words import words_of
 
 FILES_ENOUGH = 25
 FEWEST_FILES = 5
@@ -104,19 +106,19 @@ def without_copies(
     Returns:
         The chunks kept; their short texts, without held-out ones and each once; counts of the chunks dropped.
     """
-    copies = repeats([chunk.text for chunk in train], [chunk.text for chunk in held_out])
-    known = {normalized(text) for chunk in held_out for text in short_texts(chunk)}
+    copies = near_duplicates([chunk.text for chunk in train], [chunk.text for chunk in held_out])
+    known = {word_key(text) for chunk in held_out for text in short_texts(chunk)}
     kept: list[Chunk] = []
     texts: list[str] = []
     seen: set[str] = set()
     counts = Counter(chunks_near_held_out=0, chunks_repeated=0)
     for chunk, copied in zip(train, copies, strict=True):
-        words = normalized(chunk.text)
+        words = word_key(chunk.text)
         if words in seen:
             counts["chunks_repeated"] += 1
             continue
         seen.add(words)
-        short = {normalized(text): text for text in short_texts(chunk)}
+        short = {word_key(text): text for text in short_texts(chunk)}
         if copied or _mostly_known(chunk, short, known):
             counts["chunks_near_held_out"] += 1
         else:
@@ -129,15 +131,15 @@ def without_copied_pairs(
     pairs: Sequence[Pair], held_out_pairs: Sequence[Pair], held_out: Sequence[Chunk]
 ) -> list[Pair]:
     """Drop training pairs whose query or passage repeats held-out text, nearly or in half its sentences."""
-    known = {normalized(text) for chunk in held_out for text in short_texts(chunk)}
-    queries = repeats([pair.query for pair in pairs], [pair.query for pair in held_out_pairs])
+    known = {word_key(text) for chunk in held_out for text in short_texts(chunk)}
+    queries = near_duplicates([pair.query for pair in pairs], [pair.query for pair in held_out_pairs])
     passages = [*(pair.document for pair in held_out_pairs), *(chunk.text for chunk in held_out)]
-    documents = repeats([pair.document for pair in pairs], passages)
+    documents = near_duplicates([pair.document for pair in pairs], passages)
     kept = []
     for pair, *copied in zip(pairs, queries, documents, strict=True):
         kind: TextKind = "code" if pair.kind == "description" else "prose"
         chunk = Chunk(pair.document, pair.file, pair.place, (), kind, pair.start)
-        short = {normalized(text): text for text in short_texts(chunk)}
+        short = {word_key(text): text for text in short_texts(chunk)}
         if not any(copied) and not _mostly_known(chunk, short, known):
             kept.append(pair)
     return kept
@@ -151,7 +153,6 @@ def _mostly_known(chunk: Chunk, texts: dict[str, str], known: set[str]) -> bool:
 def distinct(texts: Iterable[str]) -> list[str]:
     """Return texts in their order, of several with the same words the first, none without words."""
     by_words: dict[str, str] = {}
-    for text in texts:
-        by_words.setdefault(normalized(text), text)
-    by_words.pop("", None)
+    for text in filter(words_of, texts):
+        by_words.setdefault(word_key(text), text)
     return list(by_words.values())

@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 from embedforge.documents.chunks import Places, section_pieces
 from embedforge.documents.document import Chunk, Document, Pair, PairKind, Section
 from embedforge.documents.draw import keyed_fraction
-from embedforge.documents.near_duplicates import normalized
 from embedforge.documents.sentences import sentence_ends
-from embedforge.documents.words import QUERY_CHARACTERS, count_words, shorten
+from embedforge.documents.words import QUERY_CHARACTERS, count_words
+from embedforge.text.same import word_key
+from embedforge.text.words import shorten
 
 BODY_WORDS = 20
 """A shorter passage is a stub: a link, a badge, "see below"."""
@@ -56,13 +57,13 @@ def structure_pairs(
     place = Places(document)
 
     def pair(kind: PairKind, query: str, answer: str, start: int) -> Pair:
-        query = shorten(query, QUERY_CHARACTERS, " ")
+        query = shorten(query, QUERY_CHARACTERS, at=" ")
         name = f"{document.file}#{start}:{kind}"
         return Pair(name, query, answer, kind, document.file, place(start), start)
 
     if document.kind == "code":
         for item in document.described:
-            code = shorten(item.code, characters, "\n")
+            code = shorten(item.code, characters, at="\n")
             yield pair("description", item.description, code, place.start(item.line))
         return
     headed = [section for section in document.sections if section.headings]
@@ -88,7 +89,7 @@ def usable(pairs: Sequence[Pair]) -> tuple[list[Pair], Counter[str]]:
     To be called with the pairs of the whole folder: what asks in particular depends on what others ask. Of
     several pairs with the same passage the first is kept.
     """
-    queries = Counter(normalized(pair.query) for pair in pairs)
+    queries = Counter(word_key(pair.query) for pair in pairs)
     answered: set[str] = set()
     headed = {(pair.file, _leaf(pair)) for pair in pairs if pair.kind == "heading"}
     files_with = Counter(leaf for _, leaf in headed)
@@ -98,8 +99,8 @@ def usable(pairs: Sequence[Pair]) -> tuple[list[Pair], Counter[str]]:
         ("pairs_of_links", lambda pair: mostly_links(pair.document)),
         ("pairs_boilerplate", lambda pair: _is_boilerplate(pair, files_with)),
         ("pairs_query_in_answer", _is_copied),
-        ("pairs_query_repeated", lambda pair: queries[normalized(pair.query)] > 1),
-        ("pairs_answer_repeated", lambda pair: normalized(pair.document) in answered),
+        ("pairs_query_repeated", lambda pair: queries[word_key(pair.query)] > 1),
+        ("pairs_answer_repeated", lambda pair: word_key(pair.document) in answered),
     ]
     kept: list[Pair] = []
     counts: Counter[str] = Counter({name: 0 for name, _ in tests})
@@ -107,7 +108,7 @@ def usable(pairs: Sequence[Pair]) -> tuple[list[Pair], Counter[str]]:
         reason = next((name for name, applies in tests if applies(pair)), None)
         if reason is None:
             kept.append(pair)
-            answered.add(normalized(pair.document))
+            answered.add(word_key(pair.document))
         else:
             counts[reason] += 1
     return kept, counts
@@ -126,7 +127,7 @@ def _is_title(document: Document, section: Section) -> bool:
 
 
 def _leaf(pair: Pair) -> str:
-    return normalized(pair.query.rpartition(SEPARATOR)[2]).replace(" ", "-")
+    return word_key(pair.query.rpartition(SEPARATOR)[2]).replace(" ", "-")
 
 
 def _is_near_empty(pair: Pair) -> bool:
@@ -142,9 +143,9 @@ def _is_boilerplate(pair: Pair, files_with: Counter[str]) -> bool:
 
 def _is_copied(pair: Pair) -> bool:
     """The passage begins with the query's words, or with those of a last heading of two words or more."""
-    beginning = normalized(pair.document[: 2 * QUERY_CHARACTERS]) + " "
-    leaf = normalized(pair.query.rpartition(SEPARATOR)[2])
-    return beginning.startswith(normalized(pair.query) + " ") or (
+    beginning = word_key(pair.document[: 2 * QUERY_CHARACTERS]) + " "
+    leaf = word_key(pair.query.rpartition(SEPARATOR)[2])
+    return beginning.startswith(word_key(pair.query) + " ") or (
         count_words(leaf) >= QUERY_WORDS and beginning.startswith(leaf + " ")
     )
 

@@ -13,7 +13,8 @@ from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from embedforge.documents.document import Described
-from embedforge.documents.words import QUERY_CHARACTERS, shorten
+from embedforge.documents.words import QUERY_CHARACTERS
+from embedforge.text.words import shorten
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 Definition = Function | ast.ClassDef
@@ -92,7 +93,7 @@ def summary(docstring: str, name: str) -> str:
         kept += " ".join(lines[:end]).split()
         if end < len(lines) or len(_WORD.findall(" ".join(kept))) >= ENOUGH_WORDS:
             break
-    return shorten(" ".join(kept).rstrip(": "), QUERY_CHARACTERS, " ")
+    return shorten(" ".join(kept).rstrip(": "), QUERY_CHARACTERS, at=" ")
 
 
 def _strip_signature(text: str, name: str) -> str:

@@ -10,7 +10,8 @@ import re
 from collections.abc import Iterator, Sequence
 
 from embedforge.documents.document import Described
-from embedforge.documents.words import QUERY_CHARACTERS, count_words, shorten
+from embedforge.documents.words import QUERY_CHARACTERS, count_words
+from embedforge.text.words import shorten
 
 SLASHES = re.compile(r"\s*(//|/\*|\*)")
 HASHES = re.compile(r"\s*#(?!!)")
@@ -131,4 +132,4 @@ def _words(comment: Sequence[str]) -> str:
             break
         if words and not set(words) <= set("-=*#/~_ "):
             said.append(words)
-    return shorten(" ".join(" ".join(said).split()), QUERY_CHARACTERS, " ")
+    return shorten(" ".join(" ".join(said).split()), QUERY_CHARACTERS, at=" ")

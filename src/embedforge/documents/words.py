@@ -1,4 +1,4 @@
-"""Counting and cutting words, in scripts with spaces and without."""
+"""Counting words that say something, in scripts with spaces and without."""
 
 from __future__ import annotations
 
@@ -20,15 +20,3 @@ def count_words(text: str) -> int:
     (3, 4)
     """
     return len(_WORD.findall(text))
-
-
-def shorten(text: str, characters: int, separator: str) -> str:
-    """Cut `text` to at most `characters`, at the last `separator` if there is one in the second half.
-
-    >>> shorten("one two three", 9, " ")
-    'one two'
-    """
-    if len(text) <= characters:
-        return text
-    end = text.rfind(separator, characters // 2, characters + 1)
-    return text[: end if end > 0 else characters]

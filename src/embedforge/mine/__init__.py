@@ -1,10 +1,10 @@
 """Hard negatives: candidates from teachers' rankings, and the rule that keeps the safe ones.
 
-`mine_negatives` works in memory on vectors that are there; `run.mine` on disk, from texts, at any size;
-`refresh.refresh` mines again with a model that is being trained.
+One engine, `pipeline`, works on disk at any size; `run.mine` is the command on it, `refresh.refresh` mines
+again with a model that is being trained, and `pipeline.mined_examples` is for programs that bring their own
+documents and rankers.
 """
 
 from embedforge.mine.keep import KeepRule
-from embedforge.mine.mine import mine_negatives
 
-__all__ = ["KeepRule", "mine_negatives"]
+__all__ = ["KeepRule"]

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedforge.mine.corpus import Corpus
-from embedforge.mine.decide import JUDGED, Verdict
+from embedforge.mine.decide import JUDGED, Decision
 from embedforge.mine.keep import KeepRule, keep
-from embedforge.mine.pipeline import Choice, Mined
+from embedforge.mine.pipeline import Mined, Selection
 from embedforge.ranking import Floats
 from embedforge.report.charts import score_distributions
 from embedforge.report.page import Chart, Headline, Hit, QueryExample, Report, Table, write_report
@@ -43,14 +43,14 @@ COMPARED: tuple[KeepRule, ...] = (
     KeepRule("percentage", 0.8),
 )
 _REASONS = {
-    Verdict.CHOSEN: "kept as negatives",
-    Verdict.SPARE: "would do, not needed",
-    Verdict.REJECTED: "rejected by the rule",
-    Verdict.POSITIVE: "a positive of the query, or its copy",
-    Verdict.QUERY: "the query's own text",
-    Verdict.GIVEN: "given as a negative already",
-    Verdict.COPY: "the text of a better candidate",
-    Verdict.UNKNOWN: "no score of the judge",
+    Decision.CHOSEN: "kept as negatives",
+    Decision.SPARE: "would do, not needed",
+    Decision.REJECTED: "rejected by the rule",
+    Decision.POSITIVE: "a positive of the query, or its copy",
+    Decision.QUERY: "the query's own text",
+    Decision.GIVEN: "given as a negative already",
+    Decision.COPY: "the text of a better candidate",
+    Decision.UNKNOWN: "no score of the judge",
 }
 
 
@@ -59,7 +59,7 @@ class _Suspect(NamedTuple):
 
     excess: float
     block: Mined
-    place: int
+    position: int
 
 
 def write_audit(
@@ -67,7 +67,7 @@ def write_audit(
     title: str,
     mined: Callable[[], Iterator[Mined]],
     corpus: Corpus,
-    choice: Choice,
+    selection: Selection,
     facts: Mapping[str, Any],
 ) -> None:
     """Write the page.
@@ -77,16 +77,16 @@ def write_audit(
         title: name of the source.
         mined: yields the finished blocks, from the start at each call.
         corpus: holds the texts to read.
-        choice: what was used.
+        selection: what was used.
         facts: settings, fingerprints and counts of the run; `counts` by source as `mine.json` has them.
     """
     sample = _Sample(mined(), sum(own["examples"] for own in facts["counts"].values()))
     report = Report(
         title=f"Hard negatives: {title}",
         subtitle=f"{facts['documents']:,} documents, judged by {facts['judge']}",
-        summary=_summary(sample, choice, facts),
-        headlines=_headlines(facts, choice),
-        tables=[_sources(facts["counts"]), _rules(sample, choice, facts)],
+        summary=_summary(sample, selection, facts),
+        headlines=_headlines(facts, selection),
+        tables=[_sources(facts["counts"]), _rules(sample, selection, facts)],
         charts=_charts(sample, str(facts["judge"])),
         examples=_to_read(sample.suspects, corpus),
         models=("its positives", "kept as negatives", "rejected by the rule"),
@@ -104,27 +104,27 @@ class _Sample:
 
     def __init__(self, mined: Iterable[Mined], examples: int) -> None:
         step = max(1, -(-examples // QUERIES_SEEN))
-        scores, verdicts, limits = [], [], []
+        scores, decisions, limits = [], [], []
         positives: list[Floats] = []
-        self.by_reason: defaultdict[Verdict, list[Floats]] = defaultdict(list)
-        self.suspects: dict[Verdict, list[_Suspect]] = {Verdict.CHOSEN: [], Verdict.REJECTED: []}
+        self.by_reason: defaultdict[Decision, list[Floats]] = defaultdict(list)
+        self.suspects: dict[Decision, list[_Suspect]] = {Decision.CHOSEN: [], Decision.REJECTED: []}
         for block in mined:
             drawn = slice(-block.block.first % step, None, step)
             scores.append(block.scores[drawn])
-            verdicts.append(block.verdicts[drawn])
+            decisions.append(block.decisions[drawn])
             limits.append(block.limits[drawn])
             positives += block.positives[drawn]
-            for verdict in _REASONS:
-                self.by_reason[verdict].append(block.scores[drawn][block.verdicts[drawn] == verdict])
-            for verdict, found in self.suspects.items():
-                self.suspects[verdict] = _most(found + _suspects(block, verdict))
-        self.scores, self.verdicts = _stacked(scores, -np.inf), _stacked(verdicts, Verdict.NOTHING)
+            for decision in _REASONS:
+                self.by_reason[decision].append(block.scores[drawn][block.decisions[drawn] == decision])
+            for decision, found in self.suspects.items():
+                self.suspects[decision] = _most(found + _suspects(block, decision))
+        self.scores, self.decisions = _stacked(scores, -np.inf), _stacked(decisions, Decision.NOTHING)
         self.limits = np.concatenate(limits)
         self.positives = _finite(np.concatenate(positives))
 
-    def reason(self, verdict: Verdict) -> Floats:
-        """Return the scores of candidates with a verdict."""
-        return _finite(np.concatenate(self.by_reason[verdict]))
+    def reason(self, decision: Decision) -> Floats:
+        """Return the scores of candidates with a decision."""
+        return _finite(np.concatenate(self.by_reason[decision]))
 
 
 def _finite(scores: Floats) -> Floats:
@@ -138,27 +138,31 @@ def _stacked(parts: Sequence[NDArray[Any]], fill: float) -> NDArray[Any]:
     )
 
 
-def _suspects(mined: Mined, verdict: Verdict) -> list[_Suspect]:
-    """Return the queries of a block whose candidates of a verdict come nearest to the positive, or above."""
-    scores = np.where(mined.verdicts == verdict, mined.scores, -np.inf).max(axis=1, initial=-np.inf)
+def _suspects(mined: Mined, decision: Decision) -> list[_Suspect]:
+    """Return the queries of a block whose candidates of a decision come nearest to the positive, or above."""
+    scores = np.where(mined.decisions == decision, mined.scores, -np.inf).max(axis=1, initial=-np.inf)
     excess = np.full(len(scores), -np.inf)
     np.subtract(scores, mined.limits, out=excess, where=np.isfinite(scores) & np.isfinite(mined.limits))
     best = np.argsort(-excess, kind="stable")[:TO_READ]
-    return [_Suspect(float(excess[place]), mined, int(place)) for place in best if np.isfinite(excess[place])]
+    return [
+        _Suspect(float(excess[position]), mined, int(position))
+        for position in best
+        if np.isfinite(excess[position])
+    ]
 
 
 def _most(suspects: list[_Suspect]) -> list[_Suspect]:
     return sorted(suspects, key=lambda item: -item.excess)[:TO_READ]
 
 
-def _headlines(facts: Mapping[str, Any], choice: Choice) -> list[Headline]:
+def _headlines(facts: Mapping[str, Any], selection: Selection) -> list[Headline]:
     total = _total(facts["counts"])
     mean = total["chosen"] / max(1, total["examples"])
-    judged = sum(total[verdict.name.lower()] for verdict in JUDGED)
+    judged = sum(total[decision.name.lower()] for decision in JUDGED)
     share = total["rejected"] / max(1, judged)
     return [
         Headline("Examples", f"{total['examples']:,}", f"{total['without a negative']:,} without a negative"),
-        Headline("Negatives an Example", f"{mean:.2f}", f"of {choice.n_negatives} asked for"),
+        Headline("Negatives an Example", f"{mean:.2f}", f"of {selection.n_negatives} asked for"),
         Headline("Rejected by the rule", f"{share:.1%}", f"of {judged:,} candidates that are no positives"),
     ]
 
@@ -168,9 +172,9 @@ def _total(counts: Mapping[str, Mapping[str, int]]) -> dict[str, int]:
     return {key: sum(own[key] for own in counts.values()) for key in keys}
 
 
-def _summary(sample: _Sample, choice: Choice, facts: Mapping[str, Any]) -> list[Sentence]:
-    rule = " ".join([choice.rule.kind, *_value_of(choice.rule)])
-    sentences = [Sentence(f"Rule: {rule}, {choice.candidates} candidates a query of each teacher.")]
+def _summary(sample: _Sample, selection: Selection, facts: Mapping[str, Any]) -> list[Sentence]:
+    rule = " ".join([selection.rule.kind, *_value_of(selection.rule)])
+    sentences = [Sentence(f"Rule: {rule}, {selection.candidates} candidates a query of each teacher.")]
     total = _total(facts["counts"])
     empty = total["without a negative"] / max(1, total["examples"])
     if empty > 0.1:
@@ -181,7 +185,7 @@ def _summary(sample: _Sample, choice: Choice, facts: Mapping[str, Any]) -> list[
                 "bad",
             )
         )
-    naive = np.where(np.isin(sample.verdicts, JUDGED), sample.scores, -np.inf).max(axis=1, initial=-np.inf)
+    naive = np.where(np.isin(sample.decisions, JUDGED), sample.scores, -np.inf).max(axis=1, initial=-np.inf)
     above = float(np.mean(naive >= sample.limits))
     sentences.append(
         Sentence(
@@ -193,7 +197,7 @@ def _summary(sample: _Sample, choice: Choice, facts: Mapping[str, Any]) -> list[
 
 
 def _sources(counts: Mapping[str, Mapping[str, int]]) -> Table:
-    """Count verdicts, those that occur."""
+    """Count decisions, those that occur."""
     total = _total(counts)
     found = {reason.name.lower(): text for reason, text in _REASONS.items() if total[reason.name.lower()]}
     shown = {"examples": "Examples", "without a negative": "without a negative", **found}
@@ -201,14 +205,14 @@ def _sources(counts: Mapping[str, Mapping[str, int]]) -> Table:
     return Table("What became of the candidates, by source", ["source", *shown.values()], rows)
 
 
-def _rules(sample: _Sample, choice: Choice, facts: Mapping[str, Any]) -> Table:
+def _rules(sample: _Sample, selection: Selection, facts: Mapping[str, Any]) -> Table:
     """Compare rules on the stored candidates; absolute scores mean nothing for words and lists."""
     compared = [rule for rule in COMPARED if rule.kind != "absolute" or facts.get("judge kind") == "vectors"]
-    used = KeepRule(choice.rule.kind, choice.rule.threshold)
+    used = KeepRule(selection.rule.kind, selection.rule.threshold)
     if not any((rule.kind, rule.threshold) == (used.kind, used.threshold) for rule in compared):
         compared.append(used)
     rows = [
-        _row_of(rule, sample, choice, rule.kind == used.kind and rule.threshold == used.threshold)
+        _row_of(rule, sample, selection, rule.kind == used.kind and rule.threshold == used.threshold)
         for rule in compared
     ]
     return Table(
@@ -223,20 +227,22 @@ def _rules(sample: _Sample, choice: Choice, facts: Mapping[str, Any]) -> Table:
         ],
         rows,
         note=(
-            f"Of the {choice.candidates} candidates stored for each query; {len(sample.scores):,} queries. "
-            f"Mean score of the best {choice.n_negatives} survivors, and how far on average they lie below "
-            "the weakest positive: the nearer, the harder, and the likelier a false negative."
+            f"Of the {selection.candidates} candidates stored for each query; {len(sample.scores):,} "
+            f"queries. Mean score of the best {selection.n_negatives} survivors, and how far on average they "
+            "lie below the weakest positive: the nearer, the harder, and the likelier a false negative."
         ),
     )
 
 
-def _row_of(rule: KeepRule, sample: _Sample, choice: Choice, used: bool) -> list[str | int | float | None]:
-    judged = np.isin(sample.verdicts, JUDGED)
+def _row_of(
+    rule: KeepRule, sample: _Sample, selection: Selection, used: bool
+) -> list[str | int | float | None]:
+    judged = np.isin(sample.decisions, JUDGED)
     ranks = np.cumsum(judged, axis=1) - 1
     kept = judged & keep(rule, sample.scores, sample.limits[:, None], ranks)
-    best = kept & (np.cumsum(kept, axis=1) <= choice.n_negatives)
+    best = kept & (np.cumsum(kept, axis=1) <= selection.n_negatives)
     gaps = _finite(np.broadcast_to(sample.limits[:, None], best.shape)[best] - sample.scores[best])
-    short = float((kept.sum(axis=1) < choice.n_negatives).mean())
+    short = float((kept.sum(axis=1) < selection.n_negatives).mean())
     return [
         f"{rule.kind} (used)" if used else rule.kind,
         "".join(_value_of(rule)),
@@ -255,8 +261,8 @@ def _value_of(rule: KeepRule) -> list[str]:
 def _charts(sample: _Sample, judge: str) -> list[Chart]:
     panels = {
         text: (sample.positives, scores)
-        for verdict, text in _REASONS.items()
-        if len(scores := sample.reason(verdict)) > 1 and verdict is not Verdict.UNKNOWN
+        for decision, text in _REASONS.items()
+        if len(scores := sample.reason(decision)) > 1 and decision is not Decision.UNKNOWN
     }
     if len(sample.positives) < 2 or not panels:
         return []
@@ -270,36 +276,38 @@ def _charts(sample: _Sample, judge: str) -> list[Chart]:
     ]
 
 
-def _to_read(suspects: Mapping[Verdict, list[_Suspect]], corpus: Corpus) -> list[QueryExample]:
+def _to_read(suspects: Mapping[Decision, list[_Suspect]], corpus: Corpus) -> list[QueryExample]:
     notes = {
-        Verdict.CHOSEN: "kept although near to the positive: does a kept document answer the query?",
-        Verdict.REJECTED: "rejected as too near to the positive: an answer, or a good hard negative?",
+        Decision.CHOSEN: "kept although near to the positive: does a kept document answer the query?",
+        Decision.REJECTED: "rejected as too near to the positive: an answer, or a good hard negative?",
     }
     shown: set[tuple[int, int]] = set()
     examples = []
-    for verdict, found in suspects.items():
-        for _, mined, place in found:
-            if (mark := (mined.block.first, place)) not in shown:
+    for decision, queries in suspects.items():
+        for _, mined, position in queries:
+            if (mark := (mined.block.first, position)) not in shown:
                 shown.add(mark)
-                examples.append(_example(mined, place, corpus, notes[verdict]))
+                examples.append(_example(mined, position, corpus, notes[decision]))
     return examples
 
 
-def _example(mined: Mined, place: int, corpus: Corpus, note: str) -> QueryExample:
-    example = mined.block.examples[place]
+def _example(mined: Mined, position: int, corpus: Corpus, note: str) -> QueryExample:
+    example = mined.block.examples[position]
     positives = [
         Hit(text, True, None if np.isnan(score) else float(score))
-        for text, score in zip(example.positives, mined.positives[place], strict=True)
+        for text, score in zip(example.positives, mined.positives[position], strict=True)
     ]
     rankings = [positives[:HITS]]
-    for verdict in (Verdict.CHOSEN, Verdict.REJECTED):
-        places = np.flatnonzero(mined.verdicts[place] == verdict)
-        places = places[np.argsort(-mined.scores[place, places], kind="stable")][:HITS]
-        documents = corpus.documents(mined.rows[place, places])
+    for decision in (Decision.CHOSEN, Decision.REJECTED):
+        positions = np.flatnonzero(mined.decisions[position] == decision)
+        positions = positions[np.argsort(-mined.scores[position, positions], kind="stable")][:HITS]
+        documents = corpus.documents(mined.rows[position, positions])
         rankings.append(
             [
                 Hit(documents[int(row)].text, False, float(score), documents[int(row)].id)
-                for row, score in zip(mined.rows[place, places], mined.scores[place, places], strict=True)
+                for row, score in zip(
+                    mined.rows[position, positions], mined.scores[position, positions], strict=True
+                )
             ]
         )
     return QueryExample(example.query, rankings, note)

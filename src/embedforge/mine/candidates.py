@@ -1,15 +1,13 @@
-"""Candidates for negatives: nearest by vectors, best by BM25, from a run file, or several fused."""
+"""Candidates for negatives: what a teacher has to say, and how several rankings become one."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from embedforge.data.example import Example
-from embedforge.lexical import Bm25
 from embedforge.ranking import NOTHING, Floats, Indices
 
 FUSION_CONSTANT = 60
@@ -51,20 +49,7 @@ class Ranker(Protocol):
         """Score pairs, [P] places in the block and [P] documents: float32 [P], NaN where not known."""
 
 
-def dense_candidates(queries: NDArray[Any], documents: NDArray[Any], k: int) -> Indices:
-    """Return the numbers of each query's `k` nearest documents, int64 [queries, k], nearest first."""
-    from embedforge.nearest import exact_search  # torch, for vectors only
-
-    return exact_search(queries, documents, k)[0]
-
-
-def lexical_candidates(queries: Sequence[str], bm25: Bm25, k: int) -> Indices:
-    """Return BM25's best `k`, int64 [queries, k]; `NOTHING` where no further document shares a word."""
-    indices, scores = bm25.search(queries, k)
-    return np.where(scores > 0, indices, NOTHING)
-
-
-def fuse(rankings: Sequence[Indices]) -> list[Indices]:
+def fuse(rankings: Sequence[Indices]) -> Indices:
     """Fuse rankings of the same queries by reciprocal rank; ties by document number.
 
     A document's fused score is the sum of 1 / (60 + rank) over the rankings that hold it.
@@ -73,15 +58,17 @@ def fuse(rankings: Sequence[Indices]) -> list[Indices]:
         rankings: each int64 [queries, its own k], best first, a document at most once a row.
 
     Returns:
-        For each query the documents of all rankings, each once, best first.
+        int64 [queries, longest], each query's documents of all rankings, each once, best first, and then
+        `NOTHING`.
     """
-    if len(rankings) == 1:
-        return [row[row != NOTHING] for row in rankings[0]]
-    fused = []
-    for rows in zip(*rankings, strict=True):
-        documents = np.concatenate(rows)
-        weights = np.concatenate([1.0 / (FUSION_CONSTANT + 1 + np.arange(len(row))) for row in rows])
-        unique, place = np.unique(documents[documents != NOTHING], return_inverse=True)
-        totals = np.bincount(place, weights=weights[documents != NOTHING], minlength=len(unique))
-        fused.append(unique[np.argsort(-totals, kind="stable")])
-    return fused
+    every = np.concatenate(rankings, axis=1)
+    ranks = np.concatenate([np.arange(1, ranking.shape[1] + 1) for ranking in rankings])
+    fused = np.full(every.shape, NOTHING, dtype=np.int64)
+    longest = 0
+    for query, documents in enumerate(every):
+        real = documents != NOTHING
+        unique, number = np.unique(documents[real], return_inverse=True)
+        totals = np.bincount(number, 1.0 / (FUSION_CONSTANT + ranks[real]), minlength=len(unique))
+        fused[query, : len(unique)] = unique[np.argsort(-totals, kind="stable")]
+        longest = max(longest, len(unique))
+    return fused[:, :longest]

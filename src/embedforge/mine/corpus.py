@@ -5,7 +5,7 @@
     00000.lines.npy     int64 [rows + 1], the byte at which each line starts
     00000.keys.npy      uint64 [rows, 2], hashes of the id (0 for none) and of the text
 
-Texts count as equal if their hashes are: they differ in case and white space only (`pool.normal`).
+Texts count as equal if their hashes are: `embedforge.text.same.layout_key` says what they may differ in.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ from numpy.typing import NDArray
 
 from embedforge.errors import EmbedforgeError
 from embedforge.files import read_object, write_json
-from embedforge.mine.pool import id_key, text_key
 from embedforge.ranking import Indices
+from embedforge.text.same import layout_key, stable_hash
 
-VERSION = 1
+VERSION = 2
+"""Of what makes texts and words equal: what an older one left in a work folder is made again."""
 CORPUS_FILE = "corpus.json"
 SHARD_ROWS = 50_000
 _IDS, _TEXTS = 0, 1
@@ -34,11 +35,21 @@ _KEYS_AT_ONCE = 16_000_000
 """Ids compared at once when looking for repeated ones: 128 MB of hashes."""
 
 
-class Document(NamedTuple):
+class Passage(NamedTuple):
     """A text to mine from, and its id, "" for none."""
 
     id: str
     text: str
+
+
+def text_key(text: str) -> int:
+    """Return 64 bits that texts share if they count as equal."""
+    return stable_hash(layout_key(text))
+
+
+def id_key(name: str) -> int:
+    """Return 64 bits of a document's id, 0 for "", which is none."""
+    return stable_hash(name) if name else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,15 +88,15 @@ class Corpus:
             while window := list(itertools.islice(lines, rows)):
                 yield [json.loads(line)[1] for line in window]
 
-    def documents(self, rows: Indices) -> dict[int, Document]:
+    def documents(self, rows: Indices) -> dict[int, Passage]:
         """Read some documents, in any order; returns row -> document."""
         found = {}
-        for shard, places in self._by_shard(np.unique(rows)):
+        for shard, positions in self._by_shard(np.unique(rows)):
             starts = np.load(_path(self.folder, shard.number, "lines.npy"), allow_pickle=False)
             with _path(self.folder, shard.number, "jsonl").open("rb") as lines:
-                for place in places:
-                    lines.seek(int(starts[place]))
-                    found[shard.first + int(place)] = Document(*json.loads(lines.readline()))
+                for position in positions:
+                    lines.seek(int(starts[position]))
+                    found[shard.first + int(position)] = Passage(*json.loads(lines.readline()))
         return found
 
     def text_keys(self, rows: Indices) -> NDArray[np.uint64]:
@@ -93,7 +104,7 @@ class Corpus:
         wanted, back = np.unique(rows, return_inverse=True)
         keys = np.zeros(len(wanted), dtype=np.uint64)
         real = wanted >= 0
-        parts = [self._keys(shard)[places, _TEXTS] for shard, places in self._by_shard(wanted[real])]
+        parts = [self._keys(shard)[positions, _TEXTS] for shard, positions in self._by_shard(wanted[real])]
         keys[real] = np.concatenate(parts) if parts else []
         return keys[back].reshape(rows.shape)
 
@@ -110,12 +121,12 @@ class Corpus:
         rows: dict[int, int] = {}
         for shard in self.shards:
             here = self._keys(shard)[:, column]
-            for place in np.flatnonzero(np.isin(here, wanted)):
-                rows.setdefault(int(here[place]), shard.first + int(place))
+            for position in np.flatnonzero(np.isin(here, wanted)):
+                rows.setdefault(int(here[position]), shard.first + int(position))
         return rows
 
     def _by_shard(self, rows: Indices) -> Iterator[tuple[Shard, Indices]]:
-        """Split ascending rows by shard, into places within it."""
+        """Split ascending rows by shard, into positions within it."""
         for shard in self.shards:
             start, stop = np.searchsorted(rows, [shard.first, shard.first + shard.rows])
             if start < stop:
@@ -142,9 +153,9 @@ class Corpus:
 
     def _refuse_repeated(self, key: int) -> None:
         rows = [
-            shard.first + int(place)
+            shard.first + int(position)
             for shard in self.shards
-            for place in np.flatnonzero(self._keys(shard)[:, _IDS] == np.uint64(key))
+            for position in np.flatnonzero(self._keys(shard)[:, _IDS] == np.uint64(key))
         ]
         one, other = (self.documents(np.array([row]))[row] for row in rows[:2])
         raise EmbedforgeError(
@@ -155,10 +166,10 @@ class Corpus:
 
 def build_corpus(
     folder: Path,
-    documents: Callable[[], Iterable[Document]],
+    documents: Callable[[], Iterable[Passage]],
     source: str,
     *,
-    positives: Sequence[Document] = (),
+    positives: Sequence[Passage] = (),
     progress: Callable[[int], None] = lambda _: None,
 ) -> Corpus:
     """Write documents to `folder`, or open what an earlier call wrote there from the same source.
@@ -201,13 +212,13 @@ def build_corpus(
 class _Missing:
     """Which of the positives have not come by yet."""
 
-    def __init__(self, positives: Sequence[Document]) -> None:
+    def __init__(self, positives: Sequence[Passage]) -> None:
         self._positives = positives
         self._seen_ids: set[int] = set()
         self._seen_texts: set[int] = set()
         self.added = 0
 
-    def watch(self, documents: Iterable[Document]) -> Iterator[Document]:
+    def watch(self, documents: Iterable[Passage]) -> Iterator[Passage]:
         """Pass documents on, noting which of the positives they are."""
         ids = {id_key(document.id) for document in self._positives if document.id}
         texts = {text_key(document.text) for document in self._positives}
@@ -218,7 +229,7 @@ class _Missing:
                 self._seen_texts.add(key)
             yield document
 
-    def rest(self) -> Iterator[Document]:
+    def rest(self) -> Iterator[Passage]:
         """Yield the positives that were not seen, each text once."""
         for document in self._positives:
             key = text_key(document.text)
@@ -230,7 +241,7 @@ class _Missing:
             yield document
 
 
-def _write_shard(folder: Path, before: Sequence[Shard], documents: Iterable[Document]) -> Shard | None:
+def _write_shard(folder: Path, before: Sequence[Shard], documents: Iterable[Passage]) -> Shard | None:
     """Write the next shard; None where there is no document left for it."""
     number = len(before)
     texts, ids = hashlib.sha256(), hashlib.sha256()

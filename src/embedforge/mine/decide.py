@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from embedforge.mine.keep import KeepRule, choose, keep
 from embedforge.ranking import NOTHING, Floats, Indices
 
-Verdicts = NDArray[np.uint8]
+Decisions = NDArray[np.uint8]
 
 
-class Verdict(IntEnum):
+class Decision(IntEnum):
     """What a candidate of a query is."""
 
     CHOSEN = 0
@@ -38,7 +38,7 @@ class Verdict(IntEnum):
     """No candidate: there are fewer."""
 
 
-JUDGED = (Verdict.CHOSEN, Verdict.SPARE, Verdict.REJECTED)
+JUDGED = (Decision.CHOSEN, Decision.SPARE, Decision.REJECTED)
 """What a rule decides about; the others are no negatives whatever the rule."""
 
 
@@ -54,7 +54,7 @@ class Candidates(NamedTuple):
 
 
 class Pairs(NamedTuple):
-    """Texts of queries: [P] places of queries and [P] keys."""
+    """Texts of queries: [P] positions of queries and [P] keys."""
 
     query: Indices
     keys: NDArray[Any]
@@ -64,39 +64,39 @@ def decide(
     rule: KeepRule,
     candidates: Candidates,
     positive: Floats,
-    barred: Mapping[Verdict, Pairs],
+    excluded: Mapping[Decision, Pairs],
     *,
     n_negatives: int,
     seed: int = 0,
     first: int = 0,
-) -> Verdicts:
+) -> Decisions:
     """Say what each candidate is, uint8 [queries, k].
 
     Args:
         rule: which candidates survive, and how the negatives are chosen from them.
         candidates: of all queries.
         positive: [queries], each query's lowest score of a positive.
-        barred: keys of texts that are no negatives of a query, by reason; the first that fits is given.
+        excluded: keys of texts that are no negatives of a query, by reason; the first that fits is given.
         n_negatives: most negatives of a query.
         seed: for rules that draw; a query's draw depends on the seed and its number alone.
         first: number of the first query.
     """
     rows, keys, scores = candidates
-    verdicts = np.full(rows.shape, Verdict.REJECTED, dtype=np.uint8)
+    decisions = np.full(rows.shape, Decision.REJECTED, dtype=np.uint8)
     own = _per_query(np.arange(len(rows))[:, None], keys)
     copies = np.ones(rows.size, dtype=bool)
     copies[np.unique(own, return_index=True)[1]] = False
-    verdicts[np.isnan(scores)] = Verdict.UNKNOWN
-    verdicts[copies.reshape(rows.shape)] = Verdict.COPY
-    for reason, pairs in reversed(list(barred.items())):
-        verdicts[np.isin(own, _per_query(pairs.query, pairs.keys))] = reason
-    verdicts[rows == NOTHING] = Verdict.NOTHING
-    admissible = verdicts == Verdict.REJECTED
+    decisions[np.isnan(scores)] = Decision.UNKNOWN
+    decisions[copies.reshape(rows.shape)] = Decision.COPY
+    for reason, pairs in reversed(list(excluded.items())):
+        decisions[np.isin(own, _per_query(pairs.query, pairs.keys))] = reason
+    decisions[rows == NOTHING] = Decision.NOTHING
+    admissible = decisions == Decision.REJECTED
     ranks = np.cumsum(admissible, axis=1) - 1
     survivors = admissible & keep(rule, scores, positive[:, None], ranks)
-    verdicts[survivors] = Verdict.SPARE
-    verdicts[_chosen(rule, scores, survivors, n_negatives, seed, first)] = Verdict.CHOSEN
-    return verdicts
+    decisions[survivors] = Decision.SPARE
+    decisions[_chosen(rule, scores, survivors, n_negatives, seed, first)] = Decision.CHOSEN
+    return decisions
 
 
 def _chosen(
@@ -106,26 +106,17 @@ def _chosen(
         return survivors & (np.cumsum(survivors, axis=1) <= n)
     chosen = np.zeros_like(survivors)
     for query, row in enumerate(survivors):
-        places = np.flatnonzero(row)
+        positions = np.flatnonzero(row)
         random = np.random.default_rng([seed, first + query])
-        chosen[query, places[choose(rule, scores[query, places], n, random)]] = True
+        chosen[query, positions[choose(rule, scores[query, positions], n, random)]] = True
     return chosen
 
 
 def _per_query(query: NDArray[Any], keys: NDArray[Any]) -> NDArray[np.uint64]:
-    """Mix a query's place into keys, so that one sorted search compares each query with its own only."""
+    """Mix a query's position into keys, so that one sorted search compares each query with its own only."""
     odd, other = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD6E8FEB86659FD93)
     mixed = (keys.astype(np.uint64) ^ (query.astype(np.uint64) * odd)) * other
     return np.asarray(mixed ^ (mixed >> np.uint64(32)))
-
-
-def padded(ranked: list[Indices]) -> Indices:
-    """Return rankings of different lengths as int64 [queries, longest], filled with `NOTHING`."""
-    longest = max((len(row) for row in ranked), default=0)
-    rows = np.full((len(ranked), longest), NOTHING, dtype=np.int64)
-    for place, row in enumerate(ranked):
-        rows[place, : len(row)] = row
-    return rows
 
 
 def as_pairs(keys: Sequence[Collection[int]]) -> Pairs:

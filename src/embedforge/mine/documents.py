@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from embedforge.data.example import Example
+from embedforge.data.marks import file_hash
 from embedforge.data.readers import join_title, read_records
 from embedforge.errors import EmbedforgeError
-from embedforge.mine.corpus import Corpus, Document, build_corpus, hash_of
-from embedforge.mine.pool import text_key
+from embedforge.mine.corpus import Corpus, Passage, build_corpus, hash_of, text_key
 
 
-def read_documents(path: Path) -> Iterator[Document]:
+def read_documents(path: Path) -> Iterator[Passage]:
     """Yield the documents of a file, or of the corpus of a BEIR folder.
 
     A record has `text`, and may have `title`, which is put before it, and `_id` or `id`; further keys are
@@ -28,7 +27,7 @@ def read_documents(path: Path) -> Iterator[Document]:
         name = record.values.get("_id", record.values.get("id"))
         if isinstance(name, int) and not isinstance(name, bool):
             name = str(name)
-        yield Document("" if name is None else record.check_text(name, "_id"), text)
+        yield Passage("" if name is None else record.check_text(name, "_id"), text)
 
 
 def corpus_file(path: Path) -> Path:
@@ -41,13 +40,10 @@ def corpus_file(path: Path) -> Path:
 
 def file_fingerprint(path: Path) -> str:
     """Return the hash of a file's bytes; a missing file is left to the reader to complain about."""
-    if not path.is_file():
-        return ""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_hash(path) if path.is_file() else ""
 
 
-def own_documents(examples: Sequence[Example]) -> list[Document]:
+def own_documents(examples: Sequence[Example]) -> list[Passage]:
     """Return the positives and negatives of Examples, each text once and each id once."""
     seen: set[tuple[str, int]] = set()
     documents = []
@@ -56,8 +52,8 @@ def own_documents(examples: Sequence[Example]) -> list[Document]:
             (example.positives, example.positive_ids),
             (example.negatives, example.negative_ids),
         ):
-            for place, text in enumerate(texts):
-                document = Document(ids[place] if ids else "", text)
+            for position, text in enumerate(texts):
+                document = Passage(ids[position] if ids else "", text)
                 mark = (document.id, 0) if document.id else ("", text_key(text))
                 if mark not in seen:
                     seen.add(mark)
@@ -65,13 +61,13 @@ def own_documents(examples: Sequence[Example]) -> list[Document]:
     return documents
 
 
-def positives_of(examples: Sequence[Example]) -> list[Document]:
+def positives_of(examples: Sequence[Example]) -> list[Passage]:
     """Return the positives of Examples, each once."""
     return list(
         dict.fromkeys(
-            Document(example.positive_ids[place] if example.positive_ids else "", text)
+            Passage(example.positive_ids[position] if example.positive_ids else "", text)
             for example in examples
-            for place, text in enumerate(example.positives)
+            for position, text in enumerate(example.positives)
         )
     )
 

@@ -101,13 +101,13 @@ def keep(
         scores: [candidates] of one query, in the order of their ranks, positives left out; or
             [queries, candidates].
         positive: the positive's score on the same scale, of several the lowest; or [queries, 1].
-        ranks: of the candidates, from 0, of the shape of `scores`; their places by default.
+        ranks: of the candidates, from 0, of the shape of `scores`; their positions by default.
     """
     if rule.kind == "top_k":
         return np.ones(scores.shape, dtype=bool)
     if rule.kind == "shifted":
-        places = np.broadcast_to(np.arange(scores.shape[-1]), scores.shape) if ranks is None else ranks
-        return np.asarray(places >= rule.threshold)
+        positions = np.broadcast_to(np.arange(scores.shape[-1]), scores.shape) if ranks is None else ranks
+        return np.asarray(positions >= rule.threshold)
     if rule.kind == "absolute":
         ceiling: float | NDArray[Any] = rule.threshold
     elif rule.kind == "margin":
@@ -118,7 +118,7 @@ def keep(
 
 
 def choose(rule: KeepRule, scores: NDArray[Any], n: int, random: np.random.Generator) -> NDArray[np.int64]:
-    """Choose at most `n` of the survivors and return their places, ascending.
+    """Choose at most `n` of the survivors and return their positions, ascending.
 
     Args:
         rule: says whether to take the first or to draw.

@@ -14,7 +14,7 @@ import numpy as np
 from embedforge.files import write_arrays
 from embedforge.lexical import Collection, Postings, QueryTerms, Tokenization
 from embedforge.mine.candidates import QueryBlock
-from embedforge.mine.corpus import Corpus, hash_of
+from embedforge.mine.corpus import VERSION, Corpus, hash_of
 from embedforge.mine.dense import load_arrays
 from embedforge.mine.vectors import TEXTS_PER_WINDOW
 from embedforge.ranking import NOTHING, Floats, Indices, top_k
@@ -51,7 +51,7 @@ class LexicalRanker:
         self.name = name
         self._corpus, self._k = corpus, min(k, len(corpus))
         self._terms = QueryTerms(queries, NAMES[name])
-        key = hash_of([NAMES[name], list(self._terms.numbers)])
+        key = hash_of([VERSION, NAMES[name], list(self._terms.numbers)])
         self.key = f"bm25 {NAMES[name]}"
         self._files = [folder / key / f"{shard.texts}.npz" for shard in corpus.shards]
         for shard, path in zip(corpus.shards, self._files, strict=True):
@@ -73,12 +73,12 @@ class LexicalRanker:
         indices = np.full((count, self._k), NOTHING, dtype=np.int64)
         scores = np.zeros((count, self._k), dtype=np.float32)
         for first, postings in self._parts():
-            asked = range(block.first, block.first + count)
-            for query, found in self._terms.scores(postings, self._collection, asked):
+            block_queries = range(block.first, block.first + count)
+            for query, scored in self._terms.scores(postings, self._collection, block_queries):
                 row = query - block.first
-                better = np.flatnonzero(found > scores[row, -1])
+                better = np.flatnonzero(scored > scores[row, -1])
                 if len(better):
-                    merged = np.concatenate([scores[row], found[better]])
+                    merged = np.concatenate([scores[row], scored[better]])
                     numbers = np.concatenate([indices[row], better + first])
                     order, best = top_k(merged[None], self._k)
                     indices[row], scores[row] = numbers[order[0]], best[0]
@@ -89,8 +89,8 @@ class LexicalRanker:
         result = np.zeros(len(query), dtype=np.float32)
         for first, postings in self._parts():
             pairs: defaultdict[int, list[int]] = defaultdict(list)
-            for place in np.flatnonzero((document >= first) & (document < first + len(postings.lengths))):
-                pairs[block.first + int(query[place])].append(int(place))
-            for asked, found in self._terms.scores(postings, self._collection, pairs):
-                result[pairs[asked]] = found[document[pairs[asked]] - first]
+            for position in np.flatnonzero((document >= first) & (document < first + len(postings.lengths))):
+                pairs[block.first + int(query[position])].append(int(position))
+            for number, scored in self._terms.scores(postings, self._collection, pairs):
+                result[pairs[number]] = scored[document[pairs[number]] - first]
         return result

@@ -13,12 +13,10 @@ from pathlib import Path
 from embedforge.data.example import Example
 from embedforge.errors import EmbedforgeError
 from embedforge.mine.corpus import Corpus
-from embedforge.mine.decide import Verdict
 from embedforge.mine.dense import DenseRanker
 from embedforge.mine.documents import document_instruction, open_corpus
 from embedforge.mine.keep import KeepRule
-from embedforge.mine.mine import with_negatives
-from embedforge.mine.pipeline import Barred, Choice, Progress, embed, mine_blocks, query_blocks, silent
+from embedforge.mine.pipeline import Progress, Selection, embed, mined_examples, query_blocks, silent
 from embedforge.mine.teachers import ContractTeacher
 from embedforge.model.encoder import EmbeddingModel
 from embedforge.recipe import Stage
@@ -60,14 +58,14 @@ def refresh_stage(
             "in_batch_negatives: false, where what is not listed may be a positive too; leave it out"
         )
     rule = KeepRule(asked.rule, asked.value, asked.sample_from)
-    choice = Choice(stage.negatives, asked.candidates, rule, seed)
+    selection = Selection(stage.negatives, asked.candidates, rule, seed)
     corpus = Path(folder or "", asked.corpus) if asked.corpus else None
     return {
         name: refresh(
             model,
             rows,
             work / name,
-            choice,
+            selection,
             corpus=corpus,
             memory_gb=asked.memory_gb,
             progress=progress,
@@ -82,7 +80,7 @@ def refresh(
     model: EmbeddingModel,
     examples: Sequence[Example],
     work: Path,
-    choice: Choice,
+    selection: Selection,
     *,
     corpus: Path | None = None,
     memory_gb: float = 4.0,
@@ -96,9 +94,9 @@ def refresh(
     Args:
         model: in any mode, with or without an adapter, on its device; it is left as it was.
         examples: of one source.
-        work: kept between calls: the same model, Examples and choice give the same result from it at once,
+        work: kept between calls: the same model, Examples and selection give the same result from it at once,
             and a run that was killed goes on from it.
-        choice: how many negatives, and the rule.
+        selection: how many negatives, and the rule.
         corpus: a file of documents or a BEIR folder; by default all documents of the Examples, their old
             negatives among them.
         memory_gb: as for `run.mine`.
@@ -110,22 +108,22 @@ def refresh(
     Raises:
         EmbedforgeError: nothing to mine for, or bad data.
     """
-    places = [place for place, example in enumerate(examples) if example.in_batch_negatives]
-    if not places:
+    numbers = [number for number, example in enumerate(examples) if example.in_batch_negatives]
+    if not numbers:
         raise EmbedforgeError(
             "no Example to mine again for: all have in_batch_negatives: false, where documents that are not "
             "listed may be positives too; leave the refresh out for this source"
         )
     documents = open_corpus(
-        corpus, [examples[place] for place in places], work, progress("documents read", 0)
+        corpus, [examples[number] for number in numbers], work, progress("documents read", 0)
     )
-    asked = [replace(examples[place], negatives=(), negative_ids=()) for place in places]
+    bare = [replace(examples[number], negatives=(), negative_ids=()) for number in numbers]
     refreshed = list(examples)
-    for place, example in zip(
-        places, _mined(model, asked, documents, work, choice, memory_gb, progress), strict=True
+    for number, example in zip(
+        numbers, _mined(model, bare, documents, work, selection, memory_gb, progress), strict=True
     ):
         if example.negatives:
-            refreshed[place] = example
+            refreshed[number] = example
     return refreshed
 
 
@@ -134,26 +132,21 @@ def _mined(
     examples: Sequence[Example],
     corpus: Corpus,
     work: Path,
-    choice: Choice,
+    selection: Selection,
     memory_gb: float,
     progress: Progress,
 ) -> Iterator[Example]:
-    """Yield the Examples, which have no negatives, with those that survive."""
+    """Return the Examples, which have no negatives, with those that survive."""
     memory = int(memory_gb * 1e9)
-    blocks = query_blocks(examples, memory)
     teacher = ContractTeacher("the model", model, document_instruction=document_instruction(examples))
-    folder = embed(teacher, work, corpus, blocks, progress)
+    folder = embed(teacher, work, corpus, query_blocks(examples, memory), progress)
     ranker = DenseRanker(
         teacher.name,
         folder,
         corpus,
-        choice.candidates,
+        selection.candidates,
         device=model.device,
         memory=memory,
         progress=progress("nearest by the model", len(examples) * len(corpus)),
     )
-    for mined in mine_blocks(blocks, [ranker], corpus, Barred(examples, corpus), choice, work):
-        chosen = mined.verdicts == Verdict.CHOSEN
-        texts = corpus.documents(mined.rows[chosen])
-        for example, rows, own in zip(mined.block.examples, mined.rows, chosen, strict=True):
-            yield with_negatives(example, [texts[int(row)] for row in rows[own]])
+    return mined_examples(examples, corpus, [ranker], selection, work, memory)

@@ -27,24 +27,24 @@ from embedforge.data.marks import carry_mark
 from embedforge.files import read_object, replace_file, write_json
 from embedforge.mine.candidates import Ranker
 from embedforge.mine.corpus import Corpus, hash_of_all
-from embedforge.mine.decide import Verdict
+from embedforge.mine.decide import Decision
 from embedforge.mine.dense import DenseRanker
 from embedforge.mine.documents import document_instruction, open_corpus
 from embedforge.mine.embedder import Embedder
 from embedforge.mine.endpoint import EndpointTeacher, is_endpoint
 from embedforge.mine.faiss_index import FaissIndex
 from embedforge.mine.lexical_ranker import NAMES, LexicalRanker
-from embedforge.mine.mine import with_negatives
 from embedforge.mine.pipeline import (
-    Barred,
-    Choice,
+    Excluded,
     Mined,
     Progress,
+    Selection,
     embed,
     judge_of,
     mine_blocks,
     query_blocks,
     silent,
+    with_selected,
 )
 from embedforge.mine.run_file import PREFIX, RunRanker
 from embedforge.mine.settings import (
@@ -67,7 +67,7 @@ def mine(
     source: Source,
     out: Path,
     teachers: Teachers,
-    choice: Choice | None = None,
+    selection: Selection | None = None,
     *,
     corpus: Path | None = None,
     memory_gb: float = 4.0,
@@ -81,7 +81,7 @@ def mine(
         source: Examples, as a recipe reads them.
         out: a new folder, or that of an earlier run, whose results are replaced.
         teachers: who ranks.
-        choice: how many negatives, and the rule.
+        selection: how many negatives, and the rule.
         corpus: a file of documents or a BEIR folder; by default the source's own documents.
         memory_gb: what the process may take besides a teacher's model, whatever the corpus' size.
         device: for models and products; CUDA where there is one when None.
@@ -94,11 +94,11 @@ def mine(
     Raises:
         EmbedforgeError: bad data, an unknown teacher or option, a full disk.
     """
-    choice = choice or Choice()
-    check(source, out, teachers, choice, memory_gb)
-    examples = read_source(source, seed=choice.seed)  # before torch: a mistake in a file shows at once
+    selection = selection or Selection()
+    check(source, out, teachers, selection, memory_gb)
+    examples = read_source(source, seed=selection.seed)  # before torch: a mistake in a file shows at once
     work, memory = work or out / "work", int(memory_gb * 1e9)
-    unfinished = _settings(source, corpus, teachers, choice, memory_gb, device) | {"finished": False}
+    unfinished = _settings(source, corpus, teachers, selection, memory_gb, device) | {"finished": False}
     if not finished(out):  # else it goes on to speak of the results that are there
         write_json(out / FACTS, unfinished)
     if corpus is None and source.kind == "retrieval":
@@ -107,11 +107,11 @@ def mine(
     with phases.phase("reading"):
         documents = open_corpus(corpus, examples, work, progress("documents read", 0))
     with phases.phase("ranking"):
-        rankers, about = _rankers(teachers, choice, examples, documents, work, memory, device, progress)
-    blocks, barred = query_blocks(examples, memory), Barred(examples, documents)
+        rankers, about = _rankers(teachers, selection, examples, documents, work, memory, device, progress)
+    blocks, excluded = query_blocks(examples, memory), Excluded(examples, documents)
 
     def mined() -> Iterator[Mined]:
-        return mine_blocks(blocks, rankers, documents, barred, choice, work)
+        return mine_blocks(blocks, rankers, documents, excluded, selection, work)
 
     with phases.phase("choosing"):
         counts = _write(out, mined(), documents, unfinished)
@@ -132,7 +132,7 @@ def mine(
     from embedforge.mine.audit import write_audit  # matplotlib and jinja2, at the end only
 
     carry_mark(source_file(source), out / EXAMPLES)
-    write_audit(out / AUDIT, source_name(source), mined, documents, choice, result)
+    write_audit(out / AUDIT, source_name(source), mined, documents, selection, result)
     write_json(out / FACTS, result)
     return result
 
@@ -141,7 +141,7 @@ def _settings(
     source: Source,
     corpus: Path | None,
     teachers: Teachers,
-    choice: Choice,
+    selection: Selection,
     memory_gb: float,
     device: str | None,
 ) -> dict[str, Any]:
@@ -150,7 +150,7 @@ def _settings(
         "source": source.model_dump(mode="json"),
         "corpus": str(corpus) if corpus else "the source's own documents",
         "teachers": asdict(teachers),
-        "choice": asdict(choice) | {"value": choice.rule.threshold},
+        "choice": asdict(selection) | {"value": selection.rule.threshold},
         "memory_gb": memory_gb,
         **facts(device=device),
     }
@@ -158,7 +158,7 @@ def _settings(
 
 def _rankers(
     teachers: Teachers,
-    choice: Choice,
+    selection: Selection,
     examples: Sequence[Example],
     corpus: Corpus,
     work: Path,
@@ -169,7 +169,7 @@ def _rankers(
     """Return the rankers, and what is to be known of each teacher; models are gone when it returns."""
     rankers: list[Ranker] = []
     about: dict[str, Any] = {}
-    k = choice.candidates
+    k = selection.candidates
     for name in teachers.names:
         if name in NAMES:
             queries = [example.query for example in examples]
@@ -259,30 +259,26 @@ def _write(
     out: Path, mined: Iterable[Mined], corpus: Corpus, unfinished: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Write Examples and scores, both in one step, and count what became of the candidates."""
-    verdicts: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    decisions: defaultdict[str, Counter[str]] = defaultdict(Counter)
     with replace_file(out / EXAMPLES) as examples, replace_file(out / SCORES) as scored:
         with examples.open("w", encoding="utf-8") as rows, scored.open("w", encoding="utf-8") as numbers:
             for block in mined:
                 for example, scores in _finished(block, corpus):
                     rows.write(json.dumps(record_of(example), ensure_ascii=False) + "\n")
                     numbers.write(json.dumps(scores) + "\n")
-                _count(block, verdicts)
+                _count(block, decisions)
         write_json(out / FACTS, unfinished)
-    return {source: dict(counts) for source, counts in verdicts.items()}
+    return {source: dict(counts) for source, counts in decisions.items()}
 
 
 def _finished(mined: Mined, corpus: Corpus) -> Iterator[tuple[Example, dict[str, Any]]]:
     """Yield a block's Examples with their negatives, and the scores."""
-    chosen = mined.verdicts == Verdict.CHOSEN
-    documents = corpus.documents(mined.rows[chosen])
-    for place, example in enumerate(mined.block.examples):
-        rows = mined.rows[place, chosen[place]]
-        given: list[float | None] = [None] * len(example.negatives)
-        scores = {
-            "positives": [_number(score) for score in mined.positives[place]],
-            "negatives": given + [_number(score) for score in mined.scores[place, chosen[place]]],
-        }
-        yield with_negatives(example, [documents[int(row)] for row in rows]), scores
+    chosen = mined.decisions == Decision.CHOSEN
+    for number, example in enumerate(with_selected(mined, corpus)):
+        negatives = [_number(score) for score in mined.scores[number, chosen[number]]]
+        given: list[float | None] = [None] * (len(example.negatives) - len(negatives))
+        positives = [_number(score) for score in mined.positives[number]]
+        yield example, {"positives": positives, "negatives": given + negatives}
 
 
 def _number(score: Any) -> float | None:
@@ -292,15 +288,15 @@ def _number(score: Any) -> float | None:
 
 def _count(mined: Mined, counts: defaultdict[str, Counter[str]]) -> None:
     sources = np.array([example.source for example in mined.block.examples])
-    chosen = (mined.verdicts == Verdict.CHOSEN).sum(axis=1)
+    chosen = (mined.decisions == Decision.CHOSEN).sum(axis=1)
     for source in dict.fromkeys(sources.tolist()):
         here = sources == source
         own = counts[source]
         own["examples"] += int(here.sum())
         own["without a negative"] += int((chosen[here] == 0).sum())
-        for verdict in Verdict:
-            if verdict != Verdict.NOTHING:
-                own[verdict.name.lower()] += int((mined.verdicts[here] == verdict).sum())
+        for decision in Decision:
+            if decision != Decision.NOTHING:
+                own[decision.name.lower()] += int((mined.decisions[here] == decision).sum())
 
 
 def finished(out: Path) -> bool:

@@ -13,9 +13,8 @@ import numpy as np
 from embedforge.data.example import Example
 from embedforge.errors import EmbedforgeError
 from embedforge.mine.candidates import QueryBlock
-from embedforge.mine.corpus import Corpus
+from embedforge.mine.corpus import Corpus, id_key
 from embedforge.mine.documents import file_fingerprint
-from embedforge.mine.pool import id_key
 from embedforge.ranking import NOTHING, Floats, Indices
 
 PREFIX = "run:"
@@ -125,10 +124,10 @@ class RunRanker:
         """See `Ranker`."""
         indices = np.full((len(block.examples), self._k), NOTHING, dtype=np.int64)
         scores = np.full(indices.shape, -np.inf, dtype=np.float32)
-        for place, example in enumerate(block.examples):
+        for position, example in enumerate(block.examples):
             for rank, item in enumerate(self._run.get(example.query_id, ())):
-                indices[place, rank] = self._rows[item.document_id]
-                scores[place, rank] = item.score
+                indices[position, rank] = self._rows[item.document_id]
+                scores[position, rank] = item.score
         return indices, scores
 
     def scores(self, block: QueryBlock, query: Indices, document: Indices) -> Floats:

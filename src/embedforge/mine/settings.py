@@ -15,7 +15,7 @@ from embedforge.errors import EmbedforgeError, did_you_mean, missing_extra
 from embedforge.mine.embedder import Prompts
 from embedforge.mine.endpoint import KEY_VARIABLE, is_endpoint, split_name
 from embedforge.mine.lexical_ranker import NAMES
-from embedforge.mine.pipeline import Choice
+from embedforge.mine.pipeline import Selection
 from embedforge.mine.run_file import PREFIX
 from embedforge.recipe import Source
 
@@ -41,7 +41,7 @@ class Teachers:
     """`exact`, or what faiss is to build: `IVF4096,SQ8`."""
 
 
-def check(source: Source, out: Path, teachers: Teachers, choice: Choice, memory_gb: float) -> None:
+def check(source: Source, out: Path, teachers: Teachers, selection: Selection, memory_gb: float) -> None:
     """Refuse settings that contradict each other, have no effect, or would only fail hours later.
 
     Raises:
@@ -50,7 +50,7 @@ def check(source: Source, out: Path, teachers: Teachers, choice: Choice, memory_
     _check_source(source, out)
     _check_names(teachers)
     _check_options(teachers)
-    _check_choice(choice, len(teachers.names))
+    _check_selection(selection, len(teachers.names))
     if not LEAST_MEMORY <= memory_gb < math.inf:
         raise EmbedforgeError(f"--memory-gb {memory_gb:g}: a number from {LEAST_MEMORY:g} on is needed")
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / FACTS).exists())):
@@ -138,8 +138,8 @@ def _given(teachers: Teachers) -> Iterator[tuple[str, Any]]:
             yield option, value
 
 
-def _check_choice(choice: Choice, teachers: int) -> None:
-    rule, wanted, most = choice.rule, choice.n_negatives, choice.candidates * teachers
+def _check_selection(selection: Selection, teachers: int) -> None:
+    rule, wanted, most = selection.rule, selection.n_negatives, selection.candidates * teachers
     if most < wanted:
         raise EmbedforgeError(
             f"--negatives {wanted}: of {most} candidates at most; raise --candidates, or ask for fewer"

@@ -419,7 +419,7 @@ class _Run:
         speed = self.plan["measured after"]["tokens_per_second"]
         return [
             f"The run took {self.phases.minutes:.1f} of {self.seconds / 60:g} minutes ({spent}), at "
-            f"{self.measured.tokens_per_second:,.0f} tokens/s encoded before training and {speed:,.0f} after: "
+            f"{self.measured.tokens_per_second:,.0f} tokens/s encoded before training, {speed:,.0f} after: "
             "a quieter machine, or more --minutes, trains and compares more."
         ]
 

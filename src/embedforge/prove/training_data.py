@@ -85,7 +85,7 @@ def with_hard_negatives(pairs: Sequence[Pair], work: Path, *, code: bool, seed: 
     """
     from embedforge.mine.documents import open_corpus
     from embedforge.mine.lexical_ranker import LexicalRanker
-    from embedforge.mine.pipeline import Choice, mined_examples
+    from embedforge.mine.pipeline import Selection, mined_examples
 
     examples = [
         Example(query=pair.query, positives=(pair.document,), query_id=pair.id, positive_ids=(pair.id,))
@@ -94,11 +94,11 @@ def with_hard_negatives(pairs: Sequence[Pair], work: Path, *, code: bool, seed: 
     corpus = open_corpus(None, examples, work)
     name = "bm25:identifiers" if code else "bm25:words"
     ranker = LexicalRanker(name, work / "bm25", corpus, [pair.query for pair in pairs], CANDIDATES)
-    choice = Choice(NEGATIVES, CANDIDATES, seed=seed)
+    selection = Selection(NEGATIVES, CANDIDATES, seed=seed)
     draw = random.Random(seed)
     return [
         example if example.negatives else _with_drawn_negatives(example, pairs, draw)
-        for example in mined_examples(examples, corpus, [ranker], choice, work)
+        for example in mined_examples(examples, corpus, [ranker], selection, work)
     ]
 
 

@@ -9,16 +9,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from embedforge.documents.document import Chunk
-from embedforge.documents.near_duplicates import near_duplicates
 from embedforge.errors import EmbedforgeError
-from embedforge.synthesize.filters import normal, word_count
+from embedforge.synthesize.filters import word_count
 from embedforge.synthesize.groups import Group, Language, prompt, schema_of
 from embedforge.synthesize.plan import Item, Lookup, Request, draw, draw_language, fraction, seed_of
+from embedforge.text.near import Shingler
+from embedforge.text.same import word_key
 
 CANDIDATES = 50
 """Best passages by BM25 among which the hard negative is looked for."""
 SHARE_OF_POSITIVE = 0.95
 """A hard negative scores less than this share of the passage's own score (NV-Retriever's TopK-PercPos)."""
+
+SIMILARITY = 0.8
+"""Jaccard similarity of three-word shingles from which on two passages say the same."""
 
 
 class CorpusPlan:
@@ -91,6 +95,7 @@ class Neighbours:
         from embedforge.lexical import Bm25  # brings torch, which nothing else here needs
 
         self._passages = passages
+        self._shingler = Shingler()
         self._place = {passage.text: place for place, passage in enumerate(passages)}
         self._index = Bm25([passage.text for passage in passages], tokenization="identifiers")
 
@@ -106,7 +111,9 @@ class Neighbours:
             other = self._passages[place]
             if not 0 < score < limit or other.file == passage.file:
                 continue
-            if normal(other.text) == normal(query) or near_duplicates([other.text], [passage.text])[0]:
+            if word_key(other.text) == word_key(query):
+                continue
+            if self._shingler.similarity(other.text, passage.text) >= SIMILARITY:
                 continue
             return other
         return None

@@ -5,24 +5,18 @@ The paper drops what does not parse, and exact duplicates (`duplicates`). The re
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from embedforge.synthesize.groups import Group
 from embedforge.synthesize.languages import Detector
-from embedforge.text import words
+from embedforge.text.same import word_key
+from embedforge.text.words import words_of
 
 COPIED_WORDS = 5
 """A run of fewer words than this is not a copy: names and terms have to be the same in query and answer."""
 COPIED_SHARE = 0.8
 """A query is copied if this share of its words stands in the document in one run."""
-# Thai, Lao, Burmese and Khmer put no space between words either: a character with its marks counts as one.
-_UNSPACED = [range(0x0E00, 0x0F00), range(0x1000, 0x10A0), range(0x1780, 0x1800)]
-_MARKS = "".join(chr(c) for part in _UNSPACED for c in part if unicodedata.category(chr(c)).startswith("M"))
-_LETTERS = "".join(f"{chr(part.start)}-{chr(part.stop - 1)}" for part in _UNSPACED)
-_UNIT = re.compile(rf"[{_LETTERS}][{_MARKS}]*|[^{_LETTERS}]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,23 +33,6 @@ class Draft:
     """ISO 639 code that was asked for; "" for the document's own."""
     document_language: str = ""
     """"" where the document was not written for us."""
-
-
-def words_of(text: str) -> list[str]:
-    """Return the words of a text as `embedforge.text.words` does, and characters where no words show.
-
-    >>> words_of("Ｅl niño, 東京!")
-    ['el', 'niño', '東', '京']
-    """
-    return [unit for word in words.words_of(text) for unit in _UNIT.findall(word)]
-
-
-def normal(text: str) -> str:
-    """Return a form that is equal for texts that differ in case, white space and punctuation only.
-
-    Symbols count: C++ is not C#, and 5 > 3 is not 5 < 3.
-    """
-    return words.canonical(text)
 
 
 def word_count(text: str) -> int:
@@ -78,7 +55,7 @@ def wrong_length(draft: Draft) -> str:
 
 def query_equals_positive(draft: Draft) -> str:
     """Both sides are the same text."""
-    return "the positive repeats the query" if normal(draft.query) == normal(draft.positive) else ""
+    return "the positive repeats the query" if word_key(draft.query) == word_key(draft.positive) else ""
 
 
 def copied(draft: Draft) -> str:
@@ -121,10 +98,10 @@ def useless_negative(draft: Draft) -> str:
     """The hard negative is the positive or the query."""
     if not draft.negative:
         return ""
-    negative = normal(draft.negative)
-    if negative == normal(draft.positive):
+    negative = word_key(draft.negative)
+    if negative == word_key(draft.positive):
         return "the hard negative repeats the positive"
-    return "the hard negative repeats the query" if negative == normal(draft.query) else ""
+    return "the hard negative repeats the query" if negative == word_key(draft.query) else ""
 
 
 def wrong_language(draft: Draft, detector: Detector) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from importlib import resources
 from pathlib import Path
@@ -14,6 +15,7 @@ from embedforge.synthesize.budget import Budget
 from embedforge.synthesize.diversity import nearest
 from embedforge.synthesize.harvest import Outcome, Tally
 from embedforge.synthesize.journal import Journal, Spent
+from embedforge.text.words import shorten
 
 HISTOGRAM_BINS = 10
 CLOSEST = 3
@@ -77,7 +79,8 @@ def render(report: dict[str, Any]) -> str:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     source = resources.files("embedforge.synthesize").joinpath("report.html.j2").read_text(encoding="utf-8")
-    return environment.from_string(source).render(report=report, shorten=_shorten)
+    shown = functools.partial(shorten, most=_LONGEST_TEXT, mark=" …")
+    return environment.from_string(source).render(report=report, shorten=shown)
 
 
 def _group(tally: Tally, name: str) -> dict[str, Any]:
@@ -145,7 +148,3 @@ def _sample(outcome: Outcome) -> dict[str, Any]:
         return sample | ({"answer": outcome.answer} if outcome.answer else {})
     sample |= {"query": example.query, "positive": example.positives[0]}
     return sample | ({"negative": example.negatives[0]} if example.negatives else {})
-
-
-def _shorten(text: str) -> str:
-    return text if len(text) <= _LONGEST_TEXT else text[:_LONGEST_TEXT] + " …"
