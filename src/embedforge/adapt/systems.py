@@ -29,7 +29,7 @@ from embedforge.files import write_arrays
 from embedforge.model.encoder import EmbeddingModel, embedding_model, load
 from embedforge.model.language_head import load_head
 from embedforge.recipe import Recipe
-from embedforge.recipe.model import Pooling
+from embedforge.recipe.model import WeightedMean
 from embedforge.recipe.objectives import Mntp
 from embedforge.runtime import pick_device
 from embedforge.train.mntp import chunks_of, held_out_losses, masking_of
@@ -102,7 +102,7 @@ def without_adapter(recipe: Recipe) -> Recipe:
 def as_it_came(recipe: Recipe) -> Recipe:
     """Return the recipe for its decoder with its own attention, pooled as suits that."""
     contract = recipe.contract.model_copy(update={"attention": "causal", "pooling": CAUSAL_POOLING})
-    model = recipe.model.model_copy(update={"adapter": None, "pooling": Pooling(kind=CAUSAL_POOLING)})
+    model = recipe.model.model_copy(update={"adapter": None, "pooling": WeightedMean()})
     return recipe.model_copy(update={"contract": contract, "model": model})
 
 

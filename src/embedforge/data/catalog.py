@@ -15,10 +15,10 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError, model_validator
 
+from embedforge.data.names import CATALOG_PREFIX
 from embedforge.errors import EmbedforgeError, did_you_mean
 from embedforge.validation import explain
 
-CATALOG_PREFIX = "catalog:"
 Paper = Literal["nv-embed-v1", "nv-embed-v2", "e5-mistral"]
 PAPERS: tuple[Paper, ...] = ("nv-embed-v1", "nv-embed-v2", "e5-mistral")
 Family = Literal["nv-embed", "e5-mistral"]

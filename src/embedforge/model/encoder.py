@@ -26,7 +26,7 @@ from embedforge.model.auto_tokenizer import auto_tokenizer_options
 from embedforge.model.decoder import find_folder, load_decoder, quiet, token_states, torch_dtype
 from embedforge.model.foreign import load_foreign
 from embedforge.model.modules import Pool, TextEncoder
-from embedforge.model.pooling import STATELESS, build_pooler
+from embedforge.model.pooling import STATELESS, Pooler, build_pooler
 from embedforge.model.precision import ExactRotary
 from embedforge.model.trained_base import require_own_attention, take_over_pooler
 from embedforge.text.contract import FILE_NAME as CONTRACT
@@ -55,13 +55,13 @@ class EmbeddingModel(ExactRotary):
         pooler: from `build_pooler`.
         tokenizer: the decoder's; the model keeps the contract's copy of it.
         contract: decides about tokens, pool and normalisation.
-        pooling: the arguments of `build_pooler` apart from kind and width, needed to save the model.
+        pooling: the settings of its kind, needed to save the model.
     """
 
     def __init__(
         self,
         decoder: PreTrainedModel,
-        pooler: nn.Module,
+        pooler: Pooler,
         tokenizer: PreTrainedTokenizerBase,
         contract: Contract,
         pooling: Mapping[str, Any] | None = None,
@@ -117,7 +117,7 @@ def build(
     Args:
         base: `embedforge:base`, a folder or a hub id.
         contract: how text becomes a vector; its `pooling` is the kind of the pooler.
-        pooling: other arguments of `build_pooler` (latents, heads, head_dim, feed_forward_multiple).
+        pooling: the settings of that kind (latents, heads, head_dim, feed_forward_multiple).
         sliding_window: see `make_bidirectional`.
         allow_causal_layers: accept layers that stay causal.
         attention_implementation: sdpa, eager, flash_attention_2 or auto.
@@ -131,8 +131,6 @@ def build(
     """
     options = dict(pooling or {})
     kind = options.pop("kind", contract.pooling)
-    if kind in STATELESS:
-        options = {}
     contract = contract.model_copy(update={"pooling": kind, "goldens": ()})
     folder = find_folder(base)
     require_own_attention(folder, contract)

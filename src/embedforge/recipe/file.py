@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from embedforge.data.convert import default_name
+from embedforge.data.names import default_name
 from embedforge.errors import EmbedforgeError, did_you_mean
 
 SHIPPED = Path(str(resources.files("embedforge") / "recipe" / "shipped"))

@@ -22,9 +22,10 @@ def recipe_schema() -> dict[str, Any]:
         "const": True,
         "description": "Leave out this stage of the recipe that is extended; with `name` alone.",
     }
-    # Without a kind, which defaults to contrastive, some objectives' keys fit more than one of them.
-    objective = stage["properties"]["objective"]
-    objective["anyOf"] = objective.pop("oneOf")
+    # Without a kind, which has a default, the keys may fit more than one of them.
+    for section, key in ((stage, "objective"), (schema["$defs"]["Model"], "pooling")):
+        kinds = section["properties"][key]
+        kinds["anyOf"] = kinds.pop("oneOf")
     inside = {"mix": {"required": mix.pop("required")}}
     stages = {"items": {"required": stage.pop("required"), "properties": inside}}
     schema["if"] = {"required": ["extends"]}

@@ -182,7 +182,7 @@ def run_stage(
         model,
         training_arguments(recipe, stage, folder, device),
         recipe=recipe,
-        work=work_of(model, recipe, stage, mixture),
+        work=work_of(stage.objective, model, recipe, stage, mixture),
         held_out=(lambda model: held_out_retrieval(model, pool)) if pool else None,
     )
     trainer.remove_callback(PrinterCallback)
