@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.markup import escape
 from rich.syntax import Syntax
+from rich.table import Table
 from rich.tree import Tree
 
 from embedforge.errors import EmbedforgeError
@@ -57,6 +58,19 @@ def show(
     console.print(mixture_tree(recipe, mixtures))
     for warning in warnings(recipe, mixtures, source_folder):
         console.print(f"[yellow]warning:[/yellow] {escape(warning)}")
+
+
+def show_recipes() -> None:
+    """Print the shipped recipes: name, what it is about, decoder, pooling and stages."""
+    console, table = Console(), Table(box=None, pad_edge=False)
+    for heading in ("recipe", "about", "decoder, pooling, stages"):
+        table.add_column(heading, overflow="fold")
+    for name in shipped_recipes():
+        recipe = load_recipe(name)
+        stages = (f"{stage.name}: {stage.objective.kind}, {stage.steps:,} steps" for stage in recipe.stages)
+        facts = [recipe.model.base, f"{recipe.model.pooling.kind} pooling", *stages]
+        table.add_row(f"[bold]{escape(name)}[/bold]", escape(recipe.about), escape("\n".join(facts)))
+    console.print(table)
 
 
 def read_mixtures(recipe: Recipe, source_folder: Path | None) -> dict[str, Mixture | EmbedforgeError]:

@@ -244,7 +244,7 @@ class Pool(Module):
             raise _missing(model_name_or_path, subfolder, cls.config_file_name)
         shape = read_object(Path(config))
         try:
-            pooler_type = pooler_class(shape["kind"], shape.pop("defined_in", ""))
+            pooler_type = _pooler_class(config, shape["kind"], shape.pop("defined_in", ""))
             shape["options"] = pooler_type.settings_of(shape["options"])
             pooler = pooler_type(shape["hidden_size"], **shape["options"])
         except (KeyError, TypeError) as error:
@@ -258,6 +258,13 @@ class Pool(Module):
                 raise _missing(model_name_or_path, subfolder, WEIGHTS)
             _load_weights(pooler, weights)
         return cls(pooler, **shape)
+
+
+def _pooler_class(config: str, kind: str, defined_in: str) -> type[Pooler]:
+    try:
+        return pooler_class(kind, defined_in)
+    except EmbedforgeError as error:
+        raise EmbedforgeError(f"{config}: {error}") from None
 
 
 def _missing(folder: str, subfolder: str, name: str) -> EmbedforgeError:

@@ -18,9 +18,9 @@ from pydantic import (
     model_validator,
 )
 
-from embedforge.errors import EmbedforgeError, did_you_mean
+from embedforge.errors import EmbedforgeError
 from embedforge.recipe.base import PositiveInt, Section
-from embedforge.recipe.file import SHIPPED, read_values
+from embedforge.recipe.file import read_values, shipped_file
 from embedforge.recipe.model import Model, Pooling
 from embedforge.recipe.stage import Stage
 from embedforge.text.contract import Contract
@@ -131,11 +131,6 @@ class Recipe(Section):
         return self
 
 
-def shipped_recipes() -> dict[str, Path]:
-    """Return the recipes in the package, by name."""
-    return {path.stem: path for path in sorted(SHIPPED.glob("*.yaml"))}
-
-
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     """Read a shipped recipe by name, or a YAML/JSON file; `overrides` are "key.path=value".
 
@@ -146,13 +141,7 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     """
     path = Path(name_or_path)
     if not path.exists():
-        shipped = shipped_recipes()
-        if name_or_path not in shipped:
-            raise EmbedforgeError(
-                f"there is no recipe '{name_or_path}': neither a file nor one of the shipped recipes "
-                f"({', '.join(shipped)}).{did_you_mean(name_or_path, shipped)}"
-            )
-        path = shipped[name_or_path]
+        path = shipped_file(name_or_path)
     return parse_recipe(read_values(path, overrides), str(path))
 
 
