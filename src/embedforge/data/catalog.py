@@ -126,7 +126,8 @@ def read_catalog(path: Path) -> dict[str, Entry]:
     Raises:
         EmbedforgeError: unknown keys, wrong values, or settings that do not fit together; names the entry.
     """
-    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml, which not every build of PyYAML has
+    values = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
     if not isinstance(values, dict):
         raise EmbedforgeError(f"{path}: a catalogue maps names to entries, this file holds {values!r:.60}")
     entries = {}

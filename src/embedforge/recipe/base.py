@@ -23,9 +23,12 @@ PositiveInt = Annotated[int, Field(ge=1)]
 
 
 class Section(BaseModel):
-    """A part of a recipe: unknown keys are refused, values do not change once read."""
+    """A part of a recipe: unknown keys are refused, values do not change once read.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    The string below a key says what it means; `recipe.schema` hands it to editors.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Kinds(Section):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from embedforge.data.names import default_name
 from embedforge.errors import EmbedforgeError, did_you_mean
 from embedforge.files import write_text
 
-SHIPPED = Path(str(resources.files("embedforge") / "recipe" / "shipped"))
+SHIPPED = Path(__file__).parent / "shipped"
 """The folder of the recipes in the package."""
 
 ENDINGS = (".yaml", ".yml", ".json")
