@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from embedforge.quickstart.run import quickstart
 
 from embedforge.evaluate.run import evaluate
 from embedforge.files import read_json, write_text
-from embedforge.quickstart.run import quickstart
 
 BASE_MEAN, BM25 = "embedforge:base@mean", "bm25"
 MAX_TOKENS = 192

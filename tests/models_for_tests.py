@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from embedforge.model.encoder import EmbeddingModel, build
+from embedforge.model.pooling import pooler_class
 from embedforge.text.contract import Contract
 
 SHAPE = {"latents": 8, "heads": 2, "head_dim": 16, "feed_forward_multiple": 2}
@@ -17,9 +18,14 @@ KINDS = ["last", "mean", "weighted_mean", "cls", "latent", "self_attention"]
 TEXTS = ["how deep is the river?", "", " odd\n🙂", "bread and music " * 40]
 
 
+def shape_of(kind: str) -> dict[str, int]:
+    """The settings of a kind of pooling."""
+    return {name: SHAPE[name] for name in pooler_class(kind).settings()}
+
+
 def make(base: Path, kind: str = "mean", **settings) -> EmbeddingModel:
     return build(
-        base=str(base), contract=Contract(max_tokens=64, **settings), pooling={"kind": kind, **SHAPE}
+        base=str(base), contract=Contract(max_tokens=64, **settings), pooling={"kind": kind, **shape_of(kind)}
     ).eval()
 
 

@@ -94,7 +94,7 @@ def begin(recipe: Recipe, number: int = 0, dtype: torch.dtype = torch.float32) -
     """A stage of a recipe on a fresh model, in train mode, ready for `step`."""
     stage = recipe.stages[number]
     model = prepare_model(recipe, "cpu").to(dtype)
-    work = work_of(model, recipe, stage, read_mixture(stage, recipe.seed))
+    work = work_of(stage.objective, model, recipe, stage, read_mixture(stage, recipe.seed))
     work.begin(alone())
     work.module.train()
     return model, work

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from embedforge.adapt import run as adapt_run
+from embedforge.adapt.run import adapt
+from embedforge.adapt.systems import ADAPTED, AS_IT_CAME, UNTRAINED
 from safetensors.torch import load_file
 from transformers import MistralConfig, MistralModel, PreTrainedTokenizerFast, TrainerCallback
 
 import embedforge
-from embedforge.adapt import run as adapt_run
-from embedforge.adapt.run import adapt
-from embedforge.adapt.systems import ADAPTED, AS_IT_CAME, UNTRAINED
 from embedforge.errors import EmbedforgeError
 from embedforge.files import read_json
 from embedforge.search.run import search

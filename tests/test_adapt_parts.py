@@ -10,10 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rich.console import Console
-from tokenizers import Tokenizer, models
-from transformers import PreTrainedTokenizerFast
-
 from embedforge.adapt.figures import FEWEST_HALVES, alignment, figures_of, own_half_nearer, uniformity
 from embedforge.adapt.held_out import HeldOut, held_out_of
 from embedforge.adapt.plan import FEWEST_STEPS, MOST_EPOCHS, Measured, Sizes, fit
@@ -21,6 +17,10 @@ from embedforge.adapt.settings import choose_recipe, pick_mask_token
 from embedforge.adapt.systems import ADAPTED, AS_IT_CAME, UNTRAINED, Seen, as_it_came, system_names
 from embedforge.adapt.texts import read_texts
 from embedforge.adapt.verdicts import verdicts
+from rich.console import Console
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
+
 from embedforge.documents import Chunk, Folder, Pair
 from embedforge.errors import EmbedforgeError
 from embedforge.recipe import Recipe, load_recipe

@@ -103,7 +103,9 @@ def test_what_a_base_has_learned_from_counts_too(
     pairs(tmp_path / "a.jsonl", "sts/x", "sts/y")
     base = tmp_path / "earlier"
     base.mkdir()
-    (base / "recipe.json").write_text(json.dumps({"stages": [{"objective": {"kind": kind}}]}))
+    source = {"path": "b.jsonl", "kind": "texts" if kind == "mntp" else "examples"}
+    stage = {"objective": {"kind": kind}, "mix": {"sources": [source]}}
+    (base / "recipe.json").write_text(json.dumps({"stages": [stage]}))
     if mark is not None:
         write_mark(base, Mark(tasks={name: CheckedTask(fingerprint=FINGERPRINT) for name in mark}))
     found = mark_of_training(recipe_of({"path": "a.jsonl"}, base=str(base)), tmp_path)

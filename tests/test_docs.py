@@ -19,8 +19,9 @@ from pydantic import BaseModel
 from embedforge import recipe
 from embedforge.cli import app
 from embedforge.data.convert import read_source
-from embedforge.recipe import Source, load_recipe, objectives, parse_recipe, shipped_recipes
+from embedforge.recipe import Source, load_recipe, objectives, parse_recipe, shipped_recipes, stage
 from embedforge.recipe import model as recipe_model
+from embedforge.recipe.base import Kinds
 from embedforge.text.contract import Contract
 
 ROOT = Path(__file__).parent.parent
@@ -74,6 +75,10 @@ def test_a_recipe_parses(block: Block, tmp_path: Path) -> None:
 
 
 def sections(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
+    """A section and those below it, in every kind that has more keys than its kind."""
+    if issubclass(model, Kinds):
+        yield from (kind for kind in model.kinds().values() if len(kind.model_fields) > 1)
+        return
     yield model
     for field in model.model_fields.values():
         for module, part in re.findall(r"embedforge\.(recipe\.\w+)\.(\w+)", str(field.annotation)):
@@ -83,13 +88,14 @@ def sections(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
 SECTIONS = {
     "Recipe": recipe.Recipe,
     "model": recipe_model.Model,
-    "model.pooling": recipe_model.Pooling,
+    "latent": recipe_model.Latent,
+    "self_attention": recipe_model.SelfAttention,
     "model.adapter": recipe_model.Lora,
     "stages": recipe.Stage,
     "contrastive": objectives.Contrastive,
     "mntp": objectives.Mntp,
     "simcse": objectives.SimCSE,
-    "mine_again": objectives.MineAgain,
+    "mine_again": stage.MineAgain,
     "mix": recipe.Mix,
     "source": recipe.Source,
     "training": recipe.Training,
@@ -150,13 +156,23 @@ def commands() -> Iterator[Any]:
                 yield pytest.param(line, id=f"{page.name}: {line.strip()}")
 
 
+def command_of(verb: str, words: list[str]) -> tuple[Any, list[str]]:
+    """What a verb runs, with a verb of its own as in `recipe list`, and the words that follow."""
+    assert verb in VERBS, f"no verb '{verb}'"
+    command = VERBS[verb]
+    if words and hasattr(command, "commands"):
+        assert words[0] in command.commands, f"no verb '{verb} {words[0]}'"
+        return command.commands[words[0]], words[1:]
+    return command, words
+
+
 @pytest.mark.parametrize("line", commands())
 def test_a_command_line_can_be_read(line: str) -> None:
     """Verb, options, and the number and types of the arguments are right; nothing is run."""
     for call in re.findall(r"(?:^|\s)embedforge ([a-z-].*)", line):
         verb, *arguments = shlex.split(re.split(r" [>|;&]", call)[0], comments=True)
-        assert verb in VERBS, f"no verb '{verb}'"
-        VERBS[verb].make_context(verb, arguments)
+        command, arguments = command_of(verb, arguments)
+        command.make_context(verb, arguments)
 
 
 def mentions() -> Iterator[Any]:
@@ -169,9 +185,9 @@ def mentions() -> Iterator[Any]:
 @pytest.mark.parametrize("span", mentions())
 def test_a_command_in_the_text_exists(span: str) -> None:
     """A mention may leave arguments out; its verb and options have to be there."""
-    _, verb, *rest = shlex.split(span)
-    assert verb in VERBS, f"no verb '{verb}'"
-    known = {name for parameter in VERBS[verb].params for name in (*parameter.opts, "-h", "--help")}
+    _, *words = shlex.split(span)
+    command, rest = command_of(*words[:1], words[1:])
+    known = {name for parameter in command.params for name in (*parameter.opts, "-h", "--help")}
     assert {word.partition("=")[0] for word in rest if word.startswith("-")} <= known
 
 

@@ -18,7 +18,7 @@ from embedforge.errors import EmbedforgeError
 from embedforge.model.encoder import embedding_model, save
 from embedforge.model.export import export
 from embedforge.model.llm2vec import load_llm2vec
-from embedforge.model.pooling import mean
+from embedforge.model.pooling import MeanPooler
 from llm2vec_for_tests import (
     GOLDEN,
     INSTRUCTION,
@@ -66,7 +66,7 @@ def test_a_chain_gives_the_vectors_of_pefts_own_sequential_merge(chain: list[Pat
     inputs = batch(model, INSTRUCTION)
     with torch.no_grad():
         states = reference(inputs["input_ids"], inputs["attention_mask"], use_cache=False).last_hidden_state
-    expected = mean(states, inputs["pooling_mask"]).float()
+    expected = MeanPooler(64)(states, inputs["pooling_mask"]).float()
     torch.testing.assert_close(vectors(model, INSTRUCTION), expected, atol=1e-5, rtol=0)
     for others in (adapters[:1], adapters[1:], []):
         fewer = load_llm2vec(

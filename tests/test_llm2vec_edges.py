@@ -9,17 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from embedforge.quickstart.base_vectors import _untrained
 from torch import Tensor
 
 import embedforge
 from embedforge.errors import EmbedforgeError
 from embedforge.evaluate.untrained import load_untrained
 from embedforge.model.encoder import EmbeddingModel, build, embedding_model, save
-from embedforge.quickstart.base_vectors import _untrained
 from embedforge.recipe import parse_recipe
 from embedforge.text.contract import Contract
 from embedforge.train.run import train
-from models_for_tests import SHAPE, TEXTS, embed, make
+from models_for_tests import SHAPE, TEXTS, embed, make, shape_of
 from stages_for_tests import begin, mntp, recipe_of, simcse, write_texts
 
 
@@ -111,7 +111,9 @@ def test_a_pooler_of_the_same_kind_and_shape_is_taken_over(
 ) -> None:
     saved = embedding_model(embedforge.load(str(trained[kind]), "cpu"))
     contract = Contract(max_tokens=64)
-    found = build(base=str(trained[kind]), contract=contract, pooling={"kind": kind, **SHAPE}, dtype=dtype)
+    found = build(
+        base=str(trained[kind]), contract=contract, pooling={"kind": kind, **shape_of(kind)}, dtype=dtype
+    )
     for name, weight in pooler_of(saved).items():
         assert torch.equal(pooler_of(found)[name], weight.to(dtype))
     if dtype == torch.float32:
@@ -123,7 +125,11 @@ def test_a_pooler_of_the_same_kind_and_shape_is_taken_over(
     ("before", "pooling", "words"),
     [
         ("latent", {"kind": "mean"}, ["'latent'", "'mean'", "left behind"]),
-        ("latent", {"kind": "self_attention", **SHAPE}, ["'latent'", "'self_attention'", "left behind"]),
+        (
+            "latent",
+            {"kind": "self_attention", **shape_of("self_attention")},
+            ["'latent'", "'self_attention'", "left behind"],
+        ),
         ("latent", {"kind": "latent", **SHAPE, "latents": 9}, ["'latent' of another shape", "left behind"]),
         (
             "latent",

@@ -89,5 +89,5 @@ def test_models_the_layout_cannot_hold_are_refused(official_model: EmbeddingMode
     with pytest.raises(EmbedforgeError, match="one dtype"):
         save_nvembed(mixed, tmp_path / "out")
     model.pooler = build_pooler("mean", 64)
-    with pytest.raises(EmbedforgeError, match="MistralModel with StatelessPooler"):
+    with pytest.raises(EmbedforgeError, match="MistralModel with MeanPooler"):
         save_nvembed(model, tmp_path / "out")

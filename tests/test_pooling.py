@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedforge.errors import EmbedforgeError
-from embedforge.model.pooling import build_pooler
+from embedforge.model.pooling import build_pooler, pooler_class
 
 KINDS = ["last", "mean", "weighted_mean", "cls", "latent", "self_attention"]
 SHAPE = {"latents": 5, "heads": 2, "head_dim": 3, "feed_forward_multiple": 2}
@@ -16,7 +16,8 @@ SHAPE = {"latents": 5, "heads": 2, "head_dim": 3, "feed_forward_multiple": 2}
 
 def make(kind: str, hidden: int = 8) -> torch.nn.Module:
     torch.manual_seed(0)
-    return build_pooler(kind, hidden, **SHAPE).double().eval()
+    shape = {name: SHAPE[name] for name in pooler_class(kind).settings()}
+    return build_pooler(kind, hidden, **shape).double().eval()
 
 
 STATES = torch.arange(8, dtype=torch.float64).reshape(1, 4, 2)
@@ -137,3 +138,8 @@ def test_heads_are_as_wide_as_the_decoder_unless_told() -> None:
 def test_unknown_kind() -> None:
     with pytest.raises(EmbedforgeError, match="Did you mean 'latent'"):
         build_pooler("latents", 8)
+
+
+def test_a_setting_that_the_kind_does_not_have() -> None:
+    with pytest.raises(EmbedforgeError, match="'mean' has no setting 'heads', only none"):
+        build_pooler("mean", 8, heads=2)

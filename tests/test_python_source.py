@@ -7,12 +7,12 @@ import textwrap
 from collections import Counter
 
 import pytest
+from embedforge.quickstart.source_units import python_units
+from embedforge.quickstart.unit import Unit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedforge.documents.python_source import summary
-from embedforge.quickstart.source_units import python_units
-from embedforge.quickstart.unit import Unit
 
 SOURCE = '''
 import functools

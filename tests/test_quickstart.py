@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from embedforge.quickstart.run import quickstart
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 import embedforge
 from embedforge.errors import EmbedforgeError
 from embedforge.files import read_json
-from embedforge.quickstart.run import quickstart
 from embedforge.recipe import load_recipe
 from embedforge.search.run import search
 from embedforge.train import run as train_run

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
 from rich.syntax import Syntax
+from rich.table import Table
 from rich.tree import Tree
 
 from embedforge.errors import EmbedforgeError
-from embedforge.recipe import Recipe, Stage, load_recipe, shipped_recipes
-from embedforge.recipe.objectives import Mntp, SimCSE
+from embedforge.recipe import Recipe, load_recipe, shipped_recipes
 from embedforge.recipe.schema import recipe_schema
 
 if TYPE_CHECKING:
@@ -60,6 +60,19 @@ def show(
         console.print(f"[yellow]warning:[/yellow] {escape(warning)}")
 
 
+def show_recipes() -> None:
+    """Print the shipped recipes: name, what it is about, decoder, pooling and stages."""
+    console, table = Console(), Table(box=None, pad_edge=False)
+    for heading in ("recipe", "about", "decoder, pooling, stages"):
+        table.add_column(heading, overflow="fold")
+    for name in shipped_recipes():
+        recipe = load_recipe(name)
+        stages = (f"{stage.name}: {stage.objective.kind}, {stage.steps:,} steps" for stage in recipe.stages)
+        facts = [recipe.model.base, f"{recipe.model.pooling.kind} pooling", *stages]
+        table.add_row(f"[bold]{escape(name)}[/bold]", escape(recipe.about), escape("\n".join(facts)))
+    console.print(table)
+
+
 def read_mixtures(recipe: Recipe, source_folder: Path | None) -> dict[str, Mixture | EmbedforgeError]:
     """Return each stage's mixture by the stage's name, or what is wrong with it."""
     from embedforge.train.mixtures import read_mixture
@@ -81,43 +94,17 @@ def mixture_tree(recipe: Recipe, mixtures: Mapping[str, Mixture | EmbedforgeErro
     for stage in recipe.stages:
         branch = root.add(
             f"[bold]{escape(stage.name)}[/bold]  {stage.steps:,} steps x {stage.batch_queries} "
-            f"{_objective_line(recipe, stage)}, {stage.mix.batches} batches"
+            f"{stage.objective.describe(stage, recipe.contract.max_tokens)}, {stage.mix.batches} batches"
         )
         mixture = mixtures[stage.name]
         if not isinstance(mixture, EmbedforgeError):
-            branch.add(describe(mixture, _UNITS[stage.objective.kind]))
+            branch.add(describe(mixture, stage.objective.unit))
             continue
         branch.add(f"[yellow]not counted:[/yellow] {escape(str(mixture))}")
         for source in stage.mix.sources:
             named = escape(source.name or source.path)
             branch.add(f"{named} ({source.kind}, cap {source.cap or 'none'})")
     return root
-
-
-_UNITS: dict[str, Literal["queries", "texts", "chunks"]] = {
-    "contrastive": "queries",
-    "simcse": "texts",
-    "mntp": "chunks",
-}
-"""What a step is made of, by the objective's kind."""
-
-
-def _objective_line(recipe: Recipe, stage: Stage) -> str:
-    """What a step holds, by the stage's objective."""
-    objective, unit = stage.objective, _UNITS[stage.objective.kind]
-    if isinstance(objective, Mntp):
-        tokens = objective.chunk_tokens or recipe.contract.max_tokens
-        hidden = "all of them hidden" if objective.style == "all_mask" else "80 % of them hidden"
-        return (
-            f"{unit} of {tokens} tokens, mntp: {objective.probability:.0%} to predict, {hidden} by "
-            f"'{objective.mask_token}'"
-        )
-    if isinstance(objective, SimCSE):
-        return (
-            f"{unit}, simcse: temperature {objective.temperature:g}, "
-            f"attention dropout {objective.attention_dropout:g}"
-        )
-    return f"{unit}, {stage.negatives} hard negatives, in-batch: {objective.in_batch}"
 
 
 def warnings(

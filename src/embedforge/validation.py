@@ -19,18 +19,27 @@ def explain(error: ValidationError, section: type[BaseModel]) -> str:
 
 
 def _explain(item: Any, section: type[BaseModel]) -> str:
-    known, path = _known_keys(section, item["loc"][:-1])
-    place = ".".join(map(str, (*path, *item["loc"][-1:]))) or section.__name__.lower()
+    sections, path = _place(section, item["loc"][:-1])
+    is_key = item["type"] in {"missing", "extra_forbidden"}
+    last = [part for part in item["loc"][-1:] if is_key or not _member(sections, part)]
+    place = ".".join(map(str, (*path, *last))) or section.__name__.lower()
     if item["type"] == "union_tag_invalid":
         kinds = [kind.strip("'") for kind in item["ctx"]["expected_tags"].split(", ")]
         kind = item["ctx"]["tag"]
-        return f"  {place}.kind: '{kind}' is none of {', '.join(kinds)}.{did_you_mean(kind, kinds)}"
+        return f"  {place}.kind: {unknown_kind(kind, kinds)}"
     if item["type"] == "extra_forbidden":
+        known = list(sections[0].model_fields) if sections else []
         hint = did_you_mean(str(item["loc"][-1]), known)
         return f"  {place}: unknown key.{hint or ' Known here: ' + ', '.join(known) + '.'}"
     message = item["msg"].removeprefix("Value error, ")
     found = "" if item["type"] in {"missing", "value_error"} else f" (found {item['input']!r:.80})"
     return f"  {place}: {message}{found}"
+
+
+def unknown_kind(kind: str, known: Sequence[str]) -> str:
+    """Say that there is no such kind, which there are, and how one of the user's own gets among them."""
+    hint = did_you_mean(kind, known) or " (A kind of your own is known once its module is imported.)"
+    return f"'{kind}' is none of {', '.join(known)}.{hint}"
 
 
 def _follows_from_another(item: Any, items: Sequence[Any]) -> bool:
@@ -39,8 +48,8 @@ def _follows_from_another(item: Any, items: Sequence[Any]) -> bool:
     return item["type"] == "too_short" and any(place[: len(item["loc"])] == item["loc"] for place in inside)
 
 
-def _known_keys(section: Any, path: Sequence[str | int]) -> tuple[list[str], list[str | int]]:
-    """The keys allowed at a place, and the place as it is written: without the names of a union's members."""
+def _place(section: Any, path: Sequence[str | int]) -> tuple[list[Any], list[str | int]]:
+    """The sections that can stand at a place, and the place as it is written: without the names of kinds."""
     sections, written = [section], []
     for part in path:
         if member := _member(sections, part):
@@ -50,13 +59,20 @@ def _known_keys(section: Any, path: Sequence[str | int]) -> tuple[list[str], lis
         fields = sections[0].model_fields if sections else {}
         if isinstance(part, str) and part in fields:
             sections = list(_sections_of(fields[part].annotation))
-    return (list(sections[0].model_fields) if sections else []), written
+    return sections, written
 
 
 def _member(sections: Sequence[Any], name: str | int) -> Any:
-    """The section of a union that pydantic calls `name`, after its `kind`."""
-    named = (item for item in sections if "kind" in item.model_fields and len(sections) > 1)
+    """The section that pydantic calls `name`, after its `kind`: a member of a union, or a subclass."""
+    kinds = (item for section in sections for item in _with_subclasses(section))
+    named = (item for item in kinds if "kind" in item.model_fields)
     return next((item for item in named if item.model_fields["kind"].default == name), None)
+
+
+def _with_subclasses(section: Any) -> Iterator[Any]:
+    yield section
+    for subclass in section.__subclasses__():
+        yield from _with_subclasses(subclass)
 
 
 def _sections_of(annotation: Any) -> Iterator[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -45,3 +46,10 @@ def _root(
     ] = False,
 ) -> None:
     pass
+
+
+def source_folder(recipe: str | None, data: Path | None) -> Path | None:
+    """Relative sources start at --data, else at the recipe file, else (a shipped recipe) here."""
+    if data is not None:
+        return data
+    return Path(recipe).parent if recipe is not None and Path(recipe).exists() else Path.cwd()

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from embedforge.cli.app import Device, Overrides, Seed, app
+from embedforge.cli.app import Device, Overrides, Seed, app, source_folder
 
 Out = typer.Option("--out", "-o", help="Where the model, the index and the report go.")
 Base = Annotated[
@@ -152,7 +152,7 @@ def train(
             out,
             resume=resume,
             device=device,
-            source_folder=_source_folder(recipe, data),
+            source_folder=source_folder(recipe, data),
             refresh=refresh_stage,
         )
     except Interrupted as stop:
@@ -162,28 +162,6 @@ def train(
         raise typer.Exit(130) from None
     if is_first_rank():
         typer.echo(f"The model is in {model}; use it with: embedforge.load('{model}').encode_query('...')")
-
-
-@app.command()
-def show(
-    recipe: Annotated[
-        str | None, typer.Argument(help="A shipped recipe by name or a YAML file; --schema needs none.")
-    ] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key before showing.")
-    ] = None,
-    data: Annotated[Path | None, typer.Option(help="Folder that relative source paths start from.")] = None,
-    schema: Annotated[
-        bool, typer.Option("--schema", help="Print the JSON schema of recipes, for editors, and stop.")
-    ] = False,
-    json_: Annotated[bool, typer.Option("--json", help="Print the resolved recipe as JSON only.")] = False,
-) -> None:
-    """Print a recipe with all its defaults, and its mixture as a tree with row counts; loads no weights."""
-    if recipe is None and not schema:
-        raise typer.BadParameter("name a recipe, or ask for the --schema", param_hint="RECIPE")
-    from embedforge.show import show as run
-
-    run(recipe, set_ or (), _source_folder(recipe, data), schema=schema, as_json=json_)
 
 
 @app.command()
@@ -215,10 +193,3 @@ def _train_command(
         command += ["--device", device]
     launcher = "torchrun ... -m " if torchrun else ""
     return launcher + shlex.join([*command, "--resume"])
-
-
-def _source_folder(recipe: str | None, data: Path | None) -> Path | None:
-    """Relative sources start at --data, else at the recipe file, else (a shipped recipe) here."""
-    if data is not None:
-        return data
-    return Path(recipe).parent if recipe is not None and Path(recipe).exists() else Path.cwd()

@@ -6,9 +6,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from embedforge.data.catalog import CATALOG_PREFIX
 from embedforge.data.fields import other_kind
-from embedforge.data.readers import HUB_PREFIX, is_beir, read_records
+from embedforge.data.names import CATALOG_PREFIX, HUB_PREFIX
+from embedforge.data.readers import is_beir, read_records
 from embedforge.errors import EmbedforgeError
 from embedforge.recipe import Source, source_of
 

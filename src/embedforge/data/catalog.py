@@ -15,10 +15,10 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError, model_validator
 
+from embedforge.data.names import CATALOG_PREFIX
 from embedforge.errors import EmbedforgeError, did_you_mean
 from embedforge.validation import explain
 
-CATALOG_PREFIX = "catalog:"
 Paper = Literal["nv-embed-v1", "nv-embed-v2", "e5-mistral"]
 PAPERS: tuple[Paper, ...] = ("nv-embed-v1", "nv-embed-v2", "e5-mistral")
 Family = Literal["nv-embed", "e5-mistral"]
@@ -126,7 +126,8 @@ def read_catalog(path: Path) -> dict[str, Entry]:
     Raises:
         EmbedforgeError: unknown keys, wrong values, or settings that do not fit together; names the entry.
     """
-    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml, which not every build of PyYAML has
+    values = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
     if not isinstance(values, dict):
         raise EmbedforgeError(f"{path}: a catalogue maps names to entries, this file holds {values!r:.60}")
     entries = {}

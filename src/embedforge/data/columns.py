@@ -20,8 +20,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from embedforge.data.catalog import CATALOG_PREFIX, Entry, find_entry
-from embedforge.data.readers import HUB_PREFIX, join_title, read_records
+from embedforge.data.catalog import Entry, find_entry
+from embedforge.data.names import CATALOG_PREFIX, HUB_PREFIX
+from embedforge.data.readers import join_title, read_records
 from embedforge.data.record import Record
 from embedforge.errors import EmbedforgeError, missing_extra
 

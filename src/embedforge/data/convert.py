@@ -24,13 +24,13 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, Protocol
 
-from embedforge.data.catalog import CATALOG_PREFIX
 from embedforge.data.columns import Opened, open_entry, prepared_file
 from embedforge.data.example import Example
 from embedforge.data.fields import example_of
 from embedforge.data.labels import from_classes, from_labels
+from embedforge.data.names import CATALOG_PREFIX, HUB_PREFIX, default_name
 from embedforge.data.nli import from_nli
-from embedforge.data.readers import HUB_PREFIX, Retrieval, join_title, read_beir, read_records
+from embedforge.data.readers import Retrieval, join_title, read_beir, read_records
 from embedforge.data.record import Record
 from embedforge.data.sample import Item, sampled
 from embedforge.errors import EmbedforgeError, did_you_mean
@@ -92,15 +92,6 @@ def source_name(source: SourceSpec) -> str:
     name are refused where they meet.
     """
     return source.name or default_name(source.path)
-
-
-def default_name(path: str) -> str:
-    """Return the name of a source that has a path only.
-
-    >>> default_name("data/msmarco.jsonl.gz")
-    'msmarco'
-    """
-    return Path(path.removeprefix(HUB_PREFIX).removeprefix(CATALOG_PREFIX)).name.partition(".")[0]
 
 
 def source_file(source: SourceSpec, folder: str | Path | None = None) -> Path | None:

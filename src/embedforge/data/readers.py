@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, NamedTuple, cast
 
+from embedforge.data.names import HUB_PREFIX
 from embedforge.data.record import Record
 from embedforge.errors import EmbedforgeError, did_you_mean, missing_extra
 
-HUB_PREFIX = "hub:"
 _QRELS = "qrels"
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from embedforge.data.catalog import CATALOG_PREFIX
+from embedforge.data.names import CATALOG_PREFIX
 from embedforge.mine.settings import AUDIT, EXAMPLES, RECALL, UNRANKED
 
 FEW = 0.1

@@ -9,11 +9,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from embedforge.model.decoder import token_states
+from embedforge.model.pooling import Pooler
 from embedforge.model.precision import ExactRotary
 from embedforge.text.contract import Contract
 from embedforge.text.render import Renderer
@@ -27,13 +28,13 @@ class EmbeddingModel(ExactRotary):
         pooler: from `build_pooler`.
         tokenizer: the decoder's; the model keeps the contract's copy of it.
         contract: decides about tokens, pool and normalisation.
-        pooling: the arguments of `build_pooler` apart from kind and width, needed to save the model.
+        pooling: the settings of its kind, needed to save the model.
     """
 
     def __init__(
         self,
         decoder: PreTrainedModel,
-        pooler: nn.Module,
+        pooler: Pooler,
         tokenizer: PreTrainedTokenizerBase,
         contract: Contract,
         pooling: Mapping[str, Any] | None = None,

@@ -63,7 +63,7 @@ def build(
     Args:
         base: `embedforge:base`, a folder or a hub id.
         contract: how text becomes a vector; its `pooling` is the kind of the pooler.
-        pooling: other arguments of `build_pooler` (latents, heads, head_dim, feed_forward_multiple).
+        pooling: the settings of that kind (latents, heads, head_dim, feed_forward_multiple).
         sliding_window: see `make_bidirectional`.
         allow_causal_layers: accept layers that stay causal.
         attention_implementation: sdpa, eager, flash_attention_2 or auto.
@@ -77,8 +77,6 @@ def build(
     """
     options = dict(pooling or {})
     kind = options.pop("kind", contract.pooling)
-    if kind in STATELESS:
-        options = {}
     contract = contract.model_copy(update={"pooling": kind, "goldens": ()})
     folder = find_folder(base)
     require_own_attention(folder, contract)

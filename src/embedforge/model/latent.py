@@ -21,6 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from embedforge.model.pooler import Pooler
+
 CacheKey = tuple[tuple[Any, ...], ...]
 
 
@@ -138,7 +140,7 @@ class FeedForward(nn.Module):
         return self.fn.net(self.norm(tokens))
 
 
-class LatentAttention(nn.Module):
+class LatentAttention(Pooler):
     """Latent-attention pooling: [texts, tokens, hidden] and a pooling mask to [texts, hidden].
 
     Args:
@@ -162,7 +164,7 @@ class LatentAttention(nn.Module):
         head_dim: int | None = None,
         feed_forward_multiple: int = 4,
     ) -> None:
-        super().__init__()
+        super().__init__(hidden_size)
         self.feed_forward_multiple = feed_forward_multiple
         self.latents = nn.Parameter(torch.randn(latents, hidden_size))
         attention = CrossAttention(hidden_size, heads, head_dim or hidden_size)

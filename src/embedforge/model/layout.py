@@ -24,12 +24,12 @@ from embedforge.files import write_json, write_text
 from embedforge.model.attention import needs_module_flags
 from embedforge.model.decoder import quiet
 from embedforge.model.modules import Pool, TextEncoder
+from embedforge.model.pooling import pooler_class
 from embedforge.text.contract import Contract
 
 POOL_FOLDER = "1_Pool"
 STOCK_POOL_FOLDER = "1_Pooling"
 STOCK_CONFIG = "sentence_bert_config.json"
-STOCK_POOLING = {"last": "lasttoken", "mean": "mean", "weighted_mean": "weightedmean", "cls": "cls"}
 TOLERANCE = 1e-3
 """Largest relative distance of two vectors that counts as equal in float32; another pool moves more."""
 
@@ -101,7 +101,8 @@ def write_stock_modules(
         }
         | ({"processor_kwargs": tokenizer_options} if tokenizer_options else {}),
     )
-    pooling = Pooling(hidden_size, STOCK_POOLING[contract.pooling], include_prompt=contract.pool_instruction)
+    stock = pooler_class(contract.pooling).stock
+    pooling = Pooling(hidden_size, stock, include_prompt=contract.pool_instruction)
     pooling_folder = folder / STOCK_POOL_FOLDER
     pooling_folder.mkdir(exist_ok=True)
     pooling.save(str(pooling_folder))
@@ -110,7 +111,7 @@ def write_stock_modules(
 
 def obstacle_to_stock(contract: Contract) -> str | None:
     """Say what in the contract sentence-transformers' own modules cannot honour; None when they can."""
-    if contract.pooling not in STOCK_POOLING:
+    if pooler_class(contract.pooling).stock is None:
         return f"there is no pooling '{contract.pooling}'"
     if obstacle := _obstacle_in_the_string(contract):
         return obstacle
@@ -201,6 +202,8 @@ def write_card(
         text = text.replace("from sentence_transformers import SentenceTransformer", "import embedforge")
         text = text.replace("SentenceTransformer(", "embedforge.load(")
         text += f"Loading needs embedforge: in plain sentence-transformers {obstacle}.\n{_WITH_FLAG}"
+        if module := pooler_class(contract.pooling).defined_in():
+            text += f"Its pooling is not embedforge's own: `import {module}`, where it is defined, first.\n"
     if tokenizer_options != {}:
         text += _PLAIN_TOKENIZER
     write_text(folder / "README.md", text)

@@ -30,7 +30,7 @@ from embedforge.errors import EmbedforgeError
 from embedforge.files import read_object
 from embedforge.model.attention import make_bidirectional
 from embedforge.model.decoder import read_decoder, read_tokenizer, token_states, torch_dtype
-from embedforge.model.pooling import build_pooler
+from embedforge.model.pooling import Pooler, pooler_class
 from embedforge.model.precision import ExactRotary
 from embedforge.model.shards import WEIGHTS, read_header
 from embedforge.text.contract import Contract
@@ -202,13 +202,13 @@ class Pool(Module):
 
     config_keys: ClassVar[list[str]] = ["kind", "hidden_size", "options"]
 
-    def __init__(self, pooler: nn.Module, kind: str, hidden_size: int, options: dict[str, int]) -> None:
+    def __init__(self, pooler: Pooler, kind: str, hidden_size: int, options: dict[str, Any]) -> None:
         super().__init__()
         self.pooler = pooler
         self.kind = kind
         self.hidden_size = hidden_size
         self.options = options
-        """Other arguments of `build_pooler`: latents, heads, ..."""
+        """The settings of its kind: latents, heads, ..."""
 
     def forward(self, features: dict[str, Any], **_: Any) -> dict[str, Any]:
         """Add `sentence_embedding`, [texts, hidden], float32."""
@@ -219,6 +219,11 @@ class Pool(Module):
         """Return the width of a vector."""
         return self.hidden_size
 
+    def get_config_dict(self) -> dict[str, Any]:
+        """Return what `load` needs, and, of a pooling that is not embedforge's, the module it is from."""
+        module = self.pooler.defined_in()
+        return super().get_config_dict() | ({"defined_in": module} if module else {})
+
     def save(self, output_path: str, *_: Any, **__: Any) -> None:
         """Write the pooler's shape and, where it has any, its weights."""
         self.save_config(output_path)
@@ -227,7 +232,11 @@ class Pool(Module):
 
     @classmethod
     def load(cls, model_name_or_path: str, subfolder: str = "", **options: Any) -> Self:
-        """Read what `save` wrote."""
+        """Read what `save` wrote.
+
+        Raises:
+            EmbedforgeError: a damaged folder, or a pooling of somebody's own whose module is not imported.
+        """
         names = ("token", "cache_folder", "revision", "local_files_only")
         hub = {name: options[name] for name in names if name in options}
         config = cls.load_file_path(model_name_or_path, cls.config_file_name, subfolder, **hub)
@@ -235,7 +244,9 @@ class Pool(Module):
             raise _missing(model_name_or_path, subfolder, cls.config_file_name)
         shape = read_object(Path(config))
         try:
-            pooler = build_pooler(shape["kind"], shape["hidden_size"], **shape["options"])
+            pooler_type = _pooler_class(config, shape["kind"], shape.pop("defined_in", ""))
+            shape["options"] = pooler_type.settings_of(shape["options"])
+            pooler = pooler_type(shape["hidden_size"], **shape["options"])
         except (KeyError, TypeError) as error:
             raise EmbedforgeError(
                 f"{model_name_or_path}: {subfolder}/{cls.config_file_name} does not describe a pooler "
@@ -247,6 +258,13 @@ class Pool(Module):
                 raise _missing(model_name_or_path, subfolder, WEIGHTS)
             _load_weights(pooler, weights)
         return cls(pooler, **shape)
+
+
+def _pooler_class(config: str, kind: str, defined_in: str) -> type[Pooler]:
+    try:
+        return pooler_class(kind, defined_in)
+    except EmbedforgeError as error:
+        raise EmbedforgeError(f"{config}: {error}") from None
 
 
 def _missing(folder: str, subfolder: str, name: str) -> EmbedforgeError:

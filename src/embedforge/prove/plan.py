@@ -13,7 +13,7 @@ from embedforge.documents import Folder
 from embedforge.encode import encode
 from embedforge.model.encoder import EmbeddingModel
 from embedforge.recipe import Recipe, Stage
-from embedforge.recipe.objectives import Contrastive, Mntp
+from embedforge.recipe.objectives import Mntp
 
 COMPARED_SHARE, INDEXED_SHARE = 0.3, 0.15
 """Of the time: for encoding held-out text with all systems, and the folder with the last."""
@@ -180,9 +180,9 @@ def _limited(recipe: Recipe, stage: Stage, folder: Folder, measured: Measured) -
 
 def _rows(recipe: Recipe, stage: Stage, folder: Folder, measured: Measured) -> int:
     """Estimate the rows that a stage can draw from, rather too few than too many."""
-    if isinstance(stage.objective, Contrastive):
+    if stage.objective.unit == "queries":
         return max(1, len(folder.train_pairs))
-    if not isinstance(stage.objective, Mntp):
+    if stage.objective.unit == "texts":
         return max(1, len(folder.sentences))
     tokens = sum(len(chunk.text) for chunk in folder.train) * measured.tokens_per_character
     return max(1, int(0.8 * tokens / _chunk_tokens(recipe, stage)))
@@ -210,7 +210,7 @@ def seconds_of_stages(
         systems: that are compared once the stages have ended.
     """
     after = encoding_seconds(recipe, sizes, measured, systems) + reserve(seconds)
-    if any(isinstance(stage.objective, Mntp) for stage in recipe.stages):
+    if any(stage.objective.unit == "chunks" for stage in recipe.stages):
         after += folder.counts.get("characters", 0) / TOKENIZED
     tokens = {stage.name: stage.steps * _step_tokens(recipe, stage, measured) for stage in recipe.stages}
     total = sum(tokens.values())
@@ -223,10 +223,9 @@ def reserve(seconds: float) -> float:
 
 
 def _step_tokens(recipe: Recipe, stage: Stage, measured: Measured) -> float:
-    objective = stage.objective
-    if isinstance(objective, Mntp):
+    if stage.objective.unit == "chunks":
         return float(stage.batch_queries * _chunk_tokens(recipe, stage))
-    if not isinstance(objective, Contrastive):
+    if stage.objective.unit == "texts":
         return 2 * stage.batch_queries * min(measured.sentence, stage.document_max_tokens or math.inf)
     query = min(measured.query, stage.query_max_tokens or math.inf)
     document = min(measured.passage, stage.document_max_tokens or math.inf)

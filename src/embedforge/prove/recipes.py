@@ -12,8 +12,8 @@ from embedforge.model.decoder import BUNDLED, find_folder, read_config, read_tok
 from embedforge.model.mask_token import EOS, mask_token_id
 from embedforge.prove.texts import SENTENCES_FILE, TEXTS_FILE
 from embedforge.prove.training_data import PARTS_FILE, RETRIEVAL_FILE
-from embedforge.recipe import Recipe, Source, Stage, load_recipe
-from embedforge.recipe.objectives import Contrastive, Mntp
+from embedforge.recipe import Recipe, Source, load_recipe
+from embedforge.recipe.objectives import Objective, PairObjective
 from embedforge.runtime import native_precision, pick_device
 
 TINY, LARGE = "llm2vec-tiny", "llm2vec-unsup"
@@ -110,29 +110,29 @@ def pick_mask_token(tokenizer: PreTrainedTokenizerBase, rows: int) -> str:
 
 def trains_on_pairs(recipe: Recipe) -> bool:
     """Tell whether any stage needs questions and answers; the others need text alone."""
-    return any(isinstance(stage.objective, Contrastive) for stage in recipe.stages)
+    return any(stage.objective.learns_from == "pairs" for stage in recipe.stages)
 
 
 def with_sources(recipe: Recipe, *, parts: bool) -> Recipe:
     """Replace a recipe's sources by the files that the run has written into OUT/data.
 
-    Contrastive stages get the pairs, under the contract's instruction; those without in-batch negatives the
-    texts of one part as well, where the folder has several `parts`. MNTP gets passages, SimCSE sentences.
+    Objectives of pairs get these, under the contract's instruction; those without in-batch negatives the
+    texts of one part as well, where the folder has several `parts`. Those of texts get passages where they
+    cut chunks of them (MNTP), else sentences (SimCSE).
     """
     instruction = recipe.contract.default_instruction
 
-    def sources(stage: Stage) -> tuple[Source, ...]:
-        if isinstance(stage.objective, Mntp):
-            return (Source(path=TEXTS_FILE, kind="texts"),)
-        if not isinstance(stage.objective, Contrastive):
-            return (Source(path=SENTENCES_FILE, kind="texts"),)
+    def sources(objective: Objective) -> tuple[Source, ...]:
+        if objective.learns_from == "texts":
+            file = TEXTS_FILE if objective.unit == "chunks" else SENTENCES_FILE
+            return (Source(path=file, kind="texts"),)
         pairs = Source(path=RETRIEVAL_FILE, instruction=instruction)
-        if stage.objective.in_batch != "none" or not parts:
+        if not parts or not isinstance(objective, PairObjective) or objective.in_batch != "none":
             return (pairs,)
         return (pairs, Source(path=PARTS_FILE, symmetric=True, in_batch_negatives=False))
 
     stages = tuple(
-        stage.model_copy(update={"mix": stage.mix.model_copy(update={"sources": sources(stage)})})
+        stage.model_copy(update={"mix": stage.mix.model_copy(update={"sources": sources(stage.objective)})})
         for stage in recipe.stages
     )
     return recipe.model_copy(update={"stages": stages})

@@ -33,7 +33,7 @@ from embedforge.prove.held_out import HeldOut
 from embedforge.prove.plan import Sizes
 from embedforge.prove.recipes import WITHOUT_HEAD, trains_on_pairs
 from embedforge.recipe import Recipe
-from embedforge.recipe.model import Pooling
+from embedforge.recipe.model import WeightedMean
 from embedforge.recipe.objectives import Mntp
 from embedforge.runtime import pick_device
 from embedforge.train.mntp import chunks_of, held_out_losses, masking_of
@@ -129,7 +129,7 @@ def as_it_came(recipe: Recipe) -> Recipe:
     contract = recipe.contract.model_copy(
         update={"attention": "causal", "pooling": CAUSAL_POOLING, "default_instruction": ""}
     )
-    model = recipe.model.model_copy(update={"adapter": None, "pooling": Pooling(kind=CAUSAL_POOLING)})
+    model = recipe.model.model_copy(update={"adapter": None, "pooling": WeightedMean()})
     return recipe.model_copy(update={"contract": contract, "model": model})
 
 

@@ -1,16 +1,9 @@
 """What a run *is*, as data that pydantic checks: safe to take from a stranger, and free of torch."""
 
-from embedforge.recipe.recipe import (
-    Mix,
-    Recipe,
-    Source,
-    Stage,
-    Training,
-    load_recipe,
-    parse_recipe,
-    shipped_recipes,
-    source_of,
-)
+from embedforge.recipe.data import Mix, Source, source_of
+from embedforge.recipe.file import shipped_recipes
+from embedforge.recipe.recipe import Recipe, Training, load_recipe, parse_recipe
+from embedforge.recipe.stage import Stage
 
 __all__ = [
     "Mix",

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from embedforge.data.convert import default_name
+from embedforge.data.names import default_name
 from embedforge.errors import EmbedforgeError, did_you_mean
+from embedforge.files import write_text
 
-SHIPPED = Path(str(resources.files("embedforge") / "recipe" / "shipped"))
+SHIPPED = Path(__file__).parent / "shipped"
 """The folder of the recipes in the package."""
 
 ENDINGS = (".yaml", ".yml", ".json")
@@ -35,6 +35,49 @@ def read_values(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     for override in overrides:
         _set(values, override)
     return values
+
+
+def copy_shipped(name: str, out: Path) -> Path:
+    """Write a shipped recipe's file, as it is, to a file that is not there yet; return it.
+
+    What it `extends` is found from anywhere, unless a file of that name lies beside the copy.
+
+    Args:
+        name: of a shipped recipe.
+        out: the file; of a folder that is there, NAME.yaml in it.
+
+    Raises:
+        EmbedforgeError: no such recipe, a file that is there already, or with another ending.
+    """
+    text = shipped_file(name).read_text(encoding="utf-8")
+    file = out / f"{name}.yaml" if out.is_dir() else out
+    if file.suffix not in ENDINGS[:2]:
+        raise EmbedforgeError(f"{file}: a recipe's file ends in {' or '.join(ENDINGS[:2])}")
+    if file.exists():
+        raise EmbedforgeError(f"{file} is there already and is left as it is; choose another --out")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_text(file, text)
+    return file
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Return the recipes in the package, by name."""
+    return {path.stem: path for path in sorted(SHIPPED.glob("*.yaml"))}
+
+
+def shipped_file(name: str) -> Path:
+    """Return the file of a shipped recipe.
+
+    Raises:
+        EmbedforgeError: there is none of that name.
+    """
+    shipped = shipped_recipes()
+    if name not in shipped:
+        raise EmbedforgeError(
+            f"there is no recipe '{name}': neither a file nor one of the shipped recipes "
+            f"({', '.join(shipped)}).{did_you_mean(name, shipped)}"
+        )
+    return shipped[name]
 
 
 def _extended(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from embedforge.recipe.objectives import PositiveInt, Section
+from embedforge.recipe.base import Kinds, PositiveInt, Section
 
 
 class Lora(Section):
@@ -19,37 +20,81 @@ class Lora(Section):
     """Names of the linear layers (q_proj, v_proj, ...), or every linear layer of the decoder."""
 
 
-_POOLINGS_THAT_USE = {
-    "latents": ("latent",),
-    "heads": ("latent", "self_attention"),
-    "head_dim": ("latent", "self_attention"),
-    "feed_forward_multiple": ("latent",),
-}
+class Pooling(Kinds):
+    """How token states become one vector. The settings of a kind are the arguments of its `Pooler`."""
 
+    default_kind: ClassVar[str] = "mean"
 
-class Pooling(Section):
-    """How token states become one vector."""
-
-    kind: Literal["last", "mean", "weighted_mean", "cls", "latent", "self_attention"] = "mean"
-    latents: PositiveInt = 512
-    """Latent attention: rows of the trainable latent array (NV-Embed, section 3.2)."""
-    heads: PositiveInt = 8
-    """Latent and self attention: number of heads."""
-    head_dim: PositiveInt | None = None
-    """Latent and self attention: width of one head; the decoder's hidden size when absent, as in NV-Embed."""
-    feed_forward_multiple: PositiveInt = 4
-    """Latent attention: width of the GEGLU after its gate, in hidden sizes."""
-
-    @model_validator(mode="after")
-    def _every_setting_has_an_effect(self) -> Pooling:
-        for key, kinds in _POOLINGS_THAT_USE.items():
-            value = getattr(self, key)
-            if self.kind not in kinds and value != type(self).model_fields[key].default:
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_out_settings_of_other_kinds(cls, values: Any) -> Any:
+        """Refuse what only other kinds know, but for its default: earlier versions wrote all keys down."""
+        if not isinstance(values, Mapping):
+            return values
+        own = {}
+        for key, value in values.items():
+            others = {} if key in cls.model_fields else _kinds_with(key)
+            if not others:
+                own[key] = value
+            elif all(value != section.model_fields[key].default for section in others.values()):
+                kind = cls.model_fields["kind"].default
                 raise ValueError(
-                    f"{key} ({value}) has no effect on kind '{self.kind}', it is for {' and '.join(kinds)}: "
-                    f"leave it out (of a recipe that has it: --set 'model.pooling={{kind: {self.kind}}}')"
+                    f"{key} ({value}) has no effect on kind '{kind}', it is for {' and '.join(others)}: "
+                    f"leave it out (of a recipe that has it: --set 'model.pooling={{kind: {kind}}}')"
                 )
-        return self
+        return own
+
+
+def _kinds_with(key: str) -> dict[str, type[Pooling]]:
+    return {kind: section for kind, section in Pooling.kinds().items() if key in section.model_fields}
+
+
+class Last(Pooling):
+    """The state of the last token (E5-Mistral: EOS)."""
+
+    kind: Literal["last"] = "last"
+
+
+class Mean(Pooling):
+    """The mean over the pooled tokens."""
+
+    kind: Literal["mean"] = "mean"
+
+
+class WeightedMean(Pooling):
+    """The mean with weights 1..n: a causal decoder's later tokens have seen more of the text (SGPT)."""
+
+    kind: Literal["weighted_mean"] = "weighted_mean"
+
+
+class Cls(Pooling):
+    """The state of the first pooled token."""
+
+    kind: Literal["cls"] = "cls"
+
+
+class Latent(Pooling):
+    """Tokens attend to a trainable array of latents, then their mean (NV-Embed, section 3.2)."""
+
+    kind: Literal["latent"] = "latent"
+    latents: PositiveInt = 512
+    """Rows of the latent array."""
+    heads: PositiveInt = 8
+    """Attention heads."""
+    head_dim: PositiveInt | None = None
+    """Width of one head; the decoder's hidden size when absent, as in NV-Embed."""
+    feed_forward_multiple: PositiveInt = 4
+    """Width of the GEGLU after its gate, in hidden sizes."""
+
+
+class SelfAttention(Pooling):
+    """Tokens attend to each other, then their mean: the ablation of NV-Embed."""
+
+    kind: Literal["self_attention"] = "self_attention"
+    heads: PositiveInt = 8
+    """Attention heads."""
+    head_dim: PositiveInt | None = None
+    """Width of one head; the decoder's hidden size when absent."""
 
 
 class Model(Section):
@@ -63,5 +108,5 @@ class Model(Section):
     """Accept a decoder some of whose layers stay causal (convolution, linear attention)."""
     attention_implementation: Literal["sdpa", "eager", "flash_attention_2", "auto"] = "auto"
     trust_remote_code: bool = False
-    pooling: Pooling = Pooling()
+    pooling: Pooling = Mean()
     adapter: Lora | None = None

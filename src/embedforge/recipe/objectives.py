@@ -1,24 +1,49 @@
-"""The objectives that a stage of a recipe can have, and what each needs to be told."""
+"""The objectives that a stage of a recipe can have, what each is told, and what it has no use for."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import Field, model_validator
 
-PositiveInt = Annotated[int, Field(ge=1)]
+from embedforge.recipe.base import Kinds
 
-
-class Section(BaseModel):
-    """A part of a recipe: unknown keys are refused, values do not change once read."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+if TYPE_CHECKING:
+    from embedforge.recipe.stage import Stage
 
 
-class Contrastive(Section):
-    """InfoNCE over own hard negatives and, where the source allows it, the batch (arXiv 2405.17428)."""
+class Objective(Kinds):
+    """What a stage learns. `train.stages.work_of` knows how a kind is trained."""
 
-    kind: Literal["contrastive"] = "contrastive"
+    default_kind: ClassVar[str] = "contrastive"
+    unit: ClassVar[Literal["queries", "texts", "chunks"]] = "queries"
+    """What a step is made of: queries with their documents, texts, or chunks of joined texts."""
+    ignores: ClassVar[tuple[str, ...]] = ()
+    """Keys of a stage that this objective has no use for: a recipe that sets one is refused."""
+    trains_pooling: ClassVar[bool] = True
+    """False where the decoder is trained alone, under a head of its own."""
+
+    @property
+    def learns_from(self) -> Literal["pairs", "texts"]:
+        """What the sources hold: pairs of every kind, or texts alone."""
+        return "pairs" if self.unit == "queries" else "texts"
+
+    @property
+    def token_limits(self) -> dict[str, int | None]:
+        """Own keys that limit texts, none of which may be above the contract's `max_tokens`."""
+        return {}
+
+    def describe(self, stage: Stage, max_tokens: int) -> str:
+        """Return what `show` says of a step, after "steps x 128"; `max_tokens` is the contract's."""
+        return f"{self.unit}, {self.kind}"
+
+
+class PairObjective(Objective):
+    """A query and its positive against other documents: the base of Contrastive, and of losses like it.
+
+    Subclass it, and say the loss with `train.contrastive.query_losses`.
+    """
+
     temperature: Annotated[float, Field(gt=0)] = 0.02
     in_batch: Literal["none", "positives", "all"] = "positives"
     """Candidates from other rows: none, their positives, or their hard negatives as well."""
@@ -27,9 +52,24 @@ class Contrastive(Section):
     mask_false_negatives: bool = True
     """A document equal (by id or text) to one of the query's positives is no negative."""
 
+    def describe(self, stage: Stage, max_tokens: int) -> str:
+        """Say which documents a query is compared with."""
+        kind = "" if self.kind == self.default_kind else f" {self.kind}:"
+        return f"queries,{kind} {stage.negatives} hard negatives, in-batch: {self.in_batch}"
 
-class Mntp(Section):
+
+class Contrastive(PairObjective):
+    """InfoNCE over own hard negatives and, where the source allows it, the batch (arXiv 2405.17428)."""
+
+    kind: Literal["contrastive"] = "contrastive"
+
+
+class Mntp(Objective):
     """Masked next token prediction: a hidden token is predicted from the state before it (LLM2Vec, 2.1)."""
+
+    unit = "chunks"
+    ignores = ("negatives", "query_max_tokens", "document_max_tokens", "pooling_learning_rate")
+    trains_pooling = False
 
     kind: Literal["mntp"] = "mntp"
     mask_token: Annotated[str, Field(min_length=1)] = "_"
@@ -49,9 +89,26 @@ class Mntp(Section):
             raise ValueError("mask_token 'eos' is the EOS token, which is there: name the token to add")
         return self
 
+    @property
+    def token_limits(self) -> dict[str, int | None]:
+        """The size of a chunk."""
+        return {"chunk_tokens": self.chunk_tokens}
 
-class SimCSE(Section):
+    def describe(self, stage: Stage, max_tokens: int) -> str:
+        """Say how much of a chunk is hidden."""
+        hidden = "all of them hidden" if self.style == "all_mask" else "80 % of them hidden"
+        return (
+            f"chunks of {self.chunk_tokens or max_tokens} tokens, mntp: {self.probability:.0%} to predict, "
+            f"{hidden} by '{self.mask_token}'"
+        )
+
+
+class SimCSE(Objective):
     """A text against itself under other dropout, the batch as negatives (arXiv 2104.08821, equation 1)."""
+
+    unit = "texts"
+    ignores = ("negatives", "query_max_tokens")
+    in_batch: ClassVar[Literal["positives"]] = "positives"
 
     kind: Literal["simcse"] = "simcse"
     temperature: Annotated[float, Field(gt=0)] = 0.05
@@ -62,33 +119,8 @@ class SimCSE(Section):
     mask_false_negatives: bool = True
     """A text that stands twice in the batch is not its own negative."""
 
-
-class MineAgain(Section):
-    """Hard negatives found anew, before the stage begins, by the model as it then is (SimLM, E5)."""
-
-    candidates: PositiveInt = 100
-    """Nearest documents of a query that the rule chooses from."""
-    rule: Literal["percentage", "margin", "absolute", "shifted", "top_k"] = "percentage"
-    """Which of them are safely no answer (NV-Retriever, arXiv 2407.15831)."""
-    value: float | None = None
-    """Of the rule; the paper's best when absent."""
-    sample_from: PositiveInt | None = None
-    """Draw from so many best survivors; the best are taken when absent."""
-    corpus: str = ""
-    """A file of documents or a BEIR folder, for all sources; each source's own documents when empty."""
-    memory_gb: Annotated[float, Field(ge=1)] = 4.0
-    """What mining may take besides the model."""
-
-
-def _kind(value: Any) -> str:
-    """An objective without a kind is contrastive."""
-    kind = value.get("kind", "contrastive") if isinstance(value, dict) else getattr(value, "kind", None)
-    return str(kind)
-
-
-Objective = Annotated[
-    Annotated[Contrastive, Tag("contrastive")]
-    | Annotated[Mntp, Tag("mntp")]
-    | Annotated[SimCSE, Tag("simcse")],
-    Discriminator(_kind),
-]
+    def describe(self, stage: Stage, max_tokens: int) -> str:
+        """Say what makes the two views."""
+        return (
+            f"texts, simcse: temperature {self.temperature:g}, attention dropout {self.attention_dropout:g}"
+        )

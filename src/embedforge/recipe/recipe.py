@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import (
     Field,
@@ -18,152 +18,13 @@ from pydantic import (
     model_validator,
 )
 
-from embedforge.data.catalog import with_catalog_defaults
-from embedforge.errors import EmbedforgeError, did_you_mean
-from embedforge.recipe.file import SHIPPED, read_values
-from embedforge.recipe.model import Lora, Model, Pooling
-from embedforge.recipe.objectives import Contrastive, MineAgain, Mntp, Objective, PositiveInt, Section
+from embedforge.errors import EmbedforgeError
+from embedforge.recipe.base import PositiveInt, Section
+from embedforge.recipe.file import read_values, shipped_file
+from embedforge.recipe.model import Model, Pooling
+from embedforge.recipe.stage import Stage
 from embedforge.text.contract import Contract
 from embedforge.validation import explain
-
-
-class Source(Section):
-    """One data source of a mix and what its rows mean."""
-
-    path: str
-    """A JSONL(.gz), Parquet or CSV file, a BEIR folder, a `datasets` hub id as `hub:owner/name`, or
-    an entry of the catalogue as `catalog:NAME`."""
-    name: str = ""
-    """For metrics and messages; the file's stem when empty."""
-    kind: Literal["examples", "retrieval", "labels", "clusters", "scored_pairs", "nli", "texts"] = "examples"
-    """Which converter turns its records into Examples (docs/data.md)."""
-    split: str = "train"
-    """Split of a BEIR folder or a hub dataset."""
-    instruction: str = ""
-    in_batch_negatives: bool = True
-    """May other rows' documents be negatives? By default not for labels and clusters: many share a class."""
-    symmetric: bool = False
-    """Documents carry the instruction too; by default for scored pairs and example-based classes."""
-    weight: Annotated[float, Field(gt=0)] = 1.0
-    """Rows are drawn in proportion to size times weight."""
-    cap: PositiveInt | None = None
-    """At most so many rows, chosen by the seed."""
-    label_documents: Literal["examples", "labels"] = "examples"
-    """Labels and clusters: the document is another example of the class (v2) or the label's text (v1)."""
-    threshold: float = 4.0
-    """Scored pairs: a pair with at least this score is a positive, in both directions."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _defaults_of_the_kind(cls, values: Any) -> Any:
-        if not isinstance(values, dict):
-            return values
-        values = with_catalog_defaults(values)
-        kind = values.get("kind")
-        classes = kind in ("labels", "clusters")
-        by_example = classes and values.get("label_documents", "examples") == "examples"
-        return {
-            "in_batch_negatives": not classes,
-            "symmetric": by_example or kind == "scored_pairs",
-            **values,
-        }
-
-
-class Mix(Section):
-    """The data of a stage."""
-
-    sources: tuple[Source, ...] = Field(min_length=1)
-    batches: Literal["blended", "homogeneous"] = "blended"
-    """Rows of one step come from all sources (NV-Embed) or from one (LLM2Vec)."""
-
-
-_WITHOUT_EFFECT = {
-    "contrastive": (),
-    "mntp": ("negatives", "query_max_tokens", "document_max_tokens", "pooling_learning_rate"),
-    "simcse": ("negatives", "query_max_tokens"),
-}
-"""Settings of a stage that its objective has no use for."""
-
-
-class Stage(Section):
-    """One pass of training: an objective, a mix and a schedule."""
-
-    name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
-    """Letters, digits, `_`, `-` and `.`: it names a folder of the run."""
-    objective: Objective = Contrastive()
-    mix: Mix
-    steps: PositiveInt
-    earlier_adapter: Literal["continue", "merge", "stack"] = "continue"
-    """What becomes of the adapter of the stages before: trained on, merged into the decoder and followed by
-    a new one, or kept as it is below a new one."""
-    adapter: Lora | None = None
-    """Of the new adapter, where `earlier_adapter` makes one; the model's settings when absent."""
-    batch_queries: PositiveInt = 128
-    """Queries a step, over all ranks; texts for simcse, chunks for mntp."""
-    negatives: Annotated[int, Field(ge=0)] = 7
-    """Hard negatives a query; fewer where an Example has fewer."""
-    mine_again: MineAgain | None = None
-    """Replace the sources' negatives by those that the model itself finds when the stage begins."""
-    query_max_tokens: PositiveInt | None = None
-    """Shorter than the contract's limit, for training only."""
-    document_max_tokens: PositiveInt | None = None
-    learning_rate: Annotated[float, Field(gt=0)] = 2e-5
-    pooling_learning_rate: Annotated[float, Field(gt=0)] | None = None
-    """Learning rate of the pooling block; the stage's own when absent."""
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
-    warmup_steps: Annotated[int, Field(ge=0)] = 50
-    weight_decay: Annotated[float, Field(ge=0)] = 0.03
-    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    tokens_per_micro_batch: PositiveInt = 16_384
-    """Tokens of one forward pass, padding included; a larger step is cut, and embedded twice (GradCache)."""
-    tokens_held: PositiveInt | None = None
-    """A step of at most so many tokens is embedded once, all its graphs held: faster, in more memory.
-
-    `tokens_per_micro_batch` when absent: the memory of one micro-batch, whatever the batch. Several ranks
-    always take GradCache for what is more than one micro-batch.
-    """
-
-    @model_validator(mode="after")
-    def _holds_a_micro_batch(self) -> Stage:
-        if self.tokens_held is not None and self.tokens_held < self.tokens_per_micro_batch:
-            raise ValueError(
-                f"tokens_held ({self.tokens_held}) is below tokens_per_micro_batch "
-                f"({self.tokens_per_micro_batch}), whose graph is always held: lower that first"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _every_setting_has_an_effect(self) -> Stage:
-        kind = self.objective.kind
-        for key in _WITHOUT_EFFECT[kind]:
-            value = getattr(self, key)
-            if value != type(self).model_fields[key].default:
-                raise ValueError(f"{key} ({value}) has no effect on objective '{kind}': leave it out")
-        if self.mine_again is not None and (kind != "contrastive" or not self.negatives):
-            raise ValueError(
-                "mine_again has no effect: "
-                + (f"objective '{kind}' has no negatives" if kind != "contrastive" else "negatives is 0")
-                + "; leave it out"
-            )
-        if self.adapter is not None and self.earlier_adapter == "continue":
-            raise ValueError(
-                "adapter has no effect while earlier_adapter is 'continue', which trains the adapter that is "
-                "there: set earlier_adapter to merge or stack, or leave adapter out"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _sources_fit_the_objective(self) -> Stage:
-        kind = self.objective.kind
-        for source in self.mix.sources:
-            found = f"source '{source.path}' has kind '{source.kind}'"
-            if kind == "contrastive" and source.kind == "texts":
-                raise ValueError(
-                    f"{found}, and texts alone have no positives: use objective mntp or simcse, or pairs"
-                )
-            if kind != "contrastive" and source.kind != "texts":
-                raise ValueError(f"objective '{kind}' learns from texts alone, and {found}: use kind texts")
-        return self
 
 
 class Training(Section):
@@ -259,25 +120,15 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _limits_fit_the_contract(self) -> Recipe:
         for stage in self.stages:
-            for key in ("query_max_tokens", "document_max_tokens"):
-                limit = getattr(stage, key)
+            limits = {key: getattr(stage, key) for key in ("query_max_tokens", "document_max_tokens")}
+            limits |= {f"objective.{key}": limit for key, limit in stage.objective.token_limits.items()}
+            for key, limit in limits.items():
                 if limit is not None and limit > self.contract.max_tokens:
                     raise ValueError(
                         f"stages.{stage.name}.{key} ({limit}) is above contract.max_tokens "
                         f"({self.contract.max_tokens}), which limits all texts: lower it or raise that"
                     )
-            chunk = stage.objective.chunk_tokens if isinstance(stage.objective, Mntp) else None
-            if chunk is not None and chunk > self.contract.max_tokens:
-                raise ValueError(
-                    f"stages.{stage.name}.objective.chunk_tokens ({chunk}) is above contract.max_tokens "
-                    f"({self.contract.max_tokens}), which limits all texts: lower it or raise that"
-                )
         return self
-
-
-def shipped_recipes() -> dict[str, Path]:
-    """Return the recipes in the package, by name."""
-    return {path.stem: path for path in sorted(SHIPPED.glob("*.yaml"))}
 
 
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -290,13 +141,7 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     """
     path = Path(name_or_path)
     if not path.exists():
-        shipped = shipped_recipes()
-        if name_or_path not in shipped:
-            raise EmbedforgeError(
-                f"there is no recipe '{name_or_path}': neither a file nor one of the shipped recipes "
-                f"({', '.join(shipped)}).{did_you_mean(name_or_path, shipped)}"
-            )
-        path = shipped[name_or_path]
+        path = shipped_file(name_or_path)
     return parse_recipe(read_values(path, overrides), str(path))
 
 
@@ -306,21 +151,8 @@ def parse_recipe(values: dict[str, Any], where: str) -> Recipe:
     if isinstance(model, dict) and isinstance(contract, dict):
         pooling = model.get("pooling")
         kind = pooling.get("kind") if isinstance(pooling, dict) else None
-        values = {**values, "contract": {"pooling": kind or Pooling().kind, **contract}}
+        values = {**values, "contract": {"pooling": kind or Pooling.default_kind, **contract}}
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
         raise EmbedforgeError(f"{where}:\n{explain(error, Recipe)}") from None
-
-
-def source_of(path: str, **settings: Any) -> Source:
-    """Return the source that a command line names: its path, and settings, of which None is the default.
-
-    Raises:
-        EmbedforgeError: an unknown kind or a bad value.
-    """
-    given = {key: value for key, value in settings.items() if value is not None}
-    try:
-        return Source.model_validate({"path": path, **given})
-    except ValidationError as error:
-        raise EmbedforgeError(f"{path}:\n{explain(error, Source)}") from None

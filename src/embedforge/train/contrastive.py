@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import singledispatch
 
 import numpy as np
 import torch
@@ -24,10 +26,51 @@ from embedforge.model.encoder import EmbeddingModel
 from embedforge.objectives.contrastive import candidate_mask, info_nce
 from embedforge.objectives.gradcache import backward
 from embedforge.recipe import Stage
-from embedforge.recipe.objectives import Contrastive, SimCSE
+from embedforge.recipe.objectives import Contrastive, Objective, PairObjective, SimCSE
 from embedforge.text.render import Rendered
 from embedforge.train.batches import Share, render_step, render_views, share_of_step
 from embedforge.train.work import Place, StepFigures, Work
+
+
+@dataclass(frozen=True)
+class StepVectors:
+    """All vectors of a step, and which document is whose candidate: what a loss is made from."""
+
+    queries: Tensor
+    """[Q, D] float32, of unit length if the contract says so."""
+    documents: Tensor
+    """[M, D], all positives and negatives."""
+    positive: Tensor
+    """int64 [Q], the row of each query's positive in `documents`."""
+    candidates: Tensor
+    """bool [Q, M], True where a document stands in the query's denominator (`candidate_mask`)."""
+
+
+@singledispatch
+def query_losses(objective: Objective, step: StepVectors) -> Tensor:
+    """Return each query's loss, [Q]; their mean is trained on. A pure function of the vectors.
+
+    For a loss of your own, register a function for its settings, a subclass of `PairObjective`. It is given
+    the whole step on every rank, and its gradient is that of the whole step for any size of micro-batch and
+    any number of ranks (`objectives.gradcache`).
+
+    Raises:
+        EmbedforgeError: no function is registered for this kind of objective.
+    """
+    raise EmbedforgeError(
+        f"objective '{objective.kind}' has no loss: register a function for {type(objective).__name__} with "
+        "@embedforge.train.contrastive.query_losses.register"
+    )
+
+
+@query_losses.register
+def _(objective: Contrastive, step: StepVectors) -> Tensor:
+    return info_nce(step.queries, step.documents, step.positive, step.candidates, objective.temperature)
+
+
+@query_losses.register
+def _(objective: SimCSE, step: StepVectors) -> Tensor:
+    return info_nce(step.queries, step.documents, step.positive, step.candidates, objective.temperature)
 
 
 class ContrastiveWork(Work):
@@ -67,10 +110,10 @@ class ContrastiveWork(Work):
         device, queries = self.place.device, len(step.positive)
         candidates = step_candidates(step, self.stage, self.place.world).to(device)
         positive = torch.as_tensor(step.positive, device=device)
-        temperature = _objective(self.stage).temperature
 
         def loss(embeddings: Tensor) -> Tensor:
-            losses = info_nce(embeddings[:queries], embeddings[queries:], positive, candidates, temperature)
+            vectors = StepVectors(embeddings[:queries], embeddings[queries:], positive, candidates)
+            losses = query_losses(self.stage.objective, vectors)
             per_query.copy_(losses.detach())
             return losses.mean()
 
@@ -149,21 +192,17 @@ def _waits_for_its_adapter(decoder: nn.Module) -> bool:
 
 def step_candidates(step: Step, stage: Stage, world: int) -> Tensor:
     """Return the candidate mask [queries, documents] of a step under the stage's objective."""
-    objective = _objective(stage)
+    objective = stage.objective
+    assert isinstance(objective, PairObjective | SimCSE)
     shard = None if objective.gather or world == 1 else np.arange(len(step.positive)) % world
     masked = objective.mask_false_negatives
     return candidate_mask(
         step.owner,
         step.is_positive,
         step.in_batch_allowed,
-        objective.in_batch if isinstance(objective, Contrastive) else "positives",
+        objective.in_batch,
         query_keys=step.query_keys if masked else None,
         document_keys=step.document_keys if masked else None,
         positive_keys=step.positive_keys if masked else None,
         shard=shard,
     )
-
-
-def _objective(stage: Stage) -> Contrastive | SimCSE:
-    assert isinstance(stage.objective, Contrastive | SimCSE)
-    return stage.objective

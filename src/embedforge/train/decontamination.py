@@ -1,6 +1,6 @@
 """Against which evaluation tasks a run's training data was checked; needs neither torch nor a model.
 
-What counts is the data of contrastive stages. The texts of `mntp` and `simcse` stages have no answer to learn
+What counts are sources of pairs. The texts of `mntp` and `simcse` stages have no answer to learn
 by heart, as those that a decoder was pre-trained on: they have no part in it.
 """
 
@@ -14,7 +14,6 @@ from embedforge.data.convert import source_file, source_name
 from embedforge.data.marks import Mark, read_mark, training_mark
 from embedforge.files import read_object
 from embedforge.recipe import Recipe, Source
-from embedforge.recipe.objectives import Contrastive
 
 _NAMED = 5
 """Sources that a warning names; of the others it says how many they are."""
@@ -57,13 +56,14 @@ def mark_of_training(recipe: Recipe, folder: Path | None = None) -> Mark | None:
 
 def _sources_of_pairs(recipe: Recipe) -> Iterator[Source]:
     for stage in recipe.stages:
-        if isinstance(stage.objective, Contrastive):
+        if stage.objective.learns_from == "pairs":
             yield from stage.mix.sources
 
 
 def _learned_from_pairs(base: Path) -> bool:
-    """Say whether a base is a model of embedforge whose recipe has a contrastive stage."""
+    """Say whether a base is a model of embedforge whose recipe has a source of pairs."""
     if not (base / "recipe.json").is_file():
         return False
     stages: list[dict[str, Any]] = read_object(base / "recipe.json").get("stages", [])
-    return any(stage.get("objective", {}).get("kind", "contrastive") == "contrastive" for stage in stages)
+    sources = (source for stage in stages for source in stage.get("mix", {}).get("sources", []))
+    return any(source.get("kind") != "texts" for source in sources)

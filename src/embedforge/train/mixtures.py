@@ -11,7 +11,7 @@ from embedforge.data.example import Example
 from embedforge.data.mixture import Mixture
 from embedforge.errors import EmbedforgeError
 from embedforge.recipe import Recipe, Source, Stage
-from embedforge.recipe.objectives import Contrastive, Mntp, SimCSE
+from embedforge.recipe.objectives import PairObjective, SimCSE
 from embedforge.text.contract import Contract
 
 logger = logging.getLogger(__name__)
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 def read_mixture(stage: Stage, seed: int, source_folder: Path | None = None) -> Mixture:
     """Read a stage's sources and lay out its order of examples.
 
-    The texts of an `mntp` stage have no order yet: what it orders are chunks, which take a tokenizer.
+    The texts of a stage of chunks (`mntp`) have no order yet: chunks take a tokenizer.
 
     Raises:
         EmbedforgeError: bad data, two sources of one name, or a source from which nothing can be learned.
@@ -42,15 +42,15 @@ def mixture_of(stage: Stage, seed: int, examples: Mapping[str, Sequence[Example]
     Raises:
         EmbedforgeError: a source from which nothing can be learned, or too few rows for a step.
     """
-    if not isinstance(stage.objective, Mntp):
+    if isinstance(stage.objective, PairObjective | SimCSE):
         for name, rows in examples.items():
-            _check_that_a_loss_is_left(stage, name, rows)
+            _check_that_a_loss_is_left(stage, stage.objective, name, rows)
     weights = {source_name(source): source.weight for source in stage.mix.sources}
     return Mixture(
         examples,
         weights=weights,
         seed=seed,
-        batch_queries=1 if isinstance(stage.objective, Mntp) else stage.batch_queries,
+        batch_queries=1 if stage.objective.unit == "chunks" else stage.batch_queries,
         negatives=stage.negatives,
         batches=stage.mix.batches,
     )
@@ -114,15 +114,17 @@ def training_instructions(recipe: Recipe, mixtures: Mapping[str, Mixture]) -> It
     pairs = [
         mixtures[stage.name]
         for stage in recipe.stages
-        if isinstance(stage.objective, Contrastive) and stage.name in mixtures
+        if stage.objective.learns_from == "pairs" and stage.name in mixtures
     ]
     rows = (row for mixture in pairs for rows in mixture.examples.values() for row in rows)
     return dict.fromkeys(row.instruction for row in rows)
 
 
-def _check_that_a_loss_is_left(stage: Stage, name: str, examples: Sequence[Example]) -> None:
+def _check_that_a_loss_is_left(
+    stage: Stage, objective: PairObjective | SimCSE, name: str, examples: Sequence[Example]
+) -> None:
     """Refuse a source whose queries all have their positive as the only candidate: their loss is 0."""
-    exchanges = _exchanges(stage) and stage.batch_queries > 1
+    exchanges = objective.in_batch != "none" and stage.batch_queries > 1
     mined = stage.negatives and stage.mine_again is not None
     alone = sum(
         not (mined or (example.negatives and stage.negatives))
@@ -141,7 +143,7 @@ def _check_that_a_loss_is_left(stage: Stage, name: str, examples: Sequence[Examp
             len(examples),
         )
         return
-    if isinstance(stage.objective, SimCSE):
+    if objective.learns_from == "texts":
         missing = "a text has no negatives of its own"
     elif stage.negatives:
         missing = "no row has negatives (mine some, docs/data.md says how)"
@@ -149,16 +151,13 @@ def _check_that_a_loss_is_left(stage: Stage, name: str, examples: Sequence[Examp
         missing = "the stage draws no negatives (raise its 'negatives')"
     raise EmbedforgeError(
         f"{place}: the loss would always be 0, for a query has its positive as the only candidate: "
-        f"{missing}, and {_why_no_exchange(stage)}. Change one of them, or leave the source out of this stage"
+        f"{missing}, and {_why_no_exchange(stage, objective)}. Change one of them, or leave the source out "
+        "of this stage"
     )
 
 
-def _exchanges(stage: Stage) -> bool:
-    return not isinstance(stage.objective, Contrastive) or stage.objective.in_batch != "none"
-
-
-def _why_no_exchange(stage: Stage) -> str:
-    if not _exchanges(stage):
+def _why_no_exchange(stage: Stage, objective: PairObjective | SimCSE) -> str:
+    if objective.in_batch == "none":
         return "objective.in_batch is 'none' (positives or all would take those of other rows)"
     if stage.batch_queries == 1:
         return "batch_queries is 1 (more would give in-batch negatives)"

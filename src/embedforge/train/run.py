@@ -207,7 +207,7 @@ def run_stage(
         model,
         training_arguments(recipe, stage, folder, device),
         recipe=recipe,
-        work=work_of(model, recipe, stage, mixture),
+        work=work_of(stage.objective, model, recipe, stage, mixture),
         pace=pace,
         held_out=(lambda model: held_out_retrieval(model, pool)) if pool else None,
     )

@@ -17,7 +17,6 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from embedforge.errors import EmbedforgeError, did_you_mean
 from embedforge.recipe import Recipe
-from embedforge.recipe.objectives import Mntp
 from embedforge.runtime import pick_device, world_size
 
 RESHARDS = {"full_shard": True, "shard_grad_op": False}
@@ -47,7 +46,7 @@ def check_fsdp(options: str, device: str | None) -> None:
 
 
 def check_sharded_stages(recipe: Recipe) -> None:
-    """Refuse to measure retrieval while only the decoder, in shards, is at hand: in a stage of mntp.
+    """Refuse to measure retrieval in a stage that has only the decoder at hand, in shards.
 
     Raises:
         EmbedforgeError: names the stage and the ways out.
@@ -56,11 +55,11 @@ def check_sharded_stages(recipe: Recipe) -> None:
     if not settings.fsdp or settings.eval_steps is None:
         return
     for stage in recipe.stages:
-        if isinstance(stage.objective, Mntp):
+        if not stage.objective.trains_pooling:
             raise EmbedforgeError(
                 f"training.eval_steps measures retrieval with the whole model, and stage '{stage.name}' "
-                f"(mntp) under training.fsdp='{settings.fsdp}' holds its decoder alone, in shards: leave one "
-                "of the two settings out, or train that stage by a recipe of its own"
+                f"({stage.objective.kind}) under training.fsdp='{settings.fsdp}' holds its decoder alone, in "
+                "shards: leave one of the two settings out, or train that stage by a recipe of its own"
             )
 
 

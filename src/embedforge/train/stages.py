@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import singledispatch
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from embedforge.model.encoder import EmbeddingModel, build
 from embedforge.model.language_head import load_head
 from embedforge.model.mask_token import add_mask_token
 from embedforge.recipe import Recipe, Stage
-from embedforge.recipe.objectives import Contrastive, Mntp
+from embedforge.recipe.objectives import Mntp, Objective, PairObjective, SimCSE
 from embedforge.runtime import pick_device
 from embedforge.train.checkpoints import load_trainable
 from embedforge.train.contrastive import ContrastiveWork, SimcseWork
@@ -66,7 +67,7 @@ def begin_stage(model: EmbeddingModel, recipe: Recipe, stage: Stage) -> None:
     if recipe.model.adapter is None or stage.earlier_adapter == "continue":
         return
     settings = (stage.adapter or recipe.model.adapter).model_dump()
-    torch.manual_seed(mix_seeds(_stage_seed(recipe, stage), FIRST_WEIGHTS))
+    torch.manual_seed(mix_seeds(stage_seed(recipe, stage), FIRST_WEIGHTS))
     if stage.earlier_adapter == "merge":
         model.decoder = add_lora(merge_lora(model.decoder, check_batch(model)), **settings)
     else:
@@ -96,15 +97,37 @@ def model_after(recipe: Recipe, done: Sequence[Path], device: str | None = None)
     return model
 
 
-def work_of(model: EmbeddingModel, recipe: Recipe, stage: Stage, mixture: Mixture) -> Work:
-    """Return what a stage does in a step, by its objective."""
-    seed = _stage_seed(recipe, stage)
-    if isinstance(stage.objective, Contrastive):
-        return ContrastiveWork(model, stage, mixture, seed)
-    if isinstance(stage.objective, Mntp):
-        head = load_head(recipe.model.base, model.decoder)
-        return MntpWork(model, head, stage, mixture, seed)
-    return SimcseWork(model, stage, mixture, seed)
+@singledispatch
+def work_of(
+    objective: Objective, model: EmbeddingModel, recipe: Recipe, stage: Stage, mixture: Mixture
+) -> Work:
+    """Return what a stage does in a step, by its objective; register a function for a kind of your own.
+
+    Raises:
+        EmbedforgeError: no function is registered for this kind of objective.
+    """
+    raise EmbedforgeError(
+        f"stage '{stage.name}': nothing is known to train objective '{objective.kind}': register what makes "
+        f"its Work for {type(objective).__name__} with @embedforge.train.stages.work_of.register"
+    )
+
+
+@work_of.register
+def _(
+    objective: PairObjective, model: EmbeddingModel, recipe: Recipe, stage: Stage, mixture: Mixture
+) -> Work:
+    return ContrastiveWork(model, stage, mixture, stage_seed(recipe, stage))
+
+
+@work_of.register
+def _(objective: SimCSE, model: EmbeddingModel, recipe: Recipe, stage: Stage, mixture: Mixture) -> Work:
+    return SimcseWork(model, stage, mixture, stage_seed(recipe, stage))
+
+
+@work_of.register
+def _(objective: Mntp, model: EmbeddingModel, recipe: Recipe, stage: Stage, mixture: Mixture) -> Work:
+    head = load_head(recipe.model.base, model.decoder)
+    return MntpWork(model, head, stage, mixture, stage_seed(recipe, stage))
 
 
 def check_batch(model: EmbeddingModel) -> dict[str, Tensor]:
@@ -123,5 +146,6 @@ def _states(model: EmbeddingModel) -> Tensor:
     return model.token_states(batch["input_ids"], batch["attention_mask"])
 
 
-def _stage_seed(recipe: Recipe, stage: Stage) -> int:
+def stage_seed(recipe: Recipe, stage: Stage) -> int:
+    """Return the seed of a stage: other numbers than those of the stages before and after."""
     return mix_seeds(recipe.seed, recipe.stages.index(stage))
