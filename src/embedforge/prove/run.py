@@ -164,8 +164,8 @@ def prove(
         with phase("index"):
             run.index(texts, held_out, encoded)
         with phase("report"):
-            run.report(texts, held_out, encoded)
-        run.finish()
+            overrun = run.report(texts, held_out, encoded)
+        run.finish(overrun)
     report = read_object(out / REPORT)
     stdout().print(terminal_table(report))
     say(next_steps(out, report["question"] or "what you look for"), stdout())
@@ -215,7 +215,7 @@ class _Run:
                 device=self.device,
                 console=self.console,
             )
-            self._decide(recipe=recipe.model_dump(mode="json"))
+            self.plan["recipe"] = recipe.model_dump(mode="json")  # written once the folder could be read
         with progress_bar(self.console) as bar:
             task = add_row(bar, "reading")
             texts = read_texts(
@@ -226,6 +226,7 @@ class _Run:
                 seed=self.seed,
                 progress=lambda done, total: bar.update(task, completed=done, total=total),
             )
+        self._decide()
         self._say(texts)
         return texts
 
@@ -366,8 +367,8 @@ class _Run:
         made_of = key_of(self.data, self.plan["recipe"], self.plan["sizes after"])
         index_folder(self.out, texts, held_out, encoded, most, made_of, self.device, self.console)
 
-    def report(self, texts: Folder, held_out: HeldOut, encoded: Mapping[str, Encoded]) -> None:
-        """Write report.html, then report.json, which says that the run is finished."""
+    def report(self, texts: Folder, held_out: HeldOut, encoded: Mapping[str, Encoded]) -> list[str]:
+        """Write report.html, then report.json, which says that the run is finished; return why it overran."""
         recipe, overrun = self.recipe, self._overrun()
         with self.console.status("comparing and drawing the report"):
             figures = figures_of(held_out, encoded, after_mntp=system_after_mntp(recipe), seed=self.seed)
@@ -403,11 +404,12 @@ class _Run:
             "details": {**details, "minutes": round(self.phases.minutes, 2)},
         }
         write_json(self.out / REPORT, found)
+        return overrun
 
-    def finish(self) -> None:
+    def finish(self, overrun: Sequence[str]) -> None:
         """Remove what only an unfinished run needs, and say how long it took."""
         shutil.rmtree(self.out / "vectors", ignore_errors=True)
-        for line in self._overrun():
+        for line in overrun:
             note(line, self.console)
         say(f"finished in {self.phases.minutes:.1f} minutes", self.console)
 
