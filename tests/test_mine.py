@@ -3,6 +3,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,8 +14,9 @@ from embedforge.data.example import Example
 from embedforge.errors import EmbedforgeError
 from embedforge.mine import KeepRule
 from embedforge.mine.candidates import NOTHING, fuse
+from embedforge.mine.corpus import Passage, build_corpus
 from embedforge.mine.keep import choose, keep
-from embedforge.mine.pipeline import Selection
+from embedforge.mine.pipeline import Selection, mined_examples
 from mining_for_tests import mine_documents
 
 SCORE = st.floats(-1, 1, width=32)
@@ -226,6 +228,11 @@ def test_draws_depend_on_the_seed():
         for seed in (3, 3, 4)
     )
     assert one == same != other
+
+
+def test_no_example_gives_none(tmp_path: Path):
+    corpus = build_corpus(tmp_path, lambda: [Passage("d", "a text")], "")
+    assert list(mined_examples([], corpus, [], Selection(), tmp_path)) == []
 
 
 def test_a_positive_outside_the_documents_is_named():

@@ -1,4 +1,8 @@
-"""Drawing by a seed and a name, which no other name has a say in."""
+"""Drawing by a seed and a name, which no other name has a say in.
+
+The hash is one of its own, and stays: what is held out of a folder hangs on it, and a model that was trained
+on the rest has to be tested on the same part by a later version.
+"""
 
 from __future__ import annotations
 

@@ -194,51 +194,42 @@ def build_corpus(
         return found
     folder.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
-    missing = _Missing(positives)
     shards: list[Shard] = []
-    all_documents = itertools.chain(missing.watch(documents()), missing.rest())
-    while shard := _write_shard(folder, shards, itertools.islice(all_documents, SHARD_ROWS)):
-        shards.append(shard)
-        progress(shard.rows)
-    corpus = Corpus(folder, tuple(shards), missing.added)
+    _write_shards(folder, shards, documents(), progress)
+    known = Corpus(folder, tuple(shards), 0)
+    missing = _missing(known, positives)
+    _write_shards(folder, shards, missing, progress)
+    corpus = Corpus(folder, tuple(shards), len(missing))
     if not shards:
         raise EmbedforgeError("there is no document to mine from; name a corpus that holds some")
     corpus.check_ids()
-    facts = {"origin": origin, "added": missing.added, "shards": [asdict(shard) for shard in shards]}
+    facts = {"origin": origin, "added": corpus.added, "shards": [asdict(shard) for shard in shards]}
     write_json(path, facts)
     return corpus
 
 
-class _Missing:
-    """Which of the positives have not come by yet."""
+def _missing(corpus: Corpus, positives: Sequence[Passage]) -> list[Passage]:
+    """Return the positives that a corpus lacks, by id and by text, each text and each id once."""
+    ids = set(corpus.rows_of_ids(id_key(passage.id) for passage in positives)) - {0}
+    texts = set(corpus.rows_of_texts(text_key(passage.text) for passage in positives))
+    missing = []
+    for passage in positives:
+        name, text = id_key(passage.id), text_key(passage.text)
+        if text not in texts and name not in ids:
+            missing.append(passage)
+            texts.add(text)
+            ids |= {name} - {0}
+    return missing
 
-    def __init__(self, positives: Sequence[Passage]) -> None:
-        self._positives = positives
-        self._seen_ids: set[int] = set()
-        self._seen_texts: set[int] = set()
-        self.added = 0
 
-    def watch(self, documents: Iterable[Passage]) -> Iterator[Passage]:
-        """Pass documents on, noting which of the positives they are."""
-        ids = {id_key(document.id) for document in self._positives if document.id}
-        texts = {text_key(document.text) for document in self._positives}
-        for document in documents:
-            if (key := id_key(document.id)) in ids:
-                self._seen_ids.add(key)
-            if (key := text_key(document.text)) in texts:
-                self._seen_texts.add(key)
-            yield document
-
-    def rest(self) -> Iterator[Passage]:
-        """Yield the positives that were not seen, each text once."""
-        for document in self._positives:
-            key = text_key(document.text)
-            if key in self._seen_texts or (document.id and id_key(document.id) in self._seen_ids):
-                continue
-            self._seen_texts.add(key)
-            self._seen_ids.add(id_key(document.id))
-            self.added += 1
-            yield document
+def _write_shards(
+    folder: Path, shards: list[Shard], passages: Iterable[Passage], progress: Callable[[int], None]
+) -> None:
+    """Write the next shards, and append what they are."""
+    left = iter(passages)
+    while shard := _write_shard(folder, shards, itertools.islice(left, SHARD_ROWS)):
+        shards.append(shard)
+        progress(shard.rows)
 
 
 def _write_shard(folder: Path, before: Sequence[Shard], documents: Iterable[Passage]) -> Shard | None:

@@ -125,7 +125,7 @@ class Excluded:
         self._texts = corpus.rows_of_texts(texts)
         self.rows = [self._rows_of(example) for example in examples]
         """Numbers of each Example's positives."""
-        everything = np.unique(np.concatenate(self.rows))
+        everything = np.unique(np.concatenate([np.empty(0, dtype=np.int64), *self.rows]))
         own = corpus.text_keys(everything).tolist()
         self._key = dict(zip(everything.tolist(), own, strict=True))
         by_query: defaultdict[int, set[int]] = defaultdict(set)
