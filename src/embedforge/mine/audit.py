@@ -20,8 +20,7 @@ from embedforge.mine.keep import KeepRule, keep
 from embedforge.mine.pipeline import Choice, Mined
 from embedforge.ranking import Floats
 from embedforge.report.charts import score_distributions
-from embedforge.report.page import Chart, Headline, Hit, QueryExample, Report, Table, write_report
-from embedforge.report.page import Verdict as Sentence
+from embedforge.report.page import Chart, Finding, Headline, Hit, QueryExample, Report, Table, write_report
 
 QUERIES_SEEN = 20_000
 """Charts and the comparison of rules take so many queries, drawn evenly."""
@@ -168,14 +167,14 @@ def _total(counts: Mapping[str, Mapping[str, int]]) -> dict[str, int]:
     return {key: sum(own[key] for own in counts.values()) for key in keys}
 
 
-def _summary(sample: _Sample, choice: Choice, facts: Mapping[str, Any]) -> list[Sentence]:
+def _summary(sample: _Sample, choice: Choice, facts: Mapping[str, Any]) -> list[Finding]:
     rule = " ".join([choice.rule.kind, *_value_of(choice.rule)])
-    sentences = [Sentence(f"Rule: {rule}, {choice.candidates} candidates a query of each teacher.")]
+    sentences = [Finding(f"Rule: {rule}, {choice.candidates} candidates a query of each teacher.")]
     total = _total(facts["counts"])
     empty = total["without a negative"] / max(1, total["examples"])
     if empty > 0.1:
         sentences.append(
-            Sentence(
+            Finding(
                 f"{empty:.0%} of the Examples got no negative: their positives score low, or the rule is too "
                 "strict for this teacher; see what other rules would keep.",
                 "bad",
@@ -184,7 +183,7 @@ def _summary(sample: _Sample, choice: Choice, facts: Mapping[str, Any]) -> list[
     naive = np.where(np.isin(sample.verdicts, JUDGED), sample.scores, -np.inf).max(axis=1, initial=-np.inf)
     above = float(np.mean(naive >= sample.limits))
     sentences.append(
-        Sentence(
+        Finding(
             f"For {above:.0%} of the queries some other document scores as high as the weakest positive: "
             "either answers that nobody labelled, or a teacher that is wrong. Read some below."
         )

@@ -27,13 +27,13 @@ from embedforge.quickstart.unit import Unit
 from embedforge.report import charts
 from embedforge.report.page import (
     Chart,
+    Finding,
     Headline,
     QueryExample,
     Report,
     Table,
-    Verdict,
     against_bm25,
-    verdict,
+    finding,
 )
 from embedforge.statistics import Interval
 
@@ -82,9 +82,9 @@ def build_report(
     )
 
 
-def _verdicts(comparison: Comparison) -> list[Verdict | str]:
-    lines: list[Verdict | str] = [
-        verdict(
+def _verdicts(comparison: Comparison) -> list[Finding | str]:
+    lines: list[Finding | str] = [
+        finding(
             f"Against the untrained decoder ({system.removeprefix('base, ')}), nDCG@10",
             comparison.gains[system],
         )
@@ -99,7 +99,7 @@ def _verdicts(comparison: Comparison) -> list[Verdict | str]:
         )
     )
     if comparison.clustering_gain is not None:
-        lines.append(verdict("Clustering by package (V-measure)", comparison.clustering_gain, unit="halves"))
+        lines.append(finding("Clustering by package (V-measure)", comparison.clustering_gain, unit="halves"))
     return lines
 
 
