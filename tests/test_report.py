@@ -62,7 +62,7 @@ def all_charts():
     points = rng.standard_normal((30, 2))
     names = [f"label {i % 10} {NASTY}" for i in range(30)]
     return {
-        "loss": charts.loss_curves({NASTY: (STEPS, STEPS), "other": (STEPS, STEPS[::-1])}),
+        "loss": charts.loss_curves({"$a$ <script>": (STEPS, STEPS), "other": (STEPS, STEPS[::-1])}),
         "bars": charts.grouped_bars(
             ["a", NASTY], {"before": [0.1, None], "after": [Interval(0.5, 0.4, 0.6), 0.2]}, title=NASTY
         ),

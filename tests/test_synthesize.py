@@ -69,7 +69,7 @@ def test_all_six_groups_become_examples_that_a_recipe_reads(tmp_path):
     assert all(len(e.negatives) == 1 for e in examples["synthetic-short-long"])
     assert not any(e.negatives for e in examples["synthetic-short-short"])
     step = Mixture(examples, seed=0, batch_queries=8, negatives=1).step(0)
-    assert len(step.query_rows) == 8
+    assert len(step.positive) == 8
 
 
 def test_a_second_run_asks_nothing_and_more_examples_ask_only_for_themselves(tmp_path):

@@ -9,7 +9,8 @@ from transformers import PreTrainedTokenizerBase
 
 from embedforge.adapt.texts import SENTENCES_FILE, TEXTS_FILE
 from embedforge.errors import EmbedforgeError
-from embedforge.model.decoder import BUNDLED, find_folder, read_config, read_tokenizer
+from embedforge.model.decoder import read_config, read_tokenizer
+from embedforge.model.folder import BUNDLED, find_folder
 from embedforge.model.mask_token import EOS, mask_token_id
 from embedforge.recipe import Recipe, Source, load_recipe
 from embedforge.recipe.objectives import Contrastive, Mntp

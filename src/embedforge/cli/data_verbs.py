@@ -79,8 +79,7 @@ def synthesize(
 
     Run it again to go on after Ctrl-C, a crash or a spent budget, or to ask for more: nothing is paid twice.
     """
-    from rich.console import Console
-
+    from embedforge.console import note, stdout
     from embedforge.errors import EmbedforgeError
     from embedforge.synthesize import run, terminal
     from embedforge.synthesize.budget import Budget
@@ -105,17 +104,17 @@ def synthesize(
     if corpus is not None:
         documents = run.read_documents(corpus, seed=seed, out=out)
         for notice in documents.notices:
-            typer.echo(notice, err=True)
+            note(notice)
         passages = documents.held_out if test else documents.train
         test_set = TestSet(corpus.resolve().name, documents.train) if test else None
     elif test:
         raise EmbedforgeError("--test writes queries for held-out documents; name their folder with --corpus")
     if show_prompts:
-        terminal.print_preview(run.plan_of(settings, passages), Console())
+        terminal.print_preview(run.plan_of(settings, passages), stdout())
         return
     budget = Budget(max_requests, max_tokens, max_cost, price_in, price_out)
     result = run.synthesize(out, settings, passages=passages, test=test_set, budget=budget)
-    terminal.print_result(out, result, Console(), test_set)
+    terminal.print_result(out, result, stdout(), test_set)
     if result.is_interrupt:
         raise typer.Exit(130)
 

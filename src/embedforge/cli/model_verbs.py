@@ -108,6 +108,10 @@ def export(
 ) -> None:
     """Write a published checkpoint as one model folder, its adapters merged, or a model in another dtype."""
     from embedforge.data.marks import copy_mark_of_model
+    from embedforge.model.folder import require_model
+
+    for name in (source, *(adapter or ())):  # before torch is imported: a mistake in it shows at once
+        require_model(name)
     from embedforge.model.export import export as run
 
     run(
@@ -134,6 +138,9 @@ def convert(
     out: Annotated[Path, typer.Argument(help="The model folder to write.")],
 ) -> None:
     """Convert an official NV-Embed checkpoint into an embedforge folder, shard by shard, in little memory."""
+    from embedforge.files import read_object
+
+    read_object(source / "config.json")  # before torch is imported: a mistake in it shows at once
     from embedforge.model.nvembed import convert_nvembed
 
     convert_nvembed(source, out)

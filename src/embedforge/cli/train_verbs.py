@@ -114,9 +114,14 @@ def train(
     device: Device = None,
 ) -> None:
     """Run a recipe: stages of training, then a model folder that sentence-transformers loads."""
+    from embedforge.data.convert import require_source
     from embedforge.recipe import load_recipe
 
-    asked = load_recipe(recipe, set_ or ())  # before torch is imported: a mistake in it shows at once
+    chosen = load_recipe(recipe, set_ or ())  # before torch is imported: a mistake in it shows at once
+    folder = _source_folder(recipe, data)
+    for stage in chosen.stages:
+        for source in stage.mix.sources:
+            require_source(source, folder)
     from embedforge.mine.refresh import refresh_stage
     from embedforge.runtime import is_first_rank, under_torchrun
     from embedforge.train.run import Interrupted
@@ -124,11 +129,11 @@ def train(
 
     try:
         model = run(
-            asked,
+            chosen,
             out,
             resume=resume,
             device=device,
-            source_folder=_source_folder(recipe, data),
+            source_folder=folder,
             refresh=refresh_stage,
         )
     except Interrupted as stop:
@@ -173,7 +178,10 @@ def probe(
     device: Device = None,
 ) -> None:
     """Show, layer by layer, whether a decoder's attention can be made bidirectional."""
+    from embedforge.model.folder import require_model
     from embedforge.show import show_probe
+
+    require_model(base)
 
     show_probe(base, attention, device)
 

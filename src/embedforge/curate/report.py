@@ -13,7 +13,7 @@ from rich.text import Text
 
 from embedforge.console import say
 from embedforge.curate.outcome import Dropped, Outcome, shorten
-from embedforge.report.page import Bar, Cell, Headline, Report, Samples, Table, percent
+from embedforge.report.page import Bar, Cell, Headline, Report, Samples, Share, Table, percent
 from embedforge.report.page import Sample as ShownSample
 
 SAMPLES = 5
@@ -194,7 +194,7 @@ def _sources(summary: CurationSummary) -> Table:
     rows: list[list[Cell]] = []
     for source in summary.sources:
         came, stayed = source.examples_in, source.examples_out
-        kept = (percent(stayed, came), Bar(stayed, came - stayed, came))
+        kept = (Share(stayed, came), Bar(stayed, came - stayed, came))
         rows.append([source.file, source.path, source.kind, came, stayed, *kept])
     return Table("Sources", ["source", "read from", "kind", "in", "out", "kept", ""], rows)
 

@@ -5,7 +5,6 @@ It is made of the stored scores alone, so it says too what other rules would hav
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,7 +19,18 @@ from embedforge.mine.keep import KeepRule, keep
 from embedforge.mine.pipeline import Choice, Mined
 from embedforge.ranking import Floats
 from embedforge.report.charts import score_distributions
-from embedforge.report.page import Chart, Finding, Headline, Hit, QueryExample, Report, Table, write_report
+from embedforge.report.page import (
+    Cell,
+    Chart,
+    Finding,
+    Headline,
+    Hit,
+    QueryExample,
+    Report,
+    Share,
+    Table,
+    write_report,
+)
 
 QUERIES_SEEN = 20_000
 """Charts and the comparison of rules take so many queries, drawn evenly."""
@@ -89,11 +99,7 @@ def write_audit(
         charts=_charts(sample, str(facts["judge"])),
         examples=_to_read(sample.suspects, corpus),
         models=("its positives", "kept as negatives", "rejected by the rule"),
-        details={
-            name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-            for name, value in facts.items()
-            if name != "counts"
-        },
+        details={name: value for name, value in facts.items() if name != "counts"},
     )
     write_report(path, report)
 
@@ -229,7 +235,7 @@ def _rules(sample: _Sample, choice: Choice, facts: Mapping[str, Any]) -> Table:
     )
 
 
-def _row_of(rule: KeepRule, sample: _Sample, choice: Choice, used: bool) -> list[str | int | float | None]:
+def _row_of(rule: KeepRule, sample: _Sample, choice: Choice, used: bool) -> list[Cell]:
     judged = np.isin(sample.verdicts, JUDGED)
     ranks = np.cumsum(judged, axis=1) - 1
     kept = judged & keep(rule, sample.scores, sample.limits[:, None], ranks)
@@ -239,8 +245,8 @@ def _row_of(rule: KeepRule, sample: _Sample, choice: Choice, used: bool) -> list
     return [
         f"{rule.kind} (used)" if used else rule.kind,
         "".join(_value_of(rule)),
-        f"{kept.sum(axis=1).mean():.1f}",
-        f"{short:.1%}",
+        float(kept.sum(axis=1).mean()),
+        Share(short),
         float(sample.scores[best].mean()) if best.any() else None,
         float(gaps.mean()) if len(gaps) else None,
     ]

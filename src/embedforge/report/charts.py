@@ -164,6 +164,7 @@ def histograms(
         axes.bar(edges[:-1], counts, width=np.diff(edges) * 0.92, align="edge", color=AFTER)
         axes.set_title(_shorten(name, 30))
         axes.set_yticks([])
+        axes.tick_params(labelbottom=True)
         axes.spines["left"].set_visible(False)
     for axes in grid[len(panels) :]:
         axes.set_visible(False)
@@ -284,7 +285,7 @@ def _legend(figure: Figure, axes: Axes, *, below: bool = False, reverse: bool = 
     handles, names = axes.get_legend_handles_labels()
     if len(names) < 2:
         return
-    names = [_shorten(name) for name in names]
+    names = [_shorten(name, 34) for name in names]
     inches = 0.55 + 0.085 * max(map(len, names))
     figure.legend(
         handles[::-1] if reverse else handles,
@@ -316,5 +317,5 @@ def _as_interval(value: Interval | float) -> Interval:
     return value if isinstance(value, Interval) else Interval(value, float("nan"), float("nan"))
 
 
-def _shorten(label: str, most: int = 24) -> str:
+def _shorten(label: str, most: int) -> str:
     return label if len(label) <= most else label[: most - 1] + "…"

@@ -6,6 +6,7 @@ charts, which `embedforge.report.charts` drew, are put in as markup.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -50,7 +51,15 @@ class Bar:
     whole: float = 1
 
 
-Cell = str | int | float | Interval | PairedTest | Bar | None
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A cell in percent: a part of a whole."""
+
+    part: float
+    whole: float = 1
+
+
+Cell = str | int | float | Interval | PairedTest | Bar | Share | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +156,7 @@ def render_report(report: Report) -> str:
         rows_of=_rendered_rows,
         heads_of=_rendered_heads,
         cut=_cut,
+        detail=_detail,
         samples_shown=_SAMPLES_SHOWN,
     )
 
@@ -231,8 +241,10 @@ def _rendered_rows(table: Table) -> list[list[_Shown]]:
 
 def _rendered_heads(table: Table) -> list[_Shown]:
     """Column titles; those over numbers stand on the right, as the numbers do."""
-    text = str | Bar | None
-    numeric = {i for row in table.rows for i, cell in enumerate(row) if not isinstance(cell, text)}
+    columns = [[row[i] for row in table.rows if row[i] is not None] for i in range(len(table.columns))]
+    numeric = {
+        i for i, cells in enumerate(columns) if not cells or any(not isinstance(c, str | Bar) for c in cells)
+    }
     return [_Shown(title, css="number" if i in numeric else "") for i, title in enumerate(table.columns)]
 
 
@@ -243,7 +255,9 @@ def _show(cell: Cell) -> _Shown:
         return _Shown(cell)
     if isinstance(cell, Bar):
         scale = 100 / cell.whole if cell.whole else 0.0
-        return _Shown("", css="share", bar=(cell.part * scale, cell.lost * scale))
+        return _Shown("", css="bar-cell", bar=(cell.part * scale, cell.lost * scale))
+    if isinstance(cell, Share):
+        return _Shown(percent(cell.part, cell.whole), css="number")
     if isinstance(cell, int):
         return _Shown(f"{cell:,}", css="number")
     if isinstance(cell, float):
@@ -267,6 +281,19 @@ def _signed(number: float) -> str:
 
 def _p_value(test: PairedTest) -> str:
     return "p < 0.001" if test.p_value < 0.001 else f"p = {test.p_value:.3f}"
+
+
+def _detail(value: object) -> str:
+    """Show a value of the details: a mapping line by line, what is inside it as JSON."""
+    if isinstance(value, Mapping):
+        return "\n".join(f"{name}: {_inline(item)}" for name, item in value.items())
+    return _inline(value)
+
+
+def _inline(value: object) -> str:
+    if value is None:
+        return "–"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _cut(text: str) -> tuple[str, str]:

@@ -15,6 +15,7 @@ from embedforge.report.page import (
     Report,
     Sample,
     Samples,
+    Share,
     Table,
     Tone,
     percent,
@@ -35,9 +36,12 @@ def page_of(report: Mapping[str, Any]) -> Report:
         tables=[_groups_table(report), _dropped_table(report), _spent_table(report["spent"])],
         charts=_charts(report["diversity"]),
         samples=[
-            Samples(f"{what.capitalize()}: {name}", [_shown(sample, tone) for sample in found])
-            for what, tone in _TONES.items()
-            for name, found in samples[what].items()
+            _nearest(report["diversity"]),
+            *(
+                Samples(f"{what.capitalize()}: {name}", [_shown(sample, tone) for sample in found])
+                for what, tone in _TONES.items()
+                for name, found in samples[what].items()
+            ),
         ],
         details={key: report[key] for key in _FACTS} | settings,
     )
@@ -67,15 +71,7 @@ def _groups_table(report: Mapping[str, Any]) -> Table:
         instructions = report["diversity"].get(name, {}).get("distinct instructions")
         rows.append([name, *counts, group["without a hard negative"], instructions])
     languages = ", ".join(f"{code} {count:,}" for code, count in report["languages"].items())
-    columns = [
-        "group",
-        "planned",
-        "not asked yet",
-        "dropped",
-        "kept",
-        "without a hard negative",
-        "instructions",
-    ]
+    columns = ["group", "planned", "not asked yet", "dropped", "kept", "without a hard negative"]
     note = f"Instructions: distinct ones among what was kept. Languages of queries: {languages or 'none'}."
     return Table("By group", [*columns, "instructions"], rows, note=note)
 
@@ -86,7 +82,7 @@ def _dropped_table(report: Mapping[str, Any]) -> Table:
         "What was dropped, and why",
         ["filter", "dropped", "share", ""],
         [
-            [reason, count, percent(count, judged), Bar(0, count, judged)]
+            [reason, count, Share(count, judged), Bar(0, count, judged)]
             for reason, count in report["dropped"].items()
         ],
         note="An example counts under the first filter that it fails; shares are of all that were answered.",
@@ -113,11 +109,6 @@ def _charts(diversity: Mapping[str, Any]) -> list[Chart]:
     groups = {name: of for name, of in diversity.items() if "histogram" in of}
     if not groups:
         return []
-    medians = (
-        f"{name}: {of['distance to the nearest query']['median']:.2f} in the median, the nearest two "
-        f"“{of['closest'][0][1]}” and “{of['closest'][0][2]}” ({of['closest'][0][0]:.2f})."
-        for name, of in groups.items()
-    )
     title = "How much the queries differ"
     svg = histograms(
         {name: of["histogram"] for name, of in groups.items()},
@@ -126,9 +117,21 @@ def _charts(diversity: Mapping[str, Any]) -> list[Chart]:
     )
     note = (
         "On at most 2,000 queries of a group: 1 minus the cosine of counted runs of 3 to 5 characters. Long "
-        "texts are nearer to each other than short ones: compare runs, not groups. "
+        "texts are nearer to each other than short ones: compare runs, not groups."
     )
-    return [Chart(title, svg, note + " ".join(medians))]
+    return [Chart(title, svg, note)]
+
+
+def _nearest(diversity: Mapping[str, Any]) -> Samples:
+    """Show the two queries of each group that are nearest to each other."""
+    samples = []
+    for name, of in diversity.items():
+        if "histogram" in of:
+            distance, one, other = of["closest"][0]
+            median = of["distance to the nearest query"]["median"]
+            texts = {"one": one, "other": other, "distance": f"{distance:.2f}; {median:.2f} in the median"}
+            samples.append(Sample(texts, name))
+    return Samples("The nearest two queries of each group", samples)
 
 
 def _shown(sample: Mapping[str, Any], tone: Tone) -> Sample:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from embedforge.console import say
 from embedforge.data.example import Example
 from embedforge.recipe import Recipe
 from embedforge.runtime import release_freed_memory
@@ -42,5 +43,5 @@ def train_or_stop(
             own_test=True,
         )
     except Interrupted as stop:
-        console.print(f"\n{stop}. The state is saved: run the same command again to go on.")
+        say(f"\n{stop}. The state is saved: run the same command again to go on.", console)
         raise KeyboardInterrupt from None
