@@ -213,8 +213,8 @@ def mine(
             facts = run(
                 spec,
                 out,
-                Teachers(tuple(teacher), prompts, max_tokens, dtype, key_variable, index),
-                Choice(negatives, candidates, kept, seed),
+                Teachers(tuple(teacher), prompts, max_tokens, dtype, key_variable=key_variable, index=index),
+                Choice(negatives, candidates, rule=kept, seed=seed),
                 corpus=corpus,
                 memory_gb=memory_gb,
                 device=device,
