@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -229,3 +230,11 @@ def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(sys, "argv", ["embedforge", "show", "tiny"])
     with pytest.raises(TypeError):
         cli.main()
+
+
+def test_warnings_of_the_package_are_printed_as_notes(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    run("--version")
+    run("--version")  # said once, however often the entry point was called
+    capsys.readouterr()
+    logging.getLogger("embedforge.data.labels").warning("source '[bold]a': %d rows alone", 3)
+    assert capsys.readouterr().err == "note: source '[bold]a': 3 rows alone\n"

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from embedforge.cli.app import Device, Seed, app
+from embedforge.cli.app import Device, Dtype, MaxTokens, Seed, app
 
 
 @app.command()
@@ -181,12 +181,8 @@ def mine(
     work: Annotated[
         Path | None, typer.Option(help="Where corpus and vectors are kept; OUT/work by default.")
     ] = None,
-    max_tokens: Annotated[
-        int | None, typer.Option(min=4, help="Cut texts shorter than the model does.")
-    ] = None,
-    dtype: Annotated[
-        str | None, typer.Option(help="float32, bfloat16 or float16; the saved one by default.")
-    ] = None,
+    max_tokens: MaxTokens = None,
+    dtype: Dtype = None,
     seed: Seed = 0,
     device: Device = None,
 ) -> None:

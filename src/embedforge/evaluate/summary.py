@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import asdict
 from statistics import fmean
 from typing import Any
 
@@ -13,7 +14,7 @@ from embedforge.files import write_json
 from embedforge.report.charts import grouped_bars
 from embedforge.report.page import Cell, Chart, Finding, Report, Table, finding, write_report
 from embedforge.run_folder import facts, machine, versions
-from embedforge.statistics import Interval, PairedTest
+from embedforge.statistics import Interval, PairedTest, as_dict
 
 _METRICS = {
     "ndcg_at_10": "nDCG@10",
@@ -46,30 +47,14 @@ def summary(results: Results, tests: dict[str, dict[str, PairedTest]], settings:
     return {
         **facts(PACKAGES),
         "phases": _phases(results),
-        "settings": {
-            "split": settings.split,
-            "dtype": settings.dtype,
-            "max_tokens": settings.max_tokens,
-            "tokens_per_batch": settings.tokens_per_batch,
-            "instructions": dict(settings.instructions or {}),
-        },
+        "settings": asdict(settings) | {"instructions": dict(settings.instructions or {})},
         "mean": {model: _mean(results, model, results.tasks) for model in results.models},
         "by_type": {
             kind: {model: _mean(results, model, names) for model in results.models}
             for kind, names in _types(results).items()
         },
         "differences": {
-            model: {
-                name: {
-                    "difference": t.difference,
-                    "low": t.low,
-                    "high": t.high,
-                    "p_value": t.p_value,
-                    "is_real": t.is_real,
-                }
-                for name, t in row.items()
-            }
-            for model, row in tests.items()
+            model: {name: as_dict(test) for name, test in row.items()} for model, row in tests.items()
         },
         "undecontaminated": {model: list(names) for model, names in results.undecontaminated.items()},
         "tasks": tasks,
