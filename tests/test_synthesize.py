@@ -54,6 +54,7 @@ def test_all_six_groups_become_examples_that_a_recipe_reads(tmp_path):
         result = make(tmp_path, server, examples=120, languages=("English", "German"))
     totals = result.report["totals"]
     assert (totals["planned"], totals["not asked yet"], result.stopped) == (120, 0, "")
+    assert set(result.report["phases"]) == {"asking"}
     # The server writes English only: bitext is dropped for its language, and what was asked for in German.
     assert set(result.report["dropped"]) == {"wrong language"}
     kept = {name for name, group in result.report["groups"].items() if group["kept"]}
