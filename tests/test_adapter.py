@@ -88,9 +88,9 @@ def test_the_wrapper_and_the_merge_keep_bidirectional_attention():
     base = decoder()
     ensure_attention(base, "bidirectional")
     model = add_lora(base)
-    assert probe(model).is_bidirectional
+    assert not probe(model).causal_layers
     with pytest.warns(UserWarning, match="no-op"):
-        assert probe(merge_lora(model, BATCH)).is_bidirectional
+        assert not probe(merge_lora(model, BATCH)).causal_layers
 
 
 def test_a_fresh_adapter_is_a_no_op_and_a_merge_says_so():

@@ -102,7 +102,7 @@ def test_every_family_is_causal_before_and_bidirectional_after(name, implementat
     assert not moves_first(model)
 
     after = ensure_attention(model, "bidirectional")
-    assert after.is_bidirectional
+    assert not after.causal_layers
     assert {see for layer in after.layers for see in layer.sight} == {"all"}
     assert after.implementation == implementation
     assert moves_first(model)
@@ -125,7 +125,7 @@ def test_window_off_reaches_every_token_and_keep_does_not(name, implementation, 
     kept = build(name, implementation)
     make_bidirectional(kept, sliding_window="keep")
     report = probe(kept)
-    assert report.is_bidirectional
+    assert not report.causal_layers
     assert any(layer.sight == ("window",) * 4 for layer in report.layers)
     assert ensure_attention(kept, "bidirectional", sliding_window="keep") == report
 
@@ -201,7 +201,7 @@ def test_module_flags_alone_are_caught():
     report = probe(model)
     assert moves_first(model)  # looks right ...
     assert report.layers[0].sight == ("all", "all", "none", "none")  # ... until a batch is padded
-    assert not report.is_bidirectional
+    assert report.causal_layers
     assert not report.layers[0].is_consistent
     with pytest.raises(EmbedforgeError, match="some layers see later tokens"):
         ensure_attention(model, "causal")
@@ -222,11 +222,11 @@ def test_the_config_survives_a_reload_and_the_saver_knows_where_it_is_not_enough
     model = build(name)
     make_bidirectional(model)
     assert needs_module_flags(model) is needed
-    assert probe(model).is_bidirectional  # asking changed nothing
+    assert not probe(model).causal_layers  # asking changed nothing
     model.save_pretrained(tmp_path)
     again = AutoModel.from_pretrained(tmp_path)
-    assert probe(again).is_bidirectional is not needed
-    assert ensure_attention(again, "bidirectional").is_bidirectional
+    assert bool(probe(again).causal_layers) is needed
+    assert not ensure_attention(again, "bidirectional").causal_layers
 
 
 def test_make_causal_undoes_the_switch():
@@ -266,7 +266,7 @@ def test_half_precision_with_a_huge_residual_hides_nothing(dtype):
     make_bidirectional(model)
     with torch.no_grad():
         model.embed_tokens.weight.mul_(2000 / model.embed_tokens.weight.abs().max())
-    assert probe(model).is_bidirectional
+    assert not probe(model).causal_layers
 
 
 def test_the_probe_leaves_no_trace():
@@ -289,8 +289,8 @@ def test_a_language_model_head_and_a_peft_wrapper_keep_it():
     wrapped = get_peft_model(model, LoraConfig(target_modules="all-linear"))
     assert probe(wrapped).is_causal
     assert takes_position_ids(wrapped)
-    assert ensure_attention(wrapped, "bidirectional").is_bidirectional
-    assert probe(wrapped.merge_and_unload()).is_bidirectional
+    assert not ensure_attention(wrapped, "bidirectional").causal_layers
+    assert not probe(wrapped.merge_and_unload()).causal_layers
 
 
 @pytest.mark.parametrize("kind", ["bert", "distilbert", "modernbert", "t5"])

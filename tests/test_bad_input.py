@@ -132,7 +132,7 @@ def test_a_connection_that_breaks_is_one_message(monkeypatch: pytest.MonkeyPatch
     def broken(*_: object, **__: object) -> str:
         raise BrokenConnection("peer closed connection\nwithout sending the complete body")
 
-    monkeypatch.setattr("embedforge.model.decoder.snapshot_download", broken)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", broken)
     with pytest.raises(EmbedforgeError, match=r"'some/model'.*peer closed connection without sending"):
         load_decoder("some/model")
 

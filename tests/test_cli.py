@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -110,6 +111,47 @@ def test_help_and_show_import_neither_torch_nor_transformers(tmp_path: Path) -> 
 
 # --- errors --------------------------------------------------------------------------------------
 
+MISTAKES = {
+    "train tiny": "there is no such file",
+    "train tny": "neither a file nor one of the shipped recipes",
+    "show tny": "neither a file nor one of the shipped recipes",
+    "mine none.jsonl --teacher bm25": "there is no such file",
+    "mine none.jsonl --teacher bm25 --rule top": "no keep rule 'top'",
+    "mine none.jsonl --teacher bm26": "Did you mean 'bm25'?",
+    "curate none.jsonl": "there is no such file",
+    "synthesize --endpoint here --model m": "is no address",
+    "evaluate /none --tasks tasks": "there is no such folder",
+    "evaluate bm25 --tasks tasks --instruction a": "TASK=TEXT",
+    "search none a": "there is no index here",
+    "export /none out": "there is no such folder",
+    "export embedforge:base out --adapter /none": "there is no such folder",
+    "convert none out": "there is no such file",
+    "probe /none": "there is no such folder",
+    "catalog none": "there is no 'none'",
+}
+"""Command lines with a mistake that shows before any model is loaded, and what is said of it."""
+
+
+def test_mistakes_are_found_before_torch_is_imported(tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        "from embedforge import cli\n"
+        f"for line in {[line.split() for line in MISTAKES]!r}:\n"
+        "    sys.argv = ['embedforge', *line]\n"
+        "    try:\n"
+        "        cli.main()\n"
+        "    except SystemExit as stop:\n"
+        "        assert stop.code == 1, (line, stop.code)\n"
+        "    assert 'torch' not in sys.modules, line\n"
+        "    print(file=sys.stderr)\n"
+    )
+    done = spawn(["-c", code], tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    said = [" ".join(part.split()) for part in done.stderr.split("\n\n")]
+    for message, (line, expected) in zip(said, MISTAKES.items(), strict=False):
+        assert expected in message, (line, message)
+    assert not [path for path in tmp_path.iterdir() if path.name != "mined"]
+
 
 def test_an_error_is_one_message_without_traceback_and_exit_code_1(tmp_path: Path) -> None:
     done = spawn(["-m", "embedforge", "train", "tinny"], tmp_path)
@@ -188,3 +230,11 @@ def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(sys, "argv", ["embedforge", "show", "tiny"])
     with pytest.raises(TypeError):
         cli.main()
+
+
+def test_warnings_of_the_package_are_printed_as_notes(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    run("--version")
+    run("--version")  # said once, however often the entry point was called
+    capsys.readouterr()
+    logging.getLogger("embedforge.data.labels").warning("source '[bold]a': %d rows alone", 3)
+    assert capsys.readouterr().err == "note: source '[bold]a': 3 rows alone\n"

@@ -113,6 +113,8 @@ def test_results_and_report_are_written(results):
     assert summary["by_type"]["Retrieval"]["bm25"] == results.score("bm25", "retrieval/topics")
     assert set(summary["differences"]["bm25"]) == {"retrieval/topics", "reranking/topics"}
     assert summary["versions"]["mteb"]
+    assert set(summary["phases"]) == {"tiny", "bm25"}
+    assert summary["phases"]["tiny"] > 0
     assert "units" not in summary["tasks"]["sts/topics"]["tiny"]
     report = (results.folder / "report.html").read_text()
     assert "bm25 against tiny" in report

@@ -235,6 +235,8 @@ def test_a_run_that_fails_leaves_an_earlier_ones_results_and_what_is_said_of_the
         mine(source, out, Teachers(("bm25",)), CHOICE, corpus=Path("none.jsonl"))
     assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == before
     assert json.loads((out / "mine.json").read_text())["counts"] == facts["counts"]
+    assert set(facts["phases"]) == {"reading", "ranking", "choosing"}
+    assert {"versions", "machine", "date"} <= set(facts)
 
 
 def test_a_killed_run_goes_on_and_ends_as_an_unbroken_one(

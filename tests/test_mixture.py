@@ -39,7 +39,8 @@ def mix(sources: dict, *, seed=0, batch_queries=4, negatives=0, **settings) -> M
 
 
 def queries(mixture: Mixture, *steps: int) -> list[str]:
-    return [mixture.step(step).texts[row].text for step in steps for row in mixture.step(step).query_rows]
+    found = [mixture.step(step) for step in steps]
+    return [text.text for step in found for text in step.texts[: len(step.positive)]]
 
 
 def epoch(mixture: Mixture, number: int) -> list[str]:
@@ -173,11 +174,9 @@ def visits_of(mixture: Mixture, query: str, epochs: int) -> list[list[str]]:
     found = []
     for index in range(epochs * len(mixture)):
         step = mixture.step(index)
-        for row, place in enumerate(step.query_rows):
-            if step.texts[place].text == query:
-                found.append(
-                    [step.texts[step.document_rows[c]].text for c in np.flatnonzero(step.owner == row)]
-                )
+        documents = step.texts[len(step.positive) :]
+        rows = [row for row in range(len(step.positive)) if step.texts[row].text == query]
+        found += [[documents[column].text for column in np.flatnonzero(step.owner == row)] for row in rows]
     return found
 
 
@@ -227,16 +226,12 @@ def test_layout():
         ("s1", "Same", "document"),
     ]
     assert step.index == 5
-    assert step.query_rows.tolist() == [0, 1]
-    assert step.document_rows.tolist() == [2, 3, 4, 5]
     assert step.owner.tolist() == [0, 0, 0, 1]
     assert step.is_positive.tolist() == [True, False, False, True]
     assert step.positive.tolist() == [0, 3]
     assert step.in_batch_allowed.tolist() == [True, False]
     assert step.sources == ["a", "b"]
-    assert {array.dtype for array in (step.query_rows, step.document_rows, step.owner, step.positive)} == {
-        np.dtype(np.int64)
-    }
+    assert {array.dtype for array in (step.owner, step.positive)} == {np.dtype(np.int64)}
 
 
 def share(first: tuple[int, ...], second: tuple[int, ...]) -> bool:

@@ -25,6 +25,7 @@ from embedforge.prove.figures import (
     own_half_nearer,
     uniformity,
 )
+from embedforge.prove.findings import findings
 from embedforge.prove.held_out import HeldOut, held_out_of
 from embedforge.prove.plan import (
     FEWEST,
@@ -50,7 +51,6 @@ from embedforge.prove.systems import (
 from embedforge.prove.table import terminal_table
 from embedforge.prove.texts import read_texts
 from embedforge.prove.training_data import PARTS_FILE, RETRIEVAL_FILE, part_examples, write_training_data
-from embedforge.prove.verdicts import verdicts
 from embedforge.recipe import Recipe, load_recipe
 from embedforge.statistics import bootstrap_interval
 
@@ -369,12 +369,12 @@ def test_the_sentences_say_what_got_better_and_what_did_not(
     held_out: HeldOut, systems: dict[str, Encoded]
 ) -> None:
     figures = figures_of(held_out, systems, after_mntp="after mntp", seed=0)
-    good = {line.text: line.tone for line in verdicts(figures)}
+    good = {line.text: line.tone for line in findings(figures)}
     assert sum(tone == "good" for tone in good.values()) >= 4
     assert any("raised that loss again, by 0.500" in text for text in good)
     assert any("in the stages after mntp rose" in text for text in good)
     swapped = {**systems, TRAINED: systems[AS_IT_CAME], AS_IT_CAME: systems[TRAINED]}
-    bad = verdicts(figures_of(held_out, swapped, after_mntp=TRAINED, seed=0))
+    bad = findings(figures_of(held_out, swapped, after_mntp=TRAINED, seed=0))
     assert any("Training did not make retrieval better" in line.text for line in bad)
     assert any("fell by" in line.text and line.tone == "bad" for line in bad)
 
@@ -397,7 +397,7 @@ def test_a_folder_without_questions_and_with_few_passages_still_has_a_report(
     figures = figures_of(HeldOut([], [], [("a", "b")] * 3, ["text"]), few, seed=0)
     assert FEWEST_HALVES > 3
     assert (figures.retrieval, figures.alignment) == ({}, None)
-    assert any("retrieval was not measured" in line.text for line in verdicts(figures))
+    assert any("retrieval was not measured" in line.text for line in findings(figures))
 
 
 def test_passages_are_cut_where_a_sentence_ends_near_the_middle() -> None:

@@ -10,14 +10,14 @@ import pytest
 from embedforge.report import charts
 from embedforge.report.page import (
     Chart,
+    Finding,
     Headline,
     Hit,
     QueryExample,
     Report,
     Table,
-    Verdict,
+    finding,
     render_report,
-    verdict,
     write_report,
 )
 from embedforge.statistics import Interval, PairedTest
@@ -62,7 +62,7 @@ def all_charts():
     points = rng.standard_normal((30, 2))
     names = [f"label {i % 10} {NASTY}" for i in range(30)]
     return {
-        "loss": charts.loss_curves({NASTY: (STEPS, STEPS), "other": (STEPS, STEPS[::-1])}),
+        "loss": charts.loss_curves({"$a$ <script>": (STEPS, STEPS), "other": (STEPS, STEPS[::-1])}),
         "bars": charts.grouped_bars(
             ["a", NASTY], {"before": [0.1, None], "after": [Interval(0.5, 0.4, 0.6), 0.2]}, title=NASTY
         ),
@@ -77,7 +77,7 @@ def full_report():
     return Report(
         title=NASTY,
         subtitle=NASTY,
-        summary=[verdict("nDCG@10", REAL), Verdict(NASTY, "bad"), NASTY],
+        summary=[finding("nDCG@10", REAL), Finding(NASTY, "bad"), NASTY],
         headlines=[Headline(NASTY, NASTY, NASTY, "good")],
         tables=[
             Table(
@@ -161,13 +161,13 @@ def test_a_bare_report_has_no_empty_sections(tmp_path):
 
 
 def test_verdicts_say_what_the_test_says():
-    assert verdict("recall", REAL).tone == "good"
-    assert verdict("recall", PairedTest(-0.1, -0.2, -0.05, 0.01, 40, True)).tone == "bad"
-    chance = verdict("recall", CHANCE, unit="texts")
+    assert finding("recall", REAL).tone == "good"
+    assert finding("recall", PairedTest(-0.1, -0.2, -0.05, 0.01, 40, True)).tone == "bad"
+    chance = finding("recall", CHANCE, unit="texts")
     assert chance.tone == "neutral"
     assert "chance may explain" in chance.text
     assert "141 texts" in chance.text
-    single = verdict("recall", PairedTest(1.0, math.nan, math.nan, 1.0, 1, False))
+    single = finding("recall", PairedTest(1.0, math.nan, math.nan, 1.0, 1, False))
     assert "too few queries (1)" in single.text
 
 

@@ -54,6 +54,7 @@ def test_all_six_groups_become_examples_that_a_recipe_reads(tmp_path):
         result = make(tmp_path, server, examples=120, languages=("English", "German"))
     totals = result.report["totals"]
     assert (totals["planned"], totals["not asked yet"], result.stopped) == (120, 0, "")
+    assert set(result.report["phases"]) == {"asking"}
     # The server writes English only: bitext is dropped for its language, and what was asked for in German.
     assert set(result.report["dropped"]) == {"wrong language"}
     kept = {name for name, group in result.report["groups"].items() if group["kept"]}
@@ -69,7 +70,7 @@ def test_all_six_groups_become_examples_that_a_recipe_reads(tmp_path):
     assert all(len(e.negatives) == 1 for e in examples["synthetic-short-long"])
     assert not any(e.negatives for e in examples["synthetic-short-short"])
     step = Mixture(examples, seed=0, batch_queries=8, negatives=1).step(0)
-    assert len(step.query_rows) == 8
+    assert len(step.positive) == 8
 
 
 def test_a_second_run_asks_nothing_and_more_examples_ask_only_for_themselves(tmp_path):

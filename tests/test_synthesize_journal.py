@@ -32,13 +32,11 @@ def test_a_torn_last_line_is_cut_off(tmp_path, cut):
     whole = path.read_bytes()
     path.write_bytes(whole[:-cut])
     with Journal(path) as journal:
-        assert journal.repaired
         assert journal.get("b") == line("b", tokens_in=2, tokens_out=3)
         assert (journal.get("c") is not None) == (cut == 1)  # only the line end was missing
         journal.append(line("d"))
         assert journal.get("d") is not None
     with Journal(path) as journal:
-        assert not journal.repaired
         assert len(journal) == 3 + (cut == 1)
         assert journal.spent.requests == len(journal)
 
@@ -50,7 +48,7 @@ def test_zeros_after_a_power_cut_are_cut_off(tmp_path):
     with path.open("ab") as file:
         file.write(b"\0" * 100)
     with Journal(path) as journal:
-        assert (journal.repaired, len(journal)) == (True, 1)
+        assert len(journal) == 1
     assert path.read_bytes().endswith(b"}\n")
 
 
@@ -89,4 +87,4 @@ def test_a_full_disk_is_named_and_leaves_whole_lines(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     with Journal(path) as journal:
-        assert (len(journal), journal.repaired) == (2, True)
+        assert len(journal) == 2

@@ -62,7 +62,9 @@ def test_training_lowers_the_loss_and_leaves_a_model_that_loads(
     assert abs(float((vectors**2).sum()) - 1) < 1e-5
     saved = json.loads((tmp_path / "run" / "recipe.json").read_text())
     assert saved["recipe"]["stages"][0]["objective"]["temperature"] == 0.02
-    assert set(saved["versions"]) >= {"torch", "transformers"}
+    assert set(saved["versions"]) >= {"embedforge", "torch", "transformers"}
+    assert "CPUs" in saved["machine"]
+    assert json.loads((tmp_path / "run" / "phases.json").read_text())["stage one"] > 0
 
 
 def test_two_ranks_train_the_same_model_as_one(tiny_base: Path, pairs: Path, tmp_path: Path) -> None:

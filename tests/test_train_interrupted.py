@@ -59,6 +59,8 @@ def test_a_killed_run_resumes_to_bit_identical_weights(
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "cut" / "model").exists()
+    phases = tmp_path / "cut" / "phases.json"  # written after a checkpoint, so it may not be there yet
+    before = json.loads(phases.read_text()) if phases.exists() else {}
 
     resumed = train(load_recipe(str(file)), tmp_path / "cut", resume=True, quiet=True)
     assert_same_weights(whole, resumed)
@@ -66,6 +68,9 @@ def test_a_killed_run_resumes_to_bit_identical_weights(
         (entry["stage"], entry["step"]) for entry in map(json.loads, (tmp_path / "cut" / "log.jsonl").open())
     ]
     assert len(set(steps)) >= 10
+    after = json.loads(phases.read_text())
+    assert list(after) == [f"stage {stage.name}" for stage in recipe.stages]
+    assert all(after[stage] >= seconds for stage, seconds in before.items())
 
 
 def test_resume_ignores_a_checkpoint_that_was_not_finished(tmp_path: Path) -> None:

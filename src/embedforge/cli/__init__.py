@@ -1,7 +1,12 @@
-"""The command line. Each verb imports its module when it is called, so `--help` answers at once."""
+"""The command line. Each verb imports its module when it is called, so `--help` answers at once.
+
+A mistake that shows without a model is found before torch is imported. A verb's function is as long as its
+list of options: that list is the verb's documentation, and stays in one piece.
+"""
 
 from __future__ import annotations
 
+import logging
 import sys
 
 import typer
@@ -15,12 +20,25 @@ from embedforge.errors import EmbedforgeError
 __all__ = ["app", "curate_verbs", "data_verbs", "main", "model_verbs", "recipe_verbs", "train_verbs"]
 
 
+class _Notes(logging.Handler):
+    """Prints the package's warnings as all notes are printed, above a progress bar where there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from embedforge.console import note
+
+        note(self.format(record))
+
+
+_NOTES = _Notes(logging.WARNING)
+
+
 def main() -> None:
     """Entry point: an error that is the user's to fix is one message and exit code 1.
 
     So is one of the system (no permission, a full disk, a file in a folder's place). A command line that
     cannot be read exits with 2, a run stopped by Ctrl-C with 130.
     """
+    logging.getLogger("embedforge").addHandler(_NOTES)
     try:
         app()
     except EmbedforgeError as error:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from embedforge.cli.app import Device, Seed, app
+from embedforge.cli.app import Device, Dtype, MaxTokens, Seed, app
 
 
 @app.command()
@@ -79,8 +79,7 @@ def synthesize(
 
     Run it again to go on after Ctrl-C, a crash or a spent budget, or to ask for more: nothing is paid twice.
     """
-    from rich.console import Console
-
+    from embedforge.console import note, stdout
     from embedforge.errors import EmbedforgeError
     from embedforge.synthesize import run, terminal
     from embedforge.synthesize.budget import Budget
@@ -105,17 +104,17 @@ def synthesize(
     if corpus is not None:
         documents = run.read_documents(corpus, seed=seed, out=out)
         for notice in documents.notices:
-            typer.echo(notice, err=True)
+            note(notice)
         passages = documents.held_out if test else documents.train
         test_set = TestSet(corpus.resolve().name, documents.train) if test else None
     elif test:
         raise EmbedforgeError("--test writes queries for held-out documents; name their folder with --corpus")
     if show_prompts:
-        terminal.print_preview(run.plan_of(settings, passages), Console())
+        terminal.print_preview(run.plan_of(settings, passages), stdout())
         return
     budget = Budget(max_requests, max_tokens, max_cost, price_in, price_out)
     result = run.synthesize(out, settings, passages=passages, test=test_set, budget=budget)
-    terminal.print_result(out, result, Console(), test_set)
+    terminal.print_result(out, result, stdout(), test_set)
     if result.is_interrupt:
         raise typer.Exit(130)
 
@@ -182,12 +181,8 @@ def mine(
     work: Annotated[
         Path | None, typer.Option(help="Where corpus and vectors are kept; OUT/work by default.")
     ] = None,
-    max_tokens: Annotated[
-        int | None, typer.Option(min=4, help="Cut texts shorter than the model does.")
-    ] = None,
-    dtype: Annotated[
-        str | None, typer.Option(help="float32, bfloat16 or float16; the saved one by default.")
-    ] = None,
+    max_tokens: MaxTokens = None,
+    dtype: Dtype = None,
     seed: Seed = 0,
     device: Device = None,
 ) -> None:
@@ -214,8 +209,8 @@ def mine(
             facts = run(
                 spec,
                 out,
-                Teachers(tuple(teacher), prompts, max_tokens, dtype, key_variable, index),
-                Selection(negatives, candidates, kept, seed),
+                Teachers(tuple(teacher), prompts, max_tokens, dtype, key_variable=key_variable, index=index),
+                Selection(negatives, candidates, rule=kept, seed=seed),
                 corpus=corpus,
                 memory_gb=memory_gb,
                 device=device,

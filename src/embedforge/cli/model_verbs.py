@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from embedforge.cli.app import Device, app
+from embedforge.cli.app import Device, Dtype, MaxTokens, app
 from embedforge.errors import EmbedforgeError
 
 
@@ -27,12 +27,8 @@ def evaluate(
         list[str] | None, typer.Option(metavar="TASK=TEXT", help="Instruction of a task; may be repeated.")
     ] = None,
     split: Annotated[str, typer.Option(help="Split of the datasets in a folder.")] = "test",
-    max_tokens: Annotated[
-        int | None, typer.Option(min=4, help="Cut texts shorter than the model's contract does.")
-    ] = None,
-    dtype: Annotated[
-        str | None, typer.Option(help="float32, bfloat16 or float16; the saved one by default.")
-    ] = None,
+    max_tokens: MaxTokens = None,
+    dtype: Dtype = None,
     device: Device = None,
 ) -> None:
     """Measure models on retrieval, reranking, classification, clustering, STS, NLI and bitext with mteb.
@@ -102,12 +98,14 @@ def export(
     ] = None,
     attention: Annotated[str | None, typer.Option(help="bidirectional or causal.")] = None,
     normalize: Annotated[bool | None, typer.Option(help="Vectors of unit length.")] = None,
-    dtype: Annotated[
-        str | None, typer.Option(help="float32, bfloat16 or float16; as stored by default.")
-    ] = None,
+    dtype: Dtype = None,
 ) -> None:
     """Write a published checkpoint as one model folder, its adapters merged, or a model in another dtype."""
     from embedforge.data.marks import copy_mark_of_model
+    from embedforge.model.folder import require_model
+
+    for name in (source, *(adapter or ())):  # before torch is imported: a mistake in it shows at once
+        require_model(name)
     from embedforge.model.export import export as run
 
     run(
@@ -134,6 +132,9 @@ def convert(
     out: Annotated[Path, typer.Argument(help="The model folder to write.")],
 ) -> None:
     """Convert an official NV-Embed checkpoint into an embedforge folder, shard by shard, in little memory."""
+    from embedforge.files import read_object
+
+    read_object(source / "config.json")  # before torch is imported: a mistake in it shows at once
     from embedforge.model.nvembed import convert_nvembed
 
     convert_nvembed(source, out)

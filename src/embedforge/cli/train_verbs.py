@@ -35,6 +35,17 @@ def _renamed(minutes: float | None) -> float | None:
     return minutes
 
 
+def _check(folder: Path | None, recipe: str | None, overrides: list[str] | None) -> None:
+    """Find what is wrong with a folder or a recipe before torch is imported."""
+    from embedforge.documents.folder import readable_files
+    from embedforge.recipe import load_recipe
+
+    if folder is not None:
+        readable_files(folder)
+    if recipe is not None:
+        load_recipe(recipe, overrides or ())
+
+
 @app.command(epilog="Example: embedforge quickstart docs --out mine --minutes 10")
 def quickstart(
     folder: Annotated[
@@ -60,6 +71,7 @@ def quickstart(
     hard negatives, trains the two stages of NV-Embed, compares with BM25 and with the untrained decoder on
     held-out files, and writes a report, a model and a search index. Run it again to resume after Ctrl-C.
     """
+    _check(folder, recipe, set_)
     from embedforge.prove.run import quickstart as run
 
     run(
@@ -101,6 +113,7 @@ def adapt(
     and with the decoder as it came on held-out text, and writes a report, a model and a search index. Run it
     again to resume after Ctrl-C. It is quickstart's engine with another recipe.
     """
+    _check(folder, recipe, set_)
     from embedforge.prove.run import adapt as run
 
     run(
@@ -138,9 +151,14 @@ def train(
     device: Device = None,
 ) -> None:
     """Run a recipe: stages of training, then a model folder that sentence-transformers loads."""
+    from embedforge.data.convert import require_source
     from embedforge.recipe import load_recipe
 
-    asked = load_recipe(recipe, set_ or ())  # before torch is imported: a mistake in it shows at once
+    chosen = load_recipe(recipe, set_ or ())  # before torch is imported: a mistake in it shows at once
+    folder = source_folder(recipe, data)
+    for stage in chosen.stages:
+        for source in stage.mix.sources:
+            require_source(source, folder)
     from embedforge.mine.refresh import refresh_stage
     from embedforge.runtime import is_first_rank, under_torchrun
     from embedforge.train.run import Interrupted
@@ -148,11 +166,11 @@ def train(
 
     try:
         model = run(
-            asked,
+            chosen,
             out,
             resume=resume,
             device=device,
-            source_folder=source_folder(recipe, data),
+            source_folder=folder,
             refresh=refresh_stage,
         )
     except Interrupted as stop:
@@ -175,7 +193,10 @@ def probe(
     device: Device = None,
 ) -> None:
     """Show, layer by layer, whether a decoder's attention can be made bidirectional."""
+    from embedforge.model.folder import require_model
     from embedforge.show import show_probe
+
+    require_model(base)
 
     show_probe(base, attention, device)
 

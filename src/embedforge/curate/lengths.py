@@ -81,7 +81,7 @@ def measure_of(unit: Unit, tokenizer: str = "embedforge:base") -> Callable[[str]
         return len
     from tokenizers import Tokenizer
 
-    from embedforge.model.decoder import find_folder
+    from embedforge.model.folder import find_folder
 
     path = Path(find_folder(tokenizer)) / "tokenizer.json"
     if not path.is_file():

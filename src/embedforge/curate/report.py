@@ -5,14 +5,16 @@ from __future__ import annotations
 import random
 from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass
-from importlib import resources
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from rich.table import Table as TerminalTable
+from rich.text import Text
 
+from embedforge.console import say
 from embedforge.curate.outcome import Dropped, Outcome
+from embedforge.report.page import Bar, Cell, Headline, Report, Samples, Share, Table, percent
+from embedforge.report.page import Sample as ShownSample
 from embedforge.text.words import shorten
 
 SAMPLES = 5
@@ -33,7 +35,7 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
-class StepReport:
+class StepSummary:
     """One step: how many Examples came and stayed, and what went why."""
 
     name: str
@@ -59,7 +61,7 @@ class StepReport:
 
 
 @dataclass(frozen=True, slots=True)
-class SourceReport:
+class SourceSummary:
     """One source: where it came from, and the file it went to."""
 
     name: str
@@ -71,27 +73,42 @@ class SourceReport:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
-    """A whole curation."""
+class CurationSummary:
+    """A whole curation: what report.json holds."""
 
     made_by: str
     seed: int
-    sources: list[SourceReport]
-    steps: list[StepReport]
+    facts: dict[str, Any]
+    """Versions, machine and date."""
+    phases: dict[str, float]
+    """Seconds of each step."""
+    sources: list[SourceSummary]
+    steps: list[StepSummary]
 
     @property
     def documents_dropped(self) -> int:
         """Positives and negatives taken out of Examples that the step kept."""
         return sum(count for step in self.steps for part, _, count in step.rows() if part != "example")
 
+    @property
+    def examples_in(self) -> int:
+        """Examples of all sources."""
+        return sum(source.examples_in for source in self.sources)
+
+    @property
+    def examples_out(self) -> int:
+        """Those that stayed."""
+        return sum(source.examples_out for source in self.sources)
+
     def as_json(self) -> dict[str, Any]:
-        """Return the report as plain JSON values."""
-        return asdict(self)
+        """Return the summary as plain JSON values."""
+        values = asdict(self)
+        return values | values.pop("facts")
 
 
-def report_of(
+def summary_of(
     name: str, settings: dict[str, Any], examples_in: int, outcome: Outcome, seed: int
-) -> StepReport:
+) -> StepSummary:
     """Count what a step did, and draw samples of it by the seed."""
     counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
     by_reason: defaultdict[tuple[str, str], list[Dropped]] = defaultdict(list)
@@ -105,7 +122,7 @@ def report_of(
         for item in (items if len(items) <= SAMPLES else draw.sample(items, SAMPLES))
     ]
     gone = Counter(item.example.source for item in outcome.dropped if item.part == "example")
-    return StepReport(
+    return StepSummary(
         name=name,
         settings=settings,
         examples_in=examples_in,
@@ -130,32 +147,101 @@ def _sample(item: Dropped) -> Sample:
     )
 
 
-def render(report: Report) -> str:
-    """Return the report as one self-contained HTML page; every text is escaped."""
-    import jinja2
+def page_of(summary: CurationSummary) -> Report:
+    """Return the page: what came and stayed, and of each step its reasons, and samples to read."""
+    names = ", ".join(source.name for source in summary.sources)
+    return Report(
+        title="Curation",
+        subtitle=f"{names}: {summary.made_by}, seed {summary.seed}",
+        headlines=_headlines(summary),
+        tables=[
+            _steps(summary),
+            _sources(summary),
+            *(_reasons(number, step, summary) for number, step in enumerate(summary.steps, start=1)),
+        ],
+        samples=[
+            Samples(f"Dropped: {step.name}", [_shown(sample) for sample in step.samples])
+            for step in summary.steps
+        ],
+        details={**summary.facts, "seconds": summary.phases},
+    )
 
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    template = (resources.files("embedforge.curate") / "report.html.j2").read_text(encoding="utf-8")
-    return environment.from_string(template).render(report=report)
+
+def _headlines(summary: CurationSummary) -> list[Headline]:
+    came, stayed, steps = summary.examples_in, summary.examples_out, len(summary.steps)
+    documents = f", and {summary.documents_dropped:,} single documents" if summary.documents_dropped else ""
+    decontaminated = next((step for step in summary.steps if step.name == "decontamination"), None)
+    test_sets, note = "?", "not checked: no --against"
+    if decontaminated is not None:
+        tasks = len(decontaminated.settings["against"])
+        test_sets = f"{decontaminated.removed:,}"
+        note = f"Examples that stood in {tasks} task{'s' * (tasks != 1)}"
+    return [
+        Headline("Kept", f"{stayed:,}", f"{percent(stayed, came)} of {came:,} Examples"),
+        Headline("Dropped", f"{came - stayed:,}", f"by {steps} step{'s' * (steps != 1)}{documents}"),
+        Headline("In the test sets", test_sets, note),
+    ]
 
 
-def print_report(report: Report, console: Console) -> None:
+def _steps(summary: CurationSummary) -> Table:
+    rows: list[list[Cell]] = []
+    for step in summary.steps:
+        bar = Bar(step.examples_out, step.removed, summary.examples_in)
+        rows.append([step.name, step.examples_in, step.removed, step.examples_out, bar])
+    return Table("Steps", ["step", "in", "dropped", "out", "left of all"], rows)
+
+
+def _sources(summary: CurationSummary) -> Table:
+    rows: list[list[Cell]] = []
+    for source in summary.sources:
+        came, stayed = source.examples_in, source.examples_out
+        kept = (Share(stayed, came), Bar(stayed, came - stayed, came))
+        rows.append([source.file, source.path, source.kind, came, stayed, *kept])
+    return Table("Sources", ["source", "read from", "kind", "in", "out", "kept", ""], rows)
+
+
+def _reasons(number: int, step: StepSummary, summary: CurationSummary) -> Table:
+    """Say what a step dropped and why, and under which settings."""
+    notes = [f"{step.examples_in:,} in, {step.removed:,} dropped, {step.examples_out:,} out."]
+    if len(summary.sources) > 1 and step.by_source:
+        notes.append(
+            f"By source: {', '.join(f'{name} {count:,}' for name, count in step.by_source.items())}."
+        )
+    if step.settings:
+        values = (f"{key.replace('_', ' ')}: {_value(key, value)}" for key, value in step.settings.items())
+        notes.append(f"Settings: {'; '.join(values)}.")
+    title = f"{number}. {step.name.capitalize()}"
+    return Table(title, ["dropped", "reason", "how many"], step.rows(), note=" ".join(notes), shown=12)
+
+
+def _value(key: str, value: Any) -> str:
+    if key in ("ngram", "bm25") and not value:
+        return "off"
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return value if isinstance(value, str) else f"{value:,}"
+
+
+def _shown(sample: Sample) -> ShownSample:
+    part = "" if sample.part == "example" else f" ({sample.part})"
+    texts = {"query": sample.query or "–", "document": sample.text or "–", "source": sample.source}
+    why = f"{sample.reason}{part}" + (f": {sample.detail}" if sample.detail else "")
+    return ShownSample(texts, why, "bad")
+
+
+def print_summary(summary: CurationSummary, console: Console) -> None:
     """Print a line for each step, and one for each source."""
-    table = Table(box=None, header_style="bold", pad_edge=False)
+    table = TerminalTable(box=None, header_style="bold", pad_edge=False)
     table.add_column("step")
     for title in ("in", "dropped", "out"):
         table.add_column(title, justify="right")
     table.add_column("most frequent reason", overflow="fold")
-    for step in report.steps:
+    for step in summary.steps:
         reasons = step.dropped.get("example", {})
         most = next((f"{reason} ({count:,})" for reason, count in reasons.items()), "")
-        table.add_row(
-            step.name, f"{step.examples_in:,}", f"{step.removed:,}", f"{step.examples_out:,}", escape(most)
-        )
+        counts = (step.examples_in, step.removed, step.examples_out)
+        table.add_row(step.name, *(f"{count:,}" for count in counts), Text(most))
     console.print(table, highlight=False)
-    for source in report.sources:
-        console.print(
-            f"{source.name}: {source.examples_out:,} of {source.examples_in:,} Examples in {source.file}",
-            highlight=False,
-            markup=False,
-        )
+    for source in summary.sources:
+        kept = f"{source.examples_out:,} of {source.examples_in:,} Examples in {source.file}"
+        say(f"{source.name}: {kept}", console)

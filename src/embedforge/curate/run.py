@@ -7,21 +7,30 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import Progress
 
 from embedforge import __version__
-from embedforge.curate.folder import REPORT, check_folder
+from embedforge.console import add_row, progress_bar, stderr
+from embedforge.curate.folder import PAGE, REPORT, check_folder
 from embedforge.curate.outcome import Dropped, Outcome
-from embedforge.curate.report import Report, SourceReport, StepReport, print_report, render, report_of
+from embedforge.curate.report import (
+    CurationSummary,
+    SourceSummary,
+    StepSummary,
+    page_of,
+    print_summary,
+    summary_of,
+)
 from embedforge.curate.rows import read_rows, write_rows
 from embedforge.curate.steps import Curation, check, planned
 from embedforge.data.convert import source_file, source_name
 from embedforge.data.example import Example
 from embedforge.data.marks import CheckedTask, Mark, file_hash, training_mark, write_mark
 from embedforge.errors import EmbedforgeError
-from embedforge.files import replace_folder, write_json, write_text
+from embedforge.files import replace_folder, write_json
 from embedforge.recipe import Source
+from embedforge.report.page import write_report
+from embedforge.run_folder import Phases, facts
 
 
 def curate(
@@ -31,7 +40,7 @@ def curate(
     *,
     folder: Path | None = None,
     console: Console | None = None,
-) -> Report:
+) -> CurationSummary:
     """Read sources, run the steps on all of them together, and write a file for each.
 
     The sources are one dataset: of duplicates in two of them, the copy of the earlier source stays. All
@@ -50,38 +59,42 @@ def curate(
         EmbedforgeError: bad data or settings, two sources of one name, a source of which nothing is left,
             or a folder that holds something else.
     """
-    console = console or Console(stderr=True)
+    console, phases = console or stderr(), Phases()
     check(curation)
     names = _names(sources)
     check_folder(out, [_file_name(name) for name in names])
     known = training_mark([source_file(source, folder) for source in sources]).tasks
-    with _progress(console) as bar:
+    with progress_bar(console, transient=True) as bar:
         steps = planned(curation, bar)
-        examples, empty = _read(sources, curation.seed, folder, bar)
+        with phases.phase("reading"):
+            examples, empty = _read(sources, curation.seed, folder, bar)
         before = Counter(example.source for example in examples)
         before.update(item.example.source for item in empty if item.part == "example")
-        reports: list[StepReport] = []
+        done: list[StepSummary] = []
         if empty:
             outcome = Outcome(examples, empty)
-            reports.append(report_of("empty texts", {}, before.total(), outcome, curation.seed))
+            done.append(summary_of("empty texts", {}, before.total(), outcome, curation.seed))
         for step in steps:
-            outcome = step.run(examples)
-            reports.append(report_of(step.name, step.settings, len(examples), outcome, curation.seed))
+            with phases.phase(step.name):
+                outcome = step.run(examples)
+            done.append(summary_of(step.name, step.settings, len(examples), outcome, curation.seed))
             examples = outcome.kept
-            _check_that_something_is_left(names, Counter(example.source for example in examples), reports)
+            _check_that_something_is_left(names, Counter(example.source for example in examples), done)
     after = Counter(example.source for example in examples)
-    report = Report(
+    summary = CurationSummary(
         made_by=f"embedforge {__version__}",
         seed=curation.seed,
+        facts=facts(),
+        phases=phases.seconds,
         sources=[
-            SourceReport(name, source.path, source.kind, _file_name(name), before[name], after[name])
+            SourceSummary(name, source.path, source.kind, _file_name(name), before[name], after[name])
             for name, source in zip(names, sources, strict=True)
         ],
-        steps=reports,
+        steps=done,
     )
-    _write(out, report, examples, sources, curation, known)
-    print_report(report, console)
-    return report
+    _write(out, summary, examples, sources, curation, known)
+    print_summary(summary, console)
+    return summary
 
 
 def _read(
@@ -89,9 +102,9 @@ def _read(
 ) -> tuple[list[Example], list[Dropped]]:
     examples: list[Example] = []
     empty: list[Dropped] = []
-    row = bar.add_task("reading", total=len(sources))
+    row = add_row(bar, "reading", len(sources))
     for source in sources:
-        bar.update(row, description=f"reading {escape(source_name(source))}")
+        bar.update(row, description=f"reading {source_name(source)}")
         found = read_rows(source, seed=seed, folder=folder)
         examples += found.kept
         empty += found.dropped
@@ -113,7 +126,7 @@ def _names(sources: Sequence[Source]) -> list[str]:
 
 
 def _check_that_something_is_left(
-    names: Sequence[str], left: Counter[str], reports: Sequence[StepReport]
+    names: Sequence[str], left: Counter[str], done: Sequence[StepSummary]
 ) -> None:
     for name in names:
         if left[name]:
@@ -121,7 +134,7 @@ def _check_that_something_is_left(
         story = "; ".join(
             f"{step.name} dropped {step.by_source.get(name, 0):,}"
             + (f" ({', '.join(step.dropped['example'])})" if step.by_source.get(name) else "")
-            for step in reports
+            for step in done
         )
         raise EmbedforgeError(f"nothing is left of source '{name}': {story}. Nothing was written")
 
@@ -132,21 +145,21 @@ def _file_name(name: str) -> str:
 
 def _write(
     out: Path,
-    report: Report,
+    summary: CurationSummary,
     examples: Sequence[Example],
     sources: Sequence[Source],
     curation: Curation,
     known: Mapping[str, CheckedTask],
 ) -> None:
     with replace_folder(out, marker=REPORT) as folder:
-        for source, made in zip(sources, report.sources, strict=True):
+        for source, made in zip(sources, summary.sources, strict=True):
             rows = [example for example in examples if example.source == made.name]
             write_rows(folder / made.file, rows, source.instruction)
-        write_json(folder / REPORT, report.as_json())
-        write_text(folder / "report.html", render(report))
+        write_json(folder / REPORT, summary.as_json())
+        write_report(folder / PAGE, page_of(summary))
         tasks = {**known, **_checked(curation)}
         if tasks:
-            files = {source.file: file_hash(folder / source.file) for source in report.sources}
+            files = {source.file: file_hash(folder / source.file) for source in summary.sources}
             write_mark(folder, Mark(tasks=tasks, files=files))
 
 
@@ -160,14 +173,3 @@ def _checked(curation: Curation) -> dict[str, CheckedTask]:
         )
         for task in curation.tasks
     }
-
-
-def _progress(console: Console) -> Progress:
-    return Progress(
-        TextColumn("[bold]{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=console,
-        transient=True,
-    )

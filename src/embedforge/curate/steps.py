@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from rich.progress import Progress
 
+from embedforge.console import advancing
 from embedforge.curate import consistency, duplicates, language, lengths
 from embedforge.curate.decontaminate import NGRAM, Evaluation, Settings, decontaminate
 from embedforge.curate.evaluation_texts import DOCUMENTS, Documents, EvaluationTask
@@ -134,11 +135,6 @@ def planned(curation: Curation, bar: Progress) -> list[Step]:
     return steps
 
 
-def _advancing(bar: Progress, title: str, total: int) -> Callable[[int], None]:
-    row = bar.add_task(title, total=total)
-    return lambda done: bar.advance(row, done)
-
-
 def _lengths(curation: Curation, bar: Progress) -> Iterator[Step]:
     query, document = curation.query_length, curation.document_length
     if query is None and document is None:
@@ -147,7 +143,7 @@ def _lengths(curation: Curation, bar: Progress) -> Iterator[Step]:
     measure = lengths.measure_of(curation.unit, curation.tokenizer)
 
     def run(examples: Sequence[Example]) -> Outcome:
-        advance = _advancing(bar, "lengths", len(examples))
+        advance = advancing(bar, "lengths", len(examples))
         return lengths.drop_lengths(
             examples, query or Limits(), document or Limits(), measure, curation.unit, advance
         )
@@ -161,7 +157,7 @@ def _languages(curation: Curation, bar: Progress) -> Iterator[Step]:
     guess, confidence = language.detector(curation.languages), curation.language_confidence
 
     def run(examples: Sequence[Example]) -> Outcome:
-        advance = _advancing(bar, "languages", len(examples))
+        advance = advancing(bar, "languages", len(examples))
         return language.drop_languages(
             examples, curation.languages, guess, confidence=confidence, progress=advance
         )
@@ -181,7 +177,7 @@ def _duplicates(curation: Curation, bar: Progress) -> Iterator[Step]:
         return
 
     def run(examples: Sequence[Example]) -> Outcome:
-        advance = _advancing(bar, "near duplicates", len(examples))
+        advance = advancing(bar, "near duplicates", len(examples))
         return duplicates.drop_near_duplicates(examples, threshold=near, unit=unit, progress=advance)
 
     yield Step("near duplicates", {"of": unit, "similarity": near}, run)
@@ -191,11 +187,11 @@ def _decontamination(curation: Curation, bar: Progress) -> Iterator[Step]:
     if not curation.tasks:
         return
     settings = Settings(curation.documents, curation.ngram, curation.bm25)
-    reading = _advancing(bar, "reading the evaluation", len(curation.tasks))
+    reading = advancing(bar, "reading the evaluation", len(curation.tasks))
     evaluation = Evaluation(curation.tasks, settings, progress=reading)
 
     def run(examples: Sequence[Example]) -> Outcome:
-        return decontaminate(examples, evaluation, _advancing(bar, "decontamination", len(examples)))
+        return decontaminate(examples, evaluation, advancing(bar, "decontamination", len(examples)))
 
     shown = {"against": evaluation.names, "texts": evaluation.texts, **settings._asdict()}
     yield Step("decontamination", shown, run)
@@ -212,7 +208,7 @@ def _consistency(curation: Curation, bar: Progress) -> Iterator[Step]:
         if not pairs:
             return Outcome(list(examples), [])
         passages = consistency.sample_passages(pairs, curation.pool, curation.seed)
-        advance = _advancing(bar, f"consistency among {len(passages):,} passages", len(pairs))
+        advance = advancing(bar, f"consistency among {len(passages):,} passages", len(pairs))
         if teacher is None:
             ranks = consistency.ranks_by_bm25(pairs, passages, advance)
         else:

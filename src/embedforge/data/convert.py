@@ -30,7 +30,7 @@ from embedforge.data.fields import example_of
 from embedforge.data.labels import from_classes, from_labels
 from embedforge.data.names import CATALOG_PREFIX, HUB_PREFIX, default_name
 from embedforge.data.nli import from_nli
-from embedforge.data.readers import Retrieval, join_title, read_beir, read_records
+from embedforge.data.readers import Retrieval, join_title, read_beir, read_records, require_file
 from embedforge.data.record import Record
 from embedforge.data.sample import Item, sampled
 from embedforge.errors import EmbedforgeError, did_you_mean
@@ -145,6 +145,16 @@ def read_source(
         )
     examples = from_retrieval(read_beir(Path(folder or "") / source.path, source.split))
     return _finished(source, source.kind, examples, seed)
+
+
+def require_source(source: SourceSpec, folder: str | Path | None = None) -> None:
+    """Refuse a source whose file is not there; nothing is read, and no hub is asked.
+
+    Raises:
+        EmbedforgeError: names the file, and the nearest one that is there.
+    """
+    if source.kind != "retrieval" and not source.path.startswith((HUB_PREFIX, CATALOG_PREFIX)):
+        require_file(Path(folder or "") / source.path)
 
 
 def open_source(source: SourceSpec, *, folder: str | Path | None = None) -> Opened:

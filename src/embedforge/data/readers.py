@@ -36,7 +36,7 @@ def read_records(path: str | Path, *, split: str = "train") -> Iterator[Record]:
         records = _read_hub(str(path), split)
     else:
         path = Path(path)
-        _require_file(path)
+        require_file(path)
         records = _reader_of(path)(path)
     empty = True
     for record in records:
@@ -64,7 +64,8 @@ def _reader_of(path: Path) -> Callable[[Path], Iterator[Record]]:
     return readers[suffix]
 
 
-def _require_file(path: Path) -> None:
+def require_file(path: Path) -> None:
+    """Refuse a path that is no file, with the nearest name that is one."""
     if path.is_dir():
         names = sorted(child.name for child in path.iterdir())
         if "corpus.jsonl" in names or "corpus.jsonl.gz" in names:

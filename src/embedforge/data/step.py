@@ -45,10 +45,6 @@ class Step:
     index: int
     texts: list[Text]
     """[Q + M], queries first."""
-    query_rows: npt.NDArray[np.int64]
-    """[Q], the queries' places in `texts`."""
-    document_rows: npt.NDArray[np.int64]
-    """[M], the documents' places in `texts`."""
     owner: npt.NDArray[np.int64]
     """[M], the query each document was drawn for."""
     is_positive: npt.NDArray[np.bool_]
@@ -89,8 +85,6 @@ def build_step(index: int, draws: Sequence[Draw]) -> Step:
     return Step(
         index=index,
         texts=queries + documents,
-        query_rows=np.arange(len(queries)),
-        document_rows=np.arange(len(queries), len(queries) + len(documents)),
         owner=np.array(owner, dtype=np.int64),
         is_positive=is_positive,
         positive=np.array(positive, dtype=np.int64),

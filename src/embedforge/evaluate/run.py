@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.util
 import logging
 import math
 import time
@@ -22,6 +23,7 @@ from embedforge.evaluate.decontamination import unchecked_tasks
 from embedforge.evaluate.instructions import check_names, instruction_of
 from embedforge.evaluate.results import Results, Settings, versions
 from embedforge.files import read_json, write_json
+from embedforge.model.folder import BUNDLED, find_folder, require_model
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -64,10 +66,13 @@ def evaluate(
         EmbedforgeError: mteb is missing, a name is unknown, data is broken.
     """
     _require_mteb()
+    labels = model_labels(models)
+    for model in models:
+        if model != BM25 and "@" not in model:  # an untrained decoder with a pooling
+            require_model(model)
     from embedforge.evaluate.summary import write_summary
     from embedforge.evaluate.tasks import find_tasks
 
-    labels = model_labels(models)
     found = find_tasks(tasks, split)
     check_names(instructions or {}, [t.metadata.name for t in found], [t.metadata.type for t in found])
     settings = Settings(split, dtype, max_tokens, tokens_per_batch, instructions)
@@ -217,7 +222,6 @@ def _short_label(part: list[str], parts: list[list[str]]) -> str:
 def model_fingerprint(model: str) -> str:
     """Hash of a model folder's files (of large ones size and time of change); of a hub id, its name."""
     from embedforge.evaluate.untrained import split_name
-    from embedforge.model.decoder import BUNDLED, find_folder
 
     decoder, pooling = split_name(model) or (model, "")
     folder = Path(find_folder(BUNDLED) if decoder == BUNDLED else decoder)
@@ -246,10 +250,8 @@ def _file_name(label: str) -> str:
 
 
 def _require_mteb() -> None:
-    try:
-        import mteb  # noqa: F401
-    except ImportError:
-        raise missing_extra("mteb", "evaluate", "embedforge evaluate") from None
+    if importlib.util.find_spec("mteb") is None:
+        raise missing_extra("mteb", "evaluate", "embedforge evaluate")
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import asdict
 from statistics import fmean
 from typing import Any
 
@@ -11,9 +12,9 @@ from embedforge.evaluate.results import PACKAGES, Results, Settings
 from embedforge.evaluate.units import Units, compare, interval
 from embedforge.files import write_json
 from embedforge.report.charts import grouped_bars
-from embedforge.report.page import Cell, Chart, Report, Table, Verdict, verdict, write_report
+from embedforge.report.page import Cell, Chart, Finding, Report, Table, finding, write_report
 from embedforge.run_folder import facts, machine, versions
-from embedforge.statistics import Interval, PairedTest
+from embedforge.statistics import Interval, PairedTest, as_dict
 
 _METRICS = {
     "ndcg_at_10": "nDCG@10",
@@ -46,30 +47,14 @@ def summary(results: Results, tests: dict[str, dict[str, PairedTest]], settings:
     return {
         **facts(PACKAGES),
         "phases": _phases(results),
-        "settings": {
-            "split": settings.split,
-            "dtype": settings.dtype,
-            "max_tokens": settings.max_tokens,
-            "tokens_per_batch": settings.tokens_per_batch,
-            "instructions": dict(settings.instructions or {}),
-        },
+        "settings": asdict(settings) | {"instructions": dict(settings.instructions or {})},
         "mean": {model: _mean(results, model, results.tasks) for model in results.models},
         "by_type": {
             kind: {model: _mean(results, model, names) for model in results.models}
             for kind, names in _types(results).items()
         },
         "differences": {
-            model: {
-                name: {
-                    "difference": t.difference,
-                    "low": t.low,
-                    "high": t.high,
-                    "p_value": t.p_value,
-                    "is_real": t.is_real,
-                }
-                for name, t in row.items()
-            }
-            for model, row in tests.items()
+            model: {name: as_dict(test) for name, test in row.items()} for model, row in tests.items()
         },
         "undecontaminated": {model: list(names) for model, names in results.undecontaminated.items()},
         "tasks": tasks,
@@ -139,7 +124,7 @@ def _type_table(results: Results) -> Table:
     return Table("By type of task", ["type", "tasks", *results.models], rows, bold_best=True)
 
 
-def _sentences(results: Results, tests: dict[str, dict[str, PairedTest]]) -> list[Verdict]:
+def _sentences(results: Results, tests: dict[str, dict[str, PairedTest]]) -> list[Finding]:
     sentences = []
     first = results.models[0]
     for model, row in tests.items():
@@ -149,31 +134,31 @@ def _sentences(results: Results, tests: dict[str, dict[str, PairedTest]]) -> lis
         text = f"{model} against {first}: better on {better}, worse on {worse} of {len(row)} tested tasks"
         text += f"; on {len(row) - better - worse} the difference may be chance"
         text += f"; {untested} could not be tested." if untested else "."
-        sentences.append(Verdict(text, "good" if better > worse else "bad" if worse > better else "neutral"))
+        sentences.append(Finding(text, "good" if better > worse else "bad" if worse > better else "neutral"))
         if len(row) * len(tests) <= _MOST_SENTENCES:
             sentences += [_task_sentence(results, name, model, test) for name, test in row.items()]
     if not tests:
         sentences.append(_mean_sentence(results))
     for model, unchecked in results.undecontaminated.items():
         text = sentence(model, unchecked, len(results.tasks))
-        sentences.append(Verdict(text, "bad" if unchecked else "good"))
+        sentences.append(Finding(text, "bad" if unchecked else "good"))
     return sentences
 
 
-def _mean_sentence(results: Results) -> Verdict:
+def _mean_sentence(results: Results) -> Finding:
     first, tasks = results.models[0], len(results.tasks)
     mean = _mean(results, first, results.tasks)
     if mean is None:
         done = sum(row[first] is not None for row in results.tasks.values())
-        return Verdict(f"{first} can do {done} of the {tasks} tasks, so its mean is not given.")
-    return Verdict(f"{first} scores {mean:.3f} on average over {tasks} task{'s' * (tasks > 1)}.")
+        return Finding(f"{first} can do {done} of the {tasks} tasks, so its mean is not given.")
+    return Finding(f"{first} scores {mean:.3f} on average over {tasks} task{'s' * (tasks > 1)}.")
 
 
-def _task_sentence(results: Results, name: str, model: str, test: PairedTest) -> Verdict:
+def _task_sentence(results: Results, name: str, model: str, test: PairedTest) -> Finding:
     result = results.tasks[name][model]
     assert result is not None  # a test needs both results
     metric = _METRICS.get(result["metric"], result["metric"])
-    return verdict(f"{model}, {name}: {metric}", test, unit=result["units"]["kind"])
+    return finding(f"{model}, {name}: {metric}", test, unit=result["units"]["kind"])
 
 
 def _details(results: Results, settings: Settings) -> dict[str, object]:

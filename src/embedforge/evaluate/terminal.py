@@ -11,21 +11,21 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from embedforge.console import say, stdout
 from embedforge.evaluate.decontamination import sentence
 from embedforge.files import read_object
 
 
 def print_scores(folder: Path, console: Console | None = None) -> None:
     """Print the table of an evaluation's folder, what to doubt in it, and where report and figures are."""
-    console = console or Console()
+    console = console or stdout()
     results = read_object(folder / "results.json")
     console.print(score_table(results))
     for model, unchecked in results["undecontaminated"].items():
         if unchecked:
-            text = sentence(model, unchecked, len(results["tasks"]))
-            console.print(text, highlight=False, markup=False)
+            say(sentence(model, unchecked, len(results["tasks"])), console)
     for name in ("report.html", "results.json"):
-        console.print(str(folder / name), highlight=False, markup=False, soft_wrap=True)
+        say(str(folder / name), console)
 
 
 def score_table(results: Mapping[str, Any]) -> Table:

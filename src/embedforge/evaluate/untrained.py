@@ -10,8 +10,9 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from embedforge.errors import EmbedforgeError
-from embedforge.model.decoder import find_folder, read_config
+from embedforge.model.decoder import read_config
 from embedforge.model.encoder import build, to_sentence_transformer
+from embedforge.model.folder import find_folder
 from embedforge.model.pooling import STATELESS
 from embedforge.model.trained_base import own_attention
 from embedforge.text.contract import Contract

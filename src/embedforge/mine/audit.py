@@ -5,7 +5,6 @@ It is made of the stored scores alone, so it says too what other rules would hav
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,8 +19,18 @@ from embedforge.mine.keep import KeepRule, keep
 from embedforge.mine.pipeline import Mined, Selection
 from embedforge.ranking import Floats
 from embedforge.report.charts import score_distributions
-from embedforge.report.page import Chart, Headline, Hit, QueryExample, Report, Table, write_report
-from embedforge.report.page import Verdict as Sentence
+from embedforge.report.page import (
+    Cell,
+    Chart,
+    Finding,
+    Headline,
+    Hit,
+    QueryExample,
+    Report,
+    Share,
+    Table,
+    write_report,
+)
 
 QUERIES_SEEN = 20_000
 """Charts and the comparison of rules take so many queries, drawn evenly."""
@@ -90,11 +99,7 @@ def write_audit(
         charts=_charts(sample, str(facts["judge"])),
         examples=_to_read(sample.suspects, corpus),
         models=("its positives", "kept as negatives", "rejected by the rule"),
-        details={
-            name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-            for name, value in facts.items()
-            if name != "counts"
-        },
+        details={name: value for name, value in facts.items() if name != "counts"},
     )
     write_report(path, report)
 
@@ -172,14 +177,14 @@ def _total(counts: Mapping[str, Mapping[str, int]]) -> dict[str, int]:
     return {key: sum(own[key] for own in counts.values()) for key in keys}
 
 
-def _summary(sample: _Sample, selection: Selection, facts: Mapping[str, Any]) -> list[Sentence]:
+def _summary(sample: _Sample, selection: Selection, facts: Mapping[str, Any]) -> list[Finding]:
     rule = " ".join([selection.rule.kind, *_value_of(selection.rule)])
-    sentences = [Sentence(f"Rule: {rule}, {selection.candidates} candidates a query of each teacher.")]
+    sentences = [Finding(f"Rule: {rule}, {selection.candidates} candidates a query of each teacher.")]
     total = _total(facts["counts"])
     empty = total["without a negative"] / max(1, total["examples"])
     if empty > 0.1:
         sentences.append(
-            Sentence(
+            Finding(
                 f"{empty:.0%} of the Examples got no negative: their positives score low, or the rule is too "
                 "strict for this teacher; see what other rules would keep.",
                 "bad",
@@ -188,7 +193,7 @@ def _summary(sample: _Sample, selection: Selection, facts: Mapping[str, Any]) ->
     naive = np.where(np.isin(sample.decisions, JUDGED), sample.scores, -np.inf).max(axis=1, initial=-np.inf)
     above = float(np.mean(naive >= sample.limits))
     sentences.append(
-        Sentence(
+        Finding(
             f"For {above:.0%} of the queries some other document scores as high as the weakest positive: "
             "either answers that nobody labelled, or a teacher that is wrong. Read some below."
         )
@@ -234,9 +239,7 @@ def _rules(sample: _Sample, selection: Selection, facts: Mapping[str, Any]) -> T
     )
 
 
-def _row_of(
-    rule: KeepRule, sample: _Sample, selection: Selection, used: bool
-) -> list[str | int | float | None]:
+def _row_of(rule: KeepRule, sample: _Sample, selection: Selection, used: bool) -> list[Cell]:
     judged = np.isin(sample.decisions, JUDGED)
     ranks = np.cumsum(judged, axis=1) - 1
     kept = judged & keep(rule, sample.scores, sample.limits[:, None], ranks)
@@ -246,8 +249,8 @@ def _row_of(
     return [
         f"{rule.kind} (used)" if used else rule.kind,
         "".join(_value_of(rule)),
-        f"{kept.sum(axis=1).mean():.1f}",
-        f"{short:.1%}",
+        float(kept.sum(axis=1).mean()),
+        Share(short),
         float(sample.scores[best].mean()) if best.any() else None,
         float(gaps.mean()) if len(gaps) else None,
     ]

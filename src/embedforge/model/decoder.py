@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 from collections.abc import Iterator
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import (
@@ -33,12 +30,9 @@ from transformers.utils import logging as transformers_logging
 from embedforge.errors import EmbedforgeError, did_you_mean
 from embedforge.files import read_object
 from embedforge.model.attention import position_ids, require_decoder, takes_position_ids
+from embedforge.model.folder import find_folder
 from embedforge.model.shards import list_tensors
 
-BUNDLED = "embedforge:base"
-HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
-NOT_HUB_FILES = ["consolidated*", "original/*", "onnx/*", "openvino/*"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -69,28 +63,6 @@ def load_decoder(
         attn_implementation=None if attention_implementation == "auto" else attention_implementation,
     )
     return model, read_tokenizer(folder, model, trust_remote_code=trust_remote_code)
-
-
-def find_folder(base: str) -> Path:
-    """Return the local folder of a model; a hub id is downloaded (no pickles) or taken from the cache."""
-    if base == BUNDLED:
-        return _bundled()
-    folder = Path(base).expanduser()
-    if folder.is_dir():
-        return folder
-    if folder.exists():
-        raise EmbedforgeError(f"{base}: this is a file; a model is a folder with config.json and weights")
-    beside = [str(folder.parent / item.name) for item in _folders(folder.parent)]
-    hint = did_you_mean(base, [*beside, BUNDLED])
-    if not HUB_ID.fullmatch(base) or base.startswith("."):
-        raise EmbedforgeError(f"{base}: there is no such folder.{hint}")
-    try:
-        return Path(snapshot_download(base, allow_patterns=HUB_FILES, ignore_patterns=NOT_HUB_FILES))
-    except Exception as error:  # A connection that breaks is the hub client's HTTP library's own class.
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise EmbedforgeError(
-            f"'{base}' is no folder here, and could not be fetched from the hub.{hint} (Why not: {reason})"
-        ) from None
 
 
 def read_decoder(folder: Path, *, trust_remote_code: bool = False, **model_options: Any) -> PreTrainedModel:
@@ -180,20 +152,6 @@ def torch_dtype(name: str | torch.dtype) -> torch.dtype:
             f"dtype is one of {', '.join(DTYPES)}, not '{name}'.{did_you_mean(name, DTYPES)}"
         )
     return DTYPES[name]
-
-
-def _bundled() -> Path:
-    folder = Path(str(resources.files("embedforge") / "base"))
-    if not any(folder.glob("*.safetensors")):
-        raise EmbedforgeError(
-            f"{BUNDLED}: this installation has no weights of the bundled decoder (expected in {folder}). "
-            "Install embedforge from a built wheel, or name another base: a folder or a hub id"
-        )
-    return folder
-
-
-def _folders(parent: Path) -> list[Path]:
-    return [item for item in parent.iterdir() if item.is_dir()] if parent.is_dir() else []
 
 
 def read_config(folder: Path, trust_remote_code: bool) -> PreTrainedConfig:

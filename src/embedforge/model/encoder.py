@@ -19,8 +19,9 @@ from embedforge.files import replace_folder, write_json
 from embedforge.model import layout
 from embedforge.model.attention import ensure_attention
 from embedforge.model.auto_tokenizer import auto_tokenizer_options
-from embedforge.model.decoder import find_folder, load_decoder, quiet, torch_dtype
+from embedforge.model.decoder import load_decoder, quiet, torch_dtype
 from embedforge.model.embedding_model import EmbeddingModel
+from embedforge.model.folder import find_folder
 from embedforge.model.foreign import load_foreign
 from embedforge.model.modules import Pool, TextEncoder
 from embedforge.model.nvembed import is_nvembed, load_nvembed

@@ -8,8 +8,8 @@ from typing import Any
 
 from embedforge.errors import EmbedforgeError
 from embedforge.files import read_object
-from embedforge.model.decoder import find_folder
 from embedforge.model.encoder import embedding_model, load, save
+from embedforge.model.folder import find_folder
 from embedforge.model.llm2vec import load_llm2vec
 from embedforge.model.nvembed import convert_nvembed, is_nvembed
 from embedforge.text.contract import FILE_NAME as CONTRACT

@@ -19,7 +19,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from embedforge.errors import EmbedforgeError
 from embedforge.files import read_object
-from embedforge.model.decoder import find_folder, quiet, torch_dtype
+from embedforge.model.decoder import quiet, torch_dtype
+from embedforge.model.folder import find_folder
 from embedforge.model.shards import list_tensors
 
 _WAY_OUT = (

@@ -19,8 +19,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from embedforge.errors import EmbedforgeError
 from embedforge.files import read_object
 from embedforge.model.attention import ensure_attention
-from embedforge.model.decoder import DTYPES, find_folder, load_decoder, read_tokenizer, torch_dtype
+from embedforge.model.decoder import DTYPES, load_decoder, read_tokenizer, torch_dtype
 from embedforge.model.embedding_model import EmbeddingModel
+from embedforge.model.folder import find_folder
 from embedforge.model.lora_folder import base_of, is_adapter, merge_adapter
 from embedforge.model.pooling import build_pooler
 from embedforge.text.contract import Contract

@@ -64,11 +64,6 @@ class ProbeReport:
     """Conditions under which the model's own code failed, with what it raised."""
 
     @property
-    def is_bidirectional(self) -> bool:
-        """True when every layer sees later tokens (all of them or a window) under every condition."""
-        return all(set(layer.sight) <= {"all", "window"} for layer in self.layers)
-
-    @property
     def is_causal(self) -> bool:
         """True when no layer sees any later token under any condition."""
         return all(set(layer.sight) == {"none"} for layer in self.layers)

@@ -10,7 +10,7 @@ from torch import nn
 
 from embedforge.errors import EmbedforgeError
 from embedforge.model import layout
-from embedforge.model.decoder import find_folder
+from embedforge.model.folder import find_folder
 from embedforge.model.modules import Pool
 from embedforge.model.pooling import STATELESS
 from embedforge.text.contract import FILE_NAME as CONTRACT

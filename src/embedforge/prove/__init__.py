@@ -2,6 +2,6 @@
 
 Read `run` first: it goes through the phases. `recipes` finds the recipe for a base, `texts` keeps what was
 read of the folder, `training_data` writes what is trained on, `plan` says what fits the time, `held_out` is
-what all `systems` are compared on, `figures` compares, `verdicts`, `page` and `table` say what that means,
+what all `systems` are compared on, `figures` compares, `findings`, `page` and `table` say what that means,
 and `index` makes the folder searchable.
 """

@@ -13,9 +13,9 @@ from embedforge.documents import Folder
 from embedforge.evaluate.found import pair_scores, query_examples
 from embedforge.evaluate.training_log import losses_by_stage
 from embedforge.prove.figures import ALL, BM25, METRICS, Figures, Measure, clustered
+from embedforge.prove.findings import findings
 from embedforge.prove.held_out import HeldOut
 from embedforge.prove.systems import AS_IT_CAME, TRAINED, UNTRAINED, Encoded
-from embedforge.prove.verdicts import verdicts
 from embedforge.report import charts
 from embedforge.report.page import Cell, Chart, Headline, QueryExample, Report, Table, Tone
 from embedforge.statistics import Interval, PairedTest
@@ -57,7 +57,7 @@ def build_report(
         title=title,
         subtitle=f"{figures.questions[ALL]:,} questions that held-out text asks by its structure, against "
         f"{figures.documents:,} passages; nothing of the held-out text was trained on",
-        summary=[*verdicts(figures), *folder.notices, *notices],
+        summary=[*findings(figures), *folder.notices, *notices],
         headlines=_headlines(figures),
         tables=[*_tables(figures), _counts_table(folder.counts)],
         charts=[*_charts(figures, held_out, encoded, seed), *_curves(log)],

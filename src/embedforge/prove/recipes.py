@@ -8,7 +8,8 @@ from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
 from embedforge.errors import EmbedforgeError
-from embedforge.model.decoder import BUNDLED, find_folder, read_config, read_tokenizer
+from embedforge.model.decoder import read_config, read_tokenizer
+from embedforge.model.folder import BUNDLED, find_folder
 from embedforge.model.mask_token import EOS, mask_token_id
 from embedforge.prove.texts import SENTENCES_FILE, TEXTS_FILE
 from embedforge.prove.training_data import PARTS_FILE, RETRIEVAL_FILE

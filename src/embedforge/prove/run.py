@@ -28,7 +28,7 @@ from embedforge.data.example import Example
 from embedforge.documents import Folder
 from embedforge.errors import EmbedforgeError
 from embedforge.files import read_object, write_json
-from embedforge.model.decoder import find_folder
+from embedforge.model.folder import find_folder
 from embedforge.prove.figures import figures_of
 from embedforge.prove.held_out import HeldOut, held_out_of, is_code
 from embedforge.prove.index import index_folder

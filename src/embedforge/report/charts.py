@@ -1,42 +1,32 @@
-"""Charts as inline SVG: no pyplot state, no external reference, colours that follow the page's theme.
-
-Every colour is a CSS variable with a fallback (`var(--after, #2f6fde)`), so one SVG serves light, dark
-and print; text stays text. `before` is grey, `after` blue everywhere; positives are teal, negatives
-orange (Okabe & Ito's safe pair), and labels also differ by marker, not by colour alone.
-"""
+"""Charts of the report, drawn by matplotlib without pyplot's state, as inline SVG (see svg.py)."""
 
 from __future__ import annotations
 
 import functools
-import hashlib
-import html
-import io
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, ParamSpec
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from embedforge.report.svg import (
+    AFTER,
+    BEFORE,
+    CATEGORIES,
+    GRID,
+    INK,
+    MUTED,
+    NEGATIVE,
+    POSITIVE,
+    svg_of,
+)
 from embedforge.statistics import Interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-INK, MUTED, GRID, BACKGROUND = "#1a1d23", "#646b78", "#dfe2e8", "#fefefd"
-BEFORE, AFTER, POSITIVE, NEGATIVE = "#9aa1ad", "#2f6fde", "#0d8f80", "#d9691f"
-CATEGORIES = ("#2f6fde", "#d9691f", "#0d8f80", "#a24fc0", "#c99a06", "#d6336c", "#4a9fd8", "#7b8a2e")
-"""Colours of sources, models and labels, in order; further ones repeat with another marker."""
 _MARKERS = "osD^vPX*"
-_VARIABLES = {
-    INK: "ink",
-    MUTED: "muted",
-    GRID: "grid",
-    BACKGROUND: "surface",
-    BEFORE: "before",
-    **{colour: f"series-{i + 1}" for i, colour in enumerate(CATEGORIES)},
-}
 _STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "embedforge",
@@ -108,8 +98,8 @@ def line_chart(
     axes.set_ylabel(y_label)
     axes.grid(axis="y")
     axes.margins(x=0.01)
-    _legend(axes, len(series))
-    return _svg(figure, title)
+    _legend(figure, axes)
+    return svg_of(figure, title)
 
 
 def loss_curves(
@@ -151,14 +141,35 @@ def grouped_bars(
             axes.text(max(end, 0) + 0.012 * right, y, f"{v.mean:.3f}", va="center", fontsize=8.5)
             axes.update_datalim([(max(end, 0) + 0.09 * right, y)])
     axes.autoscale_view()
-    axes.set_yticks(range(len(groups)), groups)
+    axes.set_yticks(range(len(groups)), [_shorten(group, 44) for group in groups])
     axes.tick_params(axis="y", length=0, labelcolor=INK)
     axes.set_ylim(len(groups) - 0.5, -0.5)
     axes.spines["left"].set_visible(False)
     axes.grid(axis="x")
     axes.set_xlabel(x_label)
-    _legend(axes, count)
-    return _svg(figure, title)
+    _legend(figure, axes)
+    return svg_of(figure, title)
+
+
+@_styled
+def histograms(
+    panels: Mapping[str, Sequence[int]], *, title: str, x_label: str, span: tuple[float, float] = (0.0, 1.0)
+) -> str:
+    """Draw, for each name, the counts of equal bins from one end of `span` to the other."""
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure, grid = _figure(0.5 + 1.5 * rows, rows=rows, columns=columns, share_x=True)
+    for axes, (name, counts) in zip(grid, panels.items(), strict=False):
+        edges = np.linspace(*span, len(counts) + 1)
+        axes.bar(edges[:-1], counts, width=np.diff(edges) * 0.92, align="edge", color=AFTER)
+        axes.set_title(_shorten(name, 30))
+        axes.set_yticks([])
+        axes.tick_params(labelbottom=True)
+        axes.spines["left"].set_visible(False)
+    for axes in grid[len(panels) :]:
+        axes.set_visible(False)
+    figure.supxlabel(x_label, fontsize=9.5, color=MUTED)
+    return svg_of(figure, title)
 
 
 @_styled
@@ -193,9 +204,8 @@ def score_distributions(
         axes.set_ylim(bottom=0)
         axes.spines["left"].set_visible(False)
     rows[-1].set_xlabel(x_label)
-    handles, labels = rows[0].get_legend_handles_labels()
-    figure.legend(handles[::-1], labels[::-1], loc="outside upper left", ncols=2, handlelength=1.4)
-    return _svg(figure, title)
+    _legend(figure, rows[0], reverse=True)
+    return svg_of(figure, title)
 
 
 @_styled
@@ -224,16 +234,15 @@ def vector_map(
                 color=CATEGORIES[i % len(CATEGORIES)],
                 alpha=0.8,
                 linewidths=0,
-                label=_shorten(label),
+                label=label,
             )
         axes.set_title(name)
         axes.set_xticks([])
         axes.set_yticks([])
         for side in ("left", "bottom", "top", "right"):
             axes.spines[side].set_visible(True)
-    handles, texts = columns[0].get_legend_handles_labels()
-    figure.legend(handles, texts, loc="outside lower left", ncols=4, handletextpad=0.2, columnspacing=1.2)
-    return _svg(figure, title)
+    _legend(figure, columns[0], below=True)
+    return svg_of(figure, title)
 
 
 def project_2d(vectors: NDArray[np.float32], *, seed: int = 0, most: int = 2000) -> NDArray[np.float32]:
@@ -271,39 +280,21 @@ def _figure(
     return figure, list(grid.ravel())
 
 
-def _svg(figure: Figure, title: str) -> str:
-    """Serialise a figure: only referenced ids stay, made unique by the content; colours become variables."""
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>\s*|<style.*?</style>\s*|<!--.*?-->\s*", "", svg, flags=re.DOTALL)
-    svg = svg.replace("xlink:href", "href").replace(' xmlns:xlink="http://www.w3.org/1999/xlink"', "")
-    svg = re.sub(r' transform="rotate\(-0 [^"]*"|font-family: [^;"]*;? ?', "", svg)
-    svg = re.sub(r'(?<= )(?:d|x|y)="[^"]*"', _rounded, svg)
-    svg = _unique_ids(svg)
-    for colour, variable in _VARIABLES.items():
-        svg = svg.replace(colour, f"var(--{variable}, {colour})")
-    name = html.escape(title, quote=True)
-    head = f'<svg class="chart" role="img" aria-label="{name}" font-family="system-ui, sans-serif"'
-    return re.sub(r'<svg\b([^>]*?) width="[^"]*" height="[^"]*"', rf"{head}\1", svg, count=1)
-
-
-def _rounded(attribute: re.Match[str]) -> str:
-    """Two digits after the point are a hundredth of a pixel; matplotlib writes six."""
-    return re.sub(r"(\.\d{2})\d+", r"\1", attribute[0])
-
-
-def _unique_ids(svg: str) -> str:
-    used = set(re.findall(r"(?:url\(|href=\")#([^\")]+)", svg))
-    key = "c" + hashlib.sha256(svg.encode()).hexdigest()[:10]
-    svg = re.sub(r' id="([^"]+)"', lambda m: f' id="{key}-{m[1]}"' if m[1] in used else "", svg)
-    return re.sub(r"((?:url\(|href=\")#)", rf"\g<1>{key}-", svg)
-
-
-def _legend(axes: Axes, entries: int) -> None:
-    if entries > 1:
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1.01), ncols=min(entries, 4), handlelength=1.2)
+def _legend(figure: Figure, axes: Axes, *, below: bool = False, reverse: bool = False) -> None:
+    """Name the series, where there are several, in as many columns as there is room for."""
+    handles, names = axes.get_legend_handles_labels()
+    if len(names) < 2:
+        return
+    names = [_shorten(name, 34) for name in names]
+    inches = 0.55 + 0.085 * max(map(len, names))
+    figure.legend(
+        handles[::-1] if reverse else handles,
+        names[::-1] if reverse else names,
+        loc="outside lower left" if below else "outside upper left",
+        ncols=max(1, min(4, int(_WIDTH / inches))),
+        handlelength=1.2,
+        columnspacing=1.2,
+    )
 
 
 def _running_mean(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
@@ -326,5 +317,5 @@ def _as_interval(value: Interval | float) -> Interval:
     return value if isinstance(value, Interval) else Interval(value, float("nan"), float("nan"))
 
 
-def _shorten(label: str, most: int = 24) -> str:
+def _shorten(label: str, most: int) -> str:
     return label if len(label) <= most else label[: most - 1] + "…"

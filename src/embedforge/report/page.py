@@ -1,4 +1,4 @@
-"""One self-contained HTML page of verdicts, tables, charts and example queries; it loads nothing.
+"""One self-contained HTML page of findings, tables, charts and texts to read; it loads nothing.
 
 The page is data first: `Report` says what it shows, the template how. Every text is escaped; only
 charts, which `embedforge.report.charts` drew, are put in as markup.
@@ -6,6 +6,7 @@ charts, which `embedforge.report.charts` drew, are put in as markup.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,14 +17,15 @@ from typing import Literal
 from embedforge.files import write_text
 from embedforge.statistics import Interval, PairedTest
 
-Cell = str | int | float | Interval | PairedTest | None
 Tone = Literal["good", "bad", "neutral"]
 _LONGEST_TEXT = 420
 """Characters of a document shown at once; the rest unfolds."""
+_SAMPLES_SHOWN = 10
+"""Samples of one kind that are shown at once; more of them unfold together."""
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Finding:
     """A sentence of the summary, and whether it is good news."""
 
     text: str
@@ -41,10 +43,31 @@ class Headline:
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
-    """Rows of cells; None is shown as a dash, an `Interval` with its bounds, a `PairedTest` as a verdict.
+class Bar:
+    """A cell that is drawn: two parts of a whole, in blue what is there, in orange what was lost of it."""
 
-    The last row is set apart where `has_total`. With `bold_best`, the largest mean of each row is bold.
+    part: float
+    lost: float = 0
+    whole: float = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A cell in percent: a part of a whole."""
+
+    part: float
+    whole: float = 1
+
+
+Cell = str | int | float | Interval | PairedTest | Bar | Share | None
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Rows of cells; None is shown as a dash, an `Interval` with its bounds, a `PairedTest` with its p-value.
+
+    The last row is set apart where `has_total`. With `bold_best`, the largest mean of each row is bold. Rows
+    beyond `shown` unfold.
     """
 
     title: str
@@ -53,6 +76,7 @@ class Table:
     note: str = ""
     has_total: bool = False
     bold_best: bool = False
+    shown: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,18 +108,36 @@ class QueryExample:
 
 
 @dataclass(frozen=True, slots=True)
+class Sample:
+    """Something to read: its texts by name, and why it is shown."""
+
+    texts: Mapping[str, str]
+    why: str = ""
+    tone: Tone = "neutral"
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """Samples of one kind, under a title."""
+
+    title: str
+    samples: Sequence[Sample]
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """All that the page shows, in its order of appearance."""
 
     title: str
     subtitle: str = ""
-    summary: Sequence[Verdict | str] = ()
+    summary: Sequence[Finding | str] = ()
     headlines: Sequence[Headline] = ()
     tables: Sequence[Table] = ()
     charts: Sequence[Chart] = ()
     examples: Sequence[QueryExample] = ()
     models: Sequence[str] = ("before", "after")
     """Names over the columns of the examples."""
+    samples: Sequence[Samples] = ()
     details: Mapping[str, object] = field(default_factory=dict)
     """How the numbers were made (versions, settings, data): folded up at the end of the page."""
 
@@ -108,13 +150,14 @@ def render_report(report: Report) -> str:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     source = resources.files("embedforge.report").joinpath("page.html.j2").read_text(encoding="utf-8")
-    verdicts = [Verdict(v) if isinstance(v, str) else v for v in report.summary]
     return environment.from_string(source).render(
         report=report,
-        verdicts=verdicts,
+        findings=[Finding(item) if isinstance(item, str) else item for item in report.summary],
         rows_of=_rendered_rows,
         heads_of=_rendered_heads,
         cut=_cut,
+        detail=_detail,
+        samples_shown=_SAMPLES_SHOWN,
     )
 
 
@@ -123,25 +166,39 @@ def write_report(path: Path, report: Report) -> None:
     write_text(path, render_report(report))
 
 
-def verdict(what: str, test: PairedTest, *, unit: str = "queries") -> Verdict:
+def percent(part: float, whole: float) -> str:
+    """Return a share in words that never round something to nothing, or nearly all to all.
+
+    >>> percent(1, 3), percent(1, 5000), percent(4999, 5000), percent(0, 0)
+    ('33.3 %', 'under 0.1 %', 'over 99.9 %', '–')
+    """
+    if not whole:
+        return "–"
+    share = part / whole
+    if 0 < share < 0.001:
+        return "under 0.1 %"
+    return "over 99.9 %" if 0.999 < share < 1 else f"{share:.1%}".replace("%", " %")
+
+
+def finding(what: str, test: PairedTest, *, unit: str = "queries") -> Finding:
     """Put a paired test into a plain sentence.
 
-    >>> verdict("nDCG@10", PairedTest(0.104, 0.08, 0.13, 0.0001, 300, True)).text
+    >>> finding("nDCG@10", PairedTest(0.104, 0.08, 0.13, 0.0001, 300, True)).text
     'nDCG@10 rose by 0.104 (95% interval +0.080 to +0.130, p < 0.001, 300 queries).'
     """
     if math.isnan(test.low):
-        return Verdict(f"{what}: too few {unit} ({test.n}) to tell whether it changed.")
+        return Finding(f"{what}: too few {unit} ({test.n}) to tell whether it changed.")
     interval = f"95% interval {_signed(test.low)} to {_signed(test.high)}"
     evidence = f"{interval}, {_p_value(test)}, {test.n:,} {unit}"
     if not test.is_real:
         sentence = f"{what} changed by {_signed(test.difference)}, which chance may explain ({evidence})."
-        return Verdict(sentence)
+        return Finding(sentence)
     rose = test.difference > 0
     sentence = f"{what} {'rose' if rose else 'fell'} by {abs(test.difference):.3f} ({evidence})."
-    return Verdict(sentence, "good" if rose else "bad")
+    return Finding(sentence, "good" if rose else "bad")
 
 
-def against_bm25(test: PairedTest, model: str, why: str) -> Verdict:
+def against_bm25(test: PairedTest, model: str, why: str) -> Finding:
     """Say whether a model finds more than plain word matching.
 
     Args:
@@ -152,10 +209,10 @@ def against_bm25(test: PairedTest, model: str, why: str) -> Verdict:
     interval = f"{test.difference:+.3f}, 95 % interval {test.low:+.3f} to {test.high:+.3f}"
     begin = model[:1].upper() + model[1:]
     if not test.is_real:
-        return Verdict(f"{begin} and BM25 cannot be told apart on nDCG@10 ({interval}).")
+        return Finding(f"{begin} and BM25 cannot be told apart on nDCG@10 ({interval}).")
     if test.difference > 0:
-        return Verdict(f"{begin} is ahead of BM25 on nDCG@10 ({interval}).", "good")
-    return Verdict(f"BM25 is ahead of {model} on nDCG@10 ({interval}): {why}", "bad")
+        return Finding(f"{begin} is ahead of BM25 on nDCG@10 ({interval}).", "good")
+    return Finding(f"BM25 is ahead of {model} on nDCG@10 ({interval}): {why}", "bad")
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +222,8 @@ class _Shown:
     text: str
     note: str = ""
     css: str = ""
+    bar: tuple[float, float] | None = None
+    """Percent of the width."""
 
 
 def _rendered_rows(table: Table) -> list[list[_Shown]]:
@@ -182,7 +241,10 @@ def _rendered_rows(table: Table) -> list[list[_Shown]]:
 
 def _rendered_heads(table: Table) -> list[_Shown]:
     """Column titles; those over numbers stand on the right, as the numbers do."""
-    numeric = {i for row in table.rows for i, cell in enumerate(row) if not isinstance(cell, str | None)}
+    columns = [[row[i] for row in table.rows if row[i] is not None] for i in range(len(table.columns))]
+    numeric = {
+        i for i, cells in enumerate(columns) if not cells or any(not isinstance(c, str | Bar) for c in cells)
+    }
     return [_Shown(title, css="number" if i in numeric else "") for i, title in enumerate(table.columns)]
 
 
@@ -191,6 +253,11 @@ def _show(cell: Cell) -> _Shown:
         return _Shown("–", css="number none")
     if isinstance(cell, str):
         return _Shown(cell)
+    if isinstance(cell, Bar):
+        scale = 100 / cell.whole if cell.whole else 0.0
+        return _Shown("", css="bar-cell", bar=(cell.part * scale, cell.lost * scale))
+    if isinstance(cell, Share):
+        return _Shown(percent(cell.part, cell.whole), css="number")
     if isinstance(cell, int):
         return _Shown(f"{cell:,}", css="number")
     if isinstance(cell, float):
@@ -214,6 +281,19 @@ def _signed(number: float) -> str:
 
 def _p_value(test: PairedTest) -> str:
     return "p < 0.001" if test.p_value < 0.001 else f"p = {test.p_value:.3f}"
+
+
+def _detail(value: object) -> str:
+    """Show a value of the details: a mapping line by line, what is inside it as JSON."""
+    if isinstance(value, Mapping):
+        return "\n".join(f"{name}: {_inline(item)}" for name, item in value.items())
+    return _inline(value)
+
+
+def _inline(value: object) -> str:
+    if value is None:
+        return "–"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _cut(text: str) -> tuple[str, str]:

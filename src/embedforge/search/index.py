@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 
 from embedforge.errors import EmbedforgeError
 from embedforge.files import read_json, replace_folder, write_json
-from embedforge.nearest import exact_search
 from embedforge.text.contract import Contract
 
 VERSION = 1
@@ -177,6 +176,8 @@ class Index:
                 f"{self.folder}: the query has shape {query.shape}, "
                 f"the index's vectors {self.vectors.shape[1:]}"
             )
+        from embedforge.nearest import exact_search  # torch, when there is something to look for
+
         rows, scores = exact_search(query[None, :], self.vectors, k)
         with (self.folder / "documents.jsonl").open("rb") as file:
             found = []

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
-from embedforge.encode import encode
+from embedforge.console import stdout
 from embedforge.errors import EmbedforgeError
-from embedforge.model.encoder import embedding_model, load
-from embedforge.runtime import pick_device
 from embedforge.search.index import INDEX_FILE, Hit, Index
 
 LINES_SHOWN = 6
@@ -42,17 +39,20 @@ def search(folder: Path, query: str, *, k: int = 5, device: str | None = None) -
     )
     if not model_folder.exists():
         raise EmbedforgeError(f"{place}: its model '{model_folder}' is not there any more")
+    from embedforge.encode import encode  # torch, once it is known that there is something to search
+    from embedforge.model.encoder import embedding_model, load
+    from embedforge.runtime import pick_device
+
     model = embedding_model(load(str(model_folder), device=str(pick_device(device))))
     contract = model.contract
     index.check(contract, str(model_folder))
     vectors = encode(model, [query], contract.query_prefix(), suffix=contract.query_suffix())
     hits = index.search(vectors[0], k)
-    console = Console()
+    console = stdout()
     for rank, hit in enumerate(hits, start=1):
-        console.print(f"[bold]{rank}.[/bold] [cyan]{escape(hit.document.location)}[/cyan]  {hit.score:.3f}")
+        head = Text.assemble((f"{rank}.", "bold"), " ", (hit.document.location, "cyan"), f"  {hit.score:.3f}")
+        console.print(head)
         lines = hit.document.text.strip().splitlines()
         more = ["…"] if len(lines) > LINES_SHOWN else []
-        console.print(
-            "\n".join("   " + line for line in [*lines[:LINES_SHOWN], *more]), markup=False, highlight=False
-        )
+        console.print("\n".join("   " + line for line in [*lines[:LINES_SHOWN], *more]))
     return hits

@@ -66,8 +66,6 @@ class Journal:
     path: Path
     spent: Spent = field(default_factory=Spent)
     by_group: defaultdict[str, Spent] = field(default_factory=lambda: defaultdict(Spent))
-    repaired: bool = False
-    """The last line was half written, and cut off."""
     dialect: dict[str, Any] | None = None
     """What was last found out about the endpoint."""
     _places: dict[str, int] = field(default_factory=dict)
@@ -155,7 +153,6 @@ class Journal:
     def _repair(self, place: int, line: dict[str, Any] | None) -> None:
         """Cut off half a line; a whole one that lacks only its end gets it."""
         file = self._open()
-        self.repaired = True
         if line is None:
             file.truncate(place)
         else:

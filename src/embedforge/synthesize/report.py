@@ -1,31 +1,39 @@
-"""The report: report.json for programs, report.html to read, with samples of what was kept and dropped."""
+"""The report: report.json for programs, and report.html, which shows it (page.py)."""
 
 from __future__ import annotations
 
-import functools
 from collections import Counter
-from importlib import resources
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from embedforge.files import write_json, write_text
+from embedforge.files import write_json
+from embedforge.report.page import write_report as write_page
+from embedforge.run_folder import facts
 from embedforge.synthesize.budget import Budget
 from embedforge.synthesize.diversity import nearest
 from embedforge.synthesize.harvest import Outcome, Tally
 from embedforge.synthesize.journal import Journal, Spent
-from embedforge.text.words import shorten
+from embedforge.synthesize.page import page_of
 
+PACKAGES = ("openai", "py3langid", "numpy")
 HISTOGRAM_BINS = 10
 CLOSEST = 3
 """Closest pairs of queries shown by group."""
-_LONGEST_TEXT = 1200
 _SHOWN = 200
 
 
 def report_of(
-    settings: dict[str, Any], tally: Tally, journal: Journal, budget: Budget, *, unused: int, stopped: str
+    settings: dict[str, Any],
+    tally: Tally,
+    journal: Journal,
+    budget: Budget,
+    *,
+    unused: int,
+    stopped: str,
+    phases: Mapping[str, float],
 ) -> dict[str, Any]:
     """Return what report.json holds.
 
@@ -36,6 +44,7 @@ def report_of(
         budget: for the prices.
         unused: answers in the journal that this plan has no use for.
         stopped: why the run ended early; "" if it did not.
+        phases: seconds of each, over all starts.
     """
     dropped: Counter[str] = Counter()
     for counts in tally.dropped.values():
@@ -43,6 +52,8 @@ def report_of(
     return {
         "settings": settings,
         "stopped": stopped,
+        "phases": dict(phases),
+        **facts(PACKAGES),
         "totals": {
             "planned": tally.planned.total(),
             "not asked yet": tally.pending.total(),
@@ -68,19 +79,7 @@ def report_of(
 def write_report(out: Path, report: dict[str, Any]) -> None:
     """Write report.json and report.html."""
     write_json(out / "report.json", report)
-    write_text(out / "report.html", render(report))
-
-
-def render(report: dict[str, Any]) -> str:
-    """Return the page; it loads nothing, and every text in it is escaped."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    source = resources.files("embedforge.synthesize").joinpath("report.html.j2").read_text(encoding="utf-8")
-    shown = functools.partial(shorten, most=_LONGEST_TEXT, mark=" …")
-    return environment.from_string(source).render(report=report, shorten=shown)
+    write_page(out / "report.html", page_of(report))
 
 
 def _group(tally: Tally, name: str) -> dict[str, Any]:

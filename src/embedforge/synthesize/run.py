@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from embedforge.console import add_row, progress_bar, say
 from embedforge.documents import Chunk, Folder, read_folder
 from embedforge.errors import EmbedforgeError
 from embedforge.files import refuse_file
+from embedforge.run_folder import Phases
 from embedforge.synthesize.ask import Asker, Patience, Stop
 from embedforge.synthesize.budget import Budget
 from embedforge.synthesize.client import Endpoint, key_from_environment, normal_url
@@ -127,7 +128,9 @@ def synthesize(
     refuse_file(out)
     check_purpose(out, is_test=test is not None)
     with Journal(out / JOURNAL) as journal:
-        stop = asyncio.run(_ask_all(plan, url, key, settings, journal, budget, patience, console))
+        phases = Phases(out)
+        with phases.phase("asking"):
+            stop = asyncio.run(_ask_all(plan, url, key, settings, journal, budget, patience, console))
         harvest = Harvest(plan, journal, settings.sampling, detector, negatives=test is None)
         if test is None:
             tally = write_examples(out, harvest.outcomes())
@@ -142,6 +145,7 @@ def synthesize(
             budget,
             unused=len(journal) - len(harvest.used),
             stopped=stop.reason,
+            phases=phases.seconds,
         )
         write_report(out, report)
     if stop.is_error:
@@ -169,8 +173,8 @@ def read_documents(
     """
     if out is not None and out.resolve().is_relative_to(folder.resolve()):
         raise EmbedforgeError(f"--out {out} lies in --corpus {folder}, and would be read; name another --out")
-    with _bar(console) as bar:
-        task = bar.add_task("Reading", total=None, note="")
+    with progress_bar(console) as bar:
+        task = add_row(bar, "reading")
 
         def show(done: int, total: int) -> None:
             bar.update(task, completed=done, total=total)
@@ -240,13 +244,13 @@ async def _ask_all(
                 return
 
     def tell(line: str) -> None:
-        bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(line, bar.console)
 
     async with Endpoint(url, key, settings.timeout) as endpoint:
         pause = 60 / settings.requests_per_minute if settings.requests_per_minute else 0.0
         asker = Asker(endpoint, journal, sampling, budget, patience, stop, pause, tell)
-        with _bar(console) as bar, _stopped_by_signals(stop, tell):
-            task = bar.add_task("Asking", total=len(plan), note="")
+        with progress_bar(console) as bar, _stopped_by_signals(stop, tell):
+            task = add_row(bar, "asking", len(plan))
             await asyncio.gather(*(work(asker) for _ in range(min(settings.concurrency, len(plan)))))
             if not stop.reason:
                 asker.confirm()
@@ -285,17 +289,6 @@ def _stopped_by_signals(stop: Stop, tell: Callable[[str], None]) -> Iterator[Non
         yield
     finally:
         remove()
-
-
-def _bar(console: Console | None) -> Progress:
-    return Progress(
-        TextColumn("[bold]{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[note]}"),
-        console=console or Console(stderr=True),
-    )
 
 
 def _note(journal: Journal, budget: Budget) -> str:

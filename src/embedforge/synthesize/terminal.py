@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from embedforge.console import say
 from embedforge.synthesize.plan import Plan
 from embedforge.synthesize.run import Result, preview
 from embedforge.synthesize.test_set import TestSet
@@ -20,9 +19,9 @@ def print_preview(plan: Plan, console: Console) -> None:
     for name, texts in preview(plan).items():
         for text in texts:
             console.rule(name)
-            console.print(text, markup=False, highlight=False)
+            say(text, console)
     console.rule()
-    console.print(f"{len(plan):,} examples are planned; nothing was asked.")
+    say(f"{len(plan):,} examples are planned; nothing was asked.", console)
 
 
 def print_result(out: Path, result: Result, console: Console, test: TestSet | None = None) -> None:
@@ -34,37 +33,39 @@ def print_result(out: Path, result: Result, console: Console, test: TestSet | No
         console: to print to.
         test: where a test set was written.
     """
-    say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
     totals = result.report["totals"]
-    _print_counts(result.report, say)
+    lines = _counts(result.report)
     if totals["kept"]:
-        _print_files(out, test, say)
-    say(f"Report: {out / 'report.html'}")
+        lines += _files(out, test)
+    lines.append(f"Report: {out / 'report.html'}")
     if result.stopped:
         how = " with a higher limit" if result.is_budget else ""
-        say(f"Stopped: {result.stopped}; the same command{how} goes on, and asks nothing twice.")
+        lines.append(f"Stopped: {result.stopped}; the same command{how} goes on, and asks nothing twice.")
     elif totals["not asked yet"]:
-        say(
+        lines.append(
             f"{totals['not asked yet']:,} examples are missing, the last failed with: {result.failure}; "
             "the same command asks again."
         )
+    say("\n".join(lines), console)
 
 
-def _print_counts(report: dict[str, Any], say: Callable[[str], None]) -> None:
+def _counts(report: dict[str, Any]) -> list[str]:
     totals, spent = report["totals"], report["spent"]
     judged = totals["kept"] + totals["dropped"]
-    say(f"{totals['kept']:,} examples kept of {judged:,} answered; {totals['planned']:,} planned.")
-    for reason, count in report["dropped"].items():
-        say(f"  {count:>6,}  {reason}")
     tokens = f"{spent['tokens in']:,} tokens in, {spent['tokens out']:,} out"
     cost = "" if spent["cost"] is None else f", cost {spent['cost']:.4f}"
-    say(f"{spent['requests']:,} requests in all, {tokens}{cost}.")
+    return [
+        f"{totals['kept']:,} examples kept of {judged:,} answered; {totals['planned']:,} planned.",
+        *(f"  {count:>6,}  {reason}" for reason, count in report["dropped"].items()),
+        f"{spent['requests']:,} requests in all, {tokens}{cost}.",
+    ]
 
 
-def _print_files(out: Path, test: TestSet | None, say: Callable[[str], None]) -> None:
+def _files(out: Path, test: TestSet | None) -> list[str]:
     if test is not None:
-        say(f"Test set: {out / test.folder}; embedforge evaluate MODEL bm25 --tasks {out}")
-        return
-    say(f"Examples: {out / EXAMPLES}, by group in {out / GROUPS}; for a recipe: {out / MIX}")
+        return [f"Test set: {out / test.folder}; embedforge evaluate MODEL bm25 --tasks {out}"]
+    files = [f"Examples: {out / EXAMPLES}, by group in {out / GROUPS}; for a recipe: {out / MIX}"]
     if (out / PASSAGES).exists():
-        say(f"Passages: {out / PASSAGES}, for embedforge mine {out / EXAMPLES} --corpus {out / PASSAGES}")
+        passages = out / PASSAGES
+        files.append(f"Passages: {passages}, for embedforge mine {out / EXAMPLES} --corpus {passages}")
+    return files

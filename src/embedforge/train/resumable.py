@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from embedforge.console import say
 from embedforge.data.example import Example
 from embedforge.recipe import Recipe
 from embedforge.runtime import release_freed_memory
@@ -44,5 +45,5 @@ def train_or_stop(
             seconds=seconds,
         )
     except Interrupted as stop:
-        console.print(f"\n{stop}. The state is saved: run the same command again to go on.")
+        say(f"\n{stop}. The state is saved: run the same command again to go on.", console)
         raise KeyboardInterrupt from None

@@ -4,42 +4,42 @@ from __future__ import annotations
 
 from embedforge.prove.figures import ALL, BM25, Figures, Measure
 from embedforge.prove.systems import AS_IT_CAME, TRAINED, UNTRAINED
-from embedforge.report.page import Tone, Verdict, against_bm25, verdict
+from embedforge.report.page import Finding, Tone, against_bm25, finding
 from embedforge.statistics import PairedTest
 
 
-def verdicts(figures: Figures) -> list[Verdict]:
+def findings(figures: Figures) -> list[Finding]:
     """Return the sentences of the summary, the most important first."""
-    lines: list[Verdict] = []
+    lines: list[Finding] = []
     if figures.retrieval:
         lines += _on_retrieval(figures.retrieval[ALL]["ndcg@10"])
     else:
-        lines.append(Verdict("No question could be made of the held-out text: retrieval was not measured."))
+        lines.append(Finding("No question could be made of the held-out text: retrieval was not measured."))
     if figures.clustering:
         what = "Clustering by the part of the folder (V-measure) against the decoder as it came"
-        lines.append(verdict(what, figures.clustering.changes[AS_IT_CAME], unit="halves"))
+        lines.append(finding(what, figures.clustering.changes[AS_IT_CAME], unit="halves"))
     if figures.loss:
         lines += _on_loss(figures.loss)
     if figures.alignment and figures.uniformity:
         lines.append(_on_space(figures.alignment, figures.uniformity))
     if figures.own_half:
         what = "How often halves of a passage are nearer than halves of two, against the decoder as it came,"
-        lines.append(verdict(what, figures.own_half.changes[AS_IT_CAME], unit="passages"))
+        lines.append(finding(what, figures.own_half.changes[AS_IT_CAME], unit="passages"))
     return lines
 
 
-def _on_retrieval(measure: Measure) -> list[Verdict]:
+def _on_retrieval(measure: Measure) -> list[Finding]:
     changes = measure.changes
-    lines = [verdict("Retrieval (nDCG@10) against the decoder as it came", changes[AS_IT_CAME])]
+    lines = [finding("Retrieval (nDCG@10) against the decoder as it came", changes[AS_IT_CAME])]
     if UNTRAINED in changes:
         what = "Retrieval (nDCG@10) against the untrained decoder without its causal mask"
-        lines.append(verdict(what, changes[UNTRAINED]))
+        lines.append(finding(what, changes[UNTRAINED]))
     others = [name for name in changes if name not in (AS_IT_CAME, UNTRAINED, BM25)]
-    lines += [verdict(f"Retrieval (nDCG@10) in the stages {name}", changes[name]) for name in others]
+    lines += [finding(f"Retrieval (nDCG@10) in the stages {name}", changes[name]) for name in others]
     untrained = [changes[name] for name in (AS_IT_CAME, UNTRAINED) if name in changes]
     if not any(test.is_real and test.difference > 0 for test in untrained):
         lines.append(
-            Verdict(
+            Finding(
                 "Training did not make retrieval better on this folder. More text, more --minutes or a "
                 "larger --base may; pairs of questions and answers (embedforge quickstart, or your own) "
                 "help more than text alone.",
@@ -53,7 +53,7 @@ def _on_retrieval(measure: Measure) -> list[Verdict]:
     return [*lines, against_bm25(changes[BM25], "the trained model", why)]
 
 
-def _on_loss(measure: Measure) -> list[Verdict]:
+def _on_loss(measure: Measure) -> list[Finding]:
     trained, values = measure.reference, measure.values
     lines = [
         _loss_sentence(
@@ -66,7 +66,7 @@ def _on_loss(measure: Measure) -> list[Verdict]:
         back = measure.lower_by(TRAINED)
         if back and back.is_real and back.difference > 0:
             lines.append(
-                Verdict(
+                Finding(
                     f"The stages after MNTP raised that loss again, by {back.difference:.3f} to "
                     f"{values[TRAINED].mean:.3f}: they train the vectors of whole texts, not the prediction "
                     "of words."
@@ -75,16 +75,16 @@ def _on_loss(measure: Measure) -> list[Verdict]:
     return lines
 
 
-def _loss_sentence(what: str, test: PairedTest) -> Verdict:
+def _loss_sentence(what: str, test: PairedTest) -> Finding:
     interval = f"95 % interval {test.low:+.3f} to {test.high:+.3f}"
     if not test.is_real:
-        return Verdict(f"{what} changed by {test.difference:+.3f}, which chance may explain ({interval}).")
+        return Finding(f"{what} changed by {test.difference:+.3f}, which chance may explain ({interval}).")
     fell = test.difference < 0
     sentence = f"{what} {'fell' if fell else 'rose'} by {abs(test.difference):.3f} ({interval})."
-    return Verdict(sentence, "good" if fell else "bad")
+    return Finding(sentence, "good" if fell else "bad")
 
 
-def _on_space(alignment: Measure, uniformity: Measure) -> Verdict:
+def _on_space(alignment: Measure, uniformity: Measure) -> Finding:
     """Neither says much alone: vectors that are all alike align perfectly."""
     changes = [measure.changes[AS_IT_CAME] for measure in (alignment, uniformity)]
     better = [test.is_real and test.difference < 0 for test in changes]
@@ -104,4 +104,4 @@ def _on_space(alignment: Measure, uniformity: Measure) -> Verdict:
         meaning, tone = "the vectors got worse in at least one and better in none", "bad"
     else:
         meaning = "chance may explain both changes"
-    return Verdict(f"From the decoder as it came to the end ({figures}; lower is better): {meaning}.", tone)
+    return Finding(f"From the decoder as it came to the end ({figures}; lower is better): {meaning}.", tone)
