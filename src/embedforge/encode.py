@@ -8,8 +8,10 @@ from typing import cast
 
 import numpy as np
 import torch
+from sentence_transformers import SentenceTransformer
 from torch import nn
 
+from embedforge.model.encoder import embedding_model
 from embedforge.objectives.gradcache import empty_cache, halved_budget, micro_batches
 from embedforge.runtime import bfloat16_autocast, fast_bfloat16
 from embedforge.text.render import Rendered, Renderer
@@ -40,8 +42,14 @@ def encode(
     Texts are sorted by length within windows and cut into batches of at most `tokens_per_batch` tokens,
     padding included, so that little is computed for padding.
 
+    >>> import embedforge
+    >>> model = embedforge.load("model", device="cpu")
+    >>> embedforge.encode(model, ["git reset moves the branch", "git stash puts changes aside"]).shape
+    (2, 384)
+
     Args:
-        model: an `EmbeddingModel` (or anything with its `renderer` and `forward`), on its device.
+        model: what `embedforge.load` gives of a folder that embedforge saved, an `EmbeddingModel`, or
+            anything with its `renderer` and `forward`, on its device.
         texts: any number of texts.
         prefix: what stands before each text: `contract.query_prefix(...)` or `contract.document_prefix()`.
         suffix: what follows it, from the same template: `contract.query_suffix(...)` or
@@ -54,6 +62,8 @@ def encode(
     Raises:
         EmbedforgeError: a text that is not valid Unicode, or a single text does not fit in memory.
     """
+    if isinstance(model, SentenceTransformer):
+        model = embedding_model(model)
     renderer = cast(Renderer, model.renderer)
     was_training = model.training
     model.eval()
