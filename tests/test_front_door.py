@@ -1,4 +1,4 @@
-"""The Python API: its names mean the same in any order of imports, cost nothing unused, and are documented."""
+"""The Python API: names that mean the same in any order of imports, cost nothing unused, are documented."""
 
 from __future__ import annotations
 
