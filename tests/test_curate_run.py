@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import io
 import json
+import os
 import re
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 from rich.console import Console
 
 from datasets_for_tests import TOPICS, sentence, write_jsonl
+from embedforge.curate import run as run_module
 from embedforge.curate.evaluation_texts import find_evaluation_tasks
 from embedforge.curate.lengths import Limits
 from embedforge.curate.run import curate
@@ -151,7 +153,7 @@ def test_a_failure_leaves_the_older_result(files: Path, monkeypatch: pytest.Monk
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("embedforge.curate.run.write_mark", full)
+    monkeypatch.setattr(run_module, "write_mark", full)
     with pytest.raises(OSError, match="No space"):
         run(files, "bread.jsonl", near=0.5)
     assert {path: path.read_bytes() for path in (files / "out").iterdir()} == before
@@ -195,7 +197,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_work(
         run(files, "absent.jsonl", out="bread.jsonl")
     with pytest.raises(EmbedforgeError, match="is no folder that may be written"):
         run(files, "absent.jsonl", out="bread.jsonl/out")
-    monkeypatch.setattr("embedforge.curate.folder.os.access", lambda *_: False)  # root may write anywhere
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
     with pytest.raises(EmbedforgeError, match="is no folder that may be written"):
         run(files, "absent.jsonl", out="deep/out")
 

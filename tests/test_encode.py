@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from embedforge import encode as encode_module
 from embedforge.encode import encode
 from embedforge.errors import EmbedforgeError
 from embedforge.evaluate.untrained import load_untrained
@@ -43,7 +43,7 @@ def test_vectors_come_in_the_order_of_the_texts_whatever_the_batches(
     np.testing.assert_allclose(np.linalg.norm(alone, axis=1), 1, atol=1e-6)
     for tokens in (1, 40, 10_000):
         np.testing.assert_allclose(exact(tiny_model, TEXTS, tokens_per_batch=tokens), alone, atol=1e-5)
-    monkeypatch.setattr(encode_module, "TEXTS_PER_WINDOW", 2)
+    monkeypatch.setattr(sys.modules["embedforge.encode"], "TEXTS_PER_WINDOW", 2)
     np.testing.assert_allclose(exact(tiny_model, TEXTS), alone, atol=1e-5)
 
 
@@ -178,7 +178,7 @@ def test_out_of_memory_halves_the_budget_for_good_and_says_so(
         return honest(self, input_ids, **rest)
 
     monkeypatch.setattr(EmbeddingModel, "forward", small)
-    monkeypatch.setattr(encode_module, "TEXTS_PER_WINDOW", 20)
+    monkeypatch.setattr(sys.modules["embedforge.encode"], "TEXTS_PER_WINDOW", 20)
     counts: list[int] = []
     found = exact(tiny_model, texts, tokens_per_batch=280, progress=counts.append)
     np.testing.assert_allclose(found, expected, atol=1e-5)

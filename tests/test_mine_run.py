@@ -23,6 +23,7 @@ from embedforge.mine import KeepRule, run
 from embedforge.mine import corpus as corpus_module
 from embedforge.mine import lexical_ranker as lexical_module
 from embedforge.mine import pipeline as pipeline_module
+from embedforge.mine import teachers as teachers_module
 from embedforge.mine.documents import read_documents
 from embedforge.mine.embedder import Prompts
 from embedforge.mine.pipeline import Selection
@@ -177,7 +178,7 @@ def test_another_rule_needs_no_vector_anew(
     def fail(*_: object) -> None:
         raise AssertionError("a text was embedded again")
 
-    monkeypatch.setattr("embedforge.mine.teachers.encode", fail)
+    monkeypatch.setattr(teachers_module, "encode", fail)
     mine(source, out, teachers, CHOICE, device="cpu")
     assert mined(out) == first
     mine(source, out, teachers, replace(CHOICE, rule=KeepRule("top_k")), device="cpu")

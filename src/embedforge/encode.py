@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from embedforge.runtime import bfloat16_autocast, empty_cache, fast_bfloat16, halved_budget
 from embedforge.text.batching import micro_batches
 from embedforge.text.render import Rendered, Renderer
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +41,7 @@ class TextEmbedder(Protocol):
 
 @torch.no_grad()
 def encode(
-    model: TextEmbedder,
+    model: TextEmbedder | SentenceTransformer,
     texts: Sequence[str],
     prefix: str = "",
     *,
@@ -56,8 +59,14 @@ def encode(
     Texts are sorted by length within windows and cut into batches of at most `tokens_per_batch` tokens,
     padding included, so that little is computed for padding.
 
+    >>> import embedforge
+    >>> model = embedforge.load("model", device="cpu")
+    >>> embedforge.encode(model, ["git reset moves the branch", "git stash puts changes aside"]).shape
+    (2, 384)
+
     Args:
-        model: on its device.
+        model: what `embedforge.load` gives of a folder that embedforge saved, an `EmbeddingModel`, or
+            anything with its `renderer` and `forward`, on its device.
         texts: any number of texts.
         prefix: what stands before each text: `contract.query_prefix(...)` or `contract.document_prefix()`.
         suffix: what follows it, from the same template: `contract.query_suffix(...)` or
@@ -70,6 +79,10 @@ def encode(
     Raises:
         EmbedforgeError: a text that is not valid Unicode, or a single text does not fit in memory.
     """
+    if not hasattr(model, "renderer"):
+        from embedforge.model.encoder import embedding_model  # sentence-transformers, if it is not here yet
+
+        model = embedding_model(model)
     was_training = model.training
     model.train(False)
     device = next(model.parameters()).device

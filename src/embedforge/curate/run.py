@@ -22,6 +22,7 @@ from embedforge.curate.report import (
     summary_of,
 )
 from embedforge.curate.rows import read_rows, write_rows
+from embedforge.curate.sources import sources_of
 from embedforge.curate.steps import Curation, check, planned
 from embedforge.data.convert import source_file, source_name
 from embedforge.data.example import Example
@@ -34,9 +35,9 @@ from embedforge.run_folder import Phases, facts
 
 
 def curate(
-    sources: Sequence[Source],
-    out: Path,
-    curation: Curation,
+    sources: Sequence[Source | str],
+    out: Path | str,
+    curation: Curation | None = None,
     *,
     folder: Path | None = None,
     console: Console | None = None,
@@ -46,12 +47,18 @@ def curate(
     The sources are one dataset: of duplicates in two of them, the copy of the earlier source stays. All
     Examples are in memory at once. The folder appears whole, when everything is done, or not at all.
 
+    >>> import embedforge
+    >>> from embedforge.curate.steps import Curation
+    >>> report = embedforge.curate(["pairs.jsonl"], "curated", Curation(near=0.8))
+    >>> [(source.file, source.examples_in, source.examples_out) for source in report.sources]
+    [('pairs.jsonl.gz', 8, 8)]
+
     Args:
-        sources: as in a recipe's mix.
+        sources: as in a recipe's mix, or as a command line names them: `PATH` or `NAME=PATH`.
         out: folder of the result: `NAME.jsonl.gz` for each source, `report.json`, `report.html` and, after
             decontamination of the sources, now or earlier, `decontaminated.json`. An older curation of these
             sources there is replaced.
-        curation: which steps, and how.
+        curation: which steps, and how; exact duplicates alone when None.
         folder: where relative paths of the sources start.
         console: for progress and the summary; standard error when None.
 
@@ -60,14 +67,16 @@ def curate(
             or a folder that holds something else.
     """
     console, phases = console or stderr(), Phases()
+    out, curation = Path(out), curation or Curation()
     check(curation)
-    names = _names(sources)
+    chosen = [source if isinstance(source, Source) else sources_of([source])[0] for source in sources]
+    names = _names(chosen)
     check_folder(out, [_file_name(name) for name in names])
-    known = training_mark([source_file(source, folder) for source in sources]).tasks
+    known = training_mark([source_file(source, folder) for source in chosen]).tasks
     with progress_bar(console, transient=True) as bar:
         steps = planned(curation, bar)
         with phases.phase("reading"):
-            examples, empty = _read(sources, curation.seed, folder, bar)
+            examples, empty = _read(chosen, curation.seed, folder, bar)
         before = Counter(example.source for example in examples)
         before.update(item.example.source for item in empty if item.part == "example")
         done: list[StepSummary] = []
@@ -88,11 +97,11 @@ def curate(
         phases=phases.seconds,
         sources=[
             SourceSummary(name, source.path, source.kind, _file_name(name), before[name], after[name])
-            for name, source in zip(names, sources, strict=True)
+            for name, source in zip(names, chosen, strict=True)
         ],
         steps=done,
     )
-    _write(out, summary, examples, sources, curation, known)
+    _write(out, summary, examples, chosen, curation, known)
     print_summary(summary, console)
     return summary
 

@@ -36,9 +36,9 @@ _HASHED_WHOLE = 64 * 2**20
 
 
 def evaluate(
-    models: Sequence[str],
-    tasks: str | Sequence[str],
-    out: Path,
+    models: Sequence[str | Path],
+    tasks: str | Path | Sequence[str],
+    out: Path | str,
     *,
     instructions: Mapping[str, str] | None = None,
     device: str | None = None,
@@ -50,8 +50,14 @@ def evaluate(
 ) -> Results:
     """Score models on tasks with mteb and write `results.json` and `report.html` into `out`.
 
+    >>> import embedforge
+    >>> results = embedforge.evaluate(["embedforge:base@mean", "bm25"], "datasets", "evaluation")
+    >>> round(results.score("bm25", "retrieval/pairs"), 2)
+    0.67
+
     Args:
-        models: what `embedforge.load` reads, and `bm25`; the first is what the others are compared with.
+        models: what `embedforge.load` reads, `bm25`, and `DECODER@POOLING` for a decoder that nothing has
+            trained; the first is what the others are compared with.
         tasks: folders of datasets (see `embedforge.evaluate.tasks`), mteb task or benchmark names.
         out: folder of the results.
         instructions: by task name or task type, instead of the shipped ones.
@@ -66,19 +72,20 @@ def evaluate(
         EmbedforgeError: mteb is missing, a name is unknown, data is broken.
     """
     _require_mteb()
-    labels = model_labels(models)
-    for model in models:
+    out, names = Path(out), [str(model) for model in models]
+    labels = model_labels(names)
+    for model in names:
         if model != BM25 and "@" not in model:  # an untrained decoder with a pooling
             require_model(model)
     from embedforge.evaluate.summary import write_summary
     from embedforge.evaluate.tasks import find_tasks
 
-    found = find_tasks(tasks, split)
+    found = find_tasks([str(tasks)] if isinstance(tasks, Path) else tasks, split)
     check_names(instructions or {}, [t.metadata.name for t in found], [t.metadata.type for t in found])
     settings = Settings(split, dtype, max_tokens, tokens_per_batch, instructions)
     table: dict[str, dict[str, dict[str, Any] | None]] = {task.metadata.name: {} for task in found}
     with _quiet(), progress_bar() as progress:
-        for model, label in zip(models, labels, strict=True):
+        for model, label in zip(names, labels, strict=True):
             runner = _Runner(model, label, settings, device, progress, len(found))
             for task in found:
                 table[task.metadata.name][label] = runner.result(task, out, resume=resume)
@@ -86,7 +93,7 @@ def evaluate(
         checked_name(task.metadata.name, getattr(task, "split", "test")): str(task.metadata.revision)
         for task in found
     }
-    unchecked = unchecked_tasks(dict(zip(labels, models, strict=True)), revisions)
+    unchecked = unchecked_tasks(dict(zip(labels, names, strict=True)), revisions)
     results = Results(out, labels, table, unchecked)
     write_summary(results, settings)
     return results

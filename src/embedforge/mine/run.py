@@ -24,6 +24,7 @@ from embedforge.data.convert import read_source, source_file, source_name
 from embedforge.data.example import Example
 from embedforge.data.fields import record_of
 from embedforge.data.marks import carry_mark
+from embedforge.data.readers import is_beir
 from embedforge.files import read_object, replace_file, write_json
 from embedforge.mine.candidates import Ranker
 from embedforge.mine.corpus import Corpus, hash_of_all
@@ -59,14 +60,14 @@ from embedforge.mine.settings import (
     check,
 )
 from embedforge.mine.vectors import document_files, read_vectors
-from embedforge.recipe import Source
+from embedforge.recipe import Source, source_of
 from embedforge.run_folder import Phases, facts
 
 
 def mine(
-    source: Source,
-    out: Path,
-    teachers: Teachers,
+    source: Source | str | Path,
+    out: Path | str,
+    teachers: Teachers | str,
     selection: Selection | None = None,
     *,
     corpus: Path | None = None,
@@ -77,10 +78,18 @@ def mine(
 ) -> dict[str, Any]:
     """Mine hard negatives for a source; run again to go on where it stopped.
 
+    >>> import embedforge
+    >>> from embedforge.mine.keep import KeepRule
+    >>> from embedforge.mine.pipeline import Selection
+    >>> selection = Selection(n_negatives=2, rule=KeepRule("top_k"))
+    >>> facts = embedforge.mine("pairs.jsonl", "mined", "model", selection, device="cpu")
+    >>> facts["counts"]["pairs"]["examples"], facts["counts"]["pairs"]["without a negative"]
+    (8, 0)
+
     Args:
-        source: Examples, as a recipe reads them.
+        source: Examples, as a recipe reads them; a path stands for a file of Examples or a BEIR folder.
         out: a new folder, or that of an earlier run, whose results are replaced.
-        teachers: who ranks.
+        teachers: who ranks; a name stands for that teacher with no settings.
         selection: how many negatives, and the rule.
         corpus: a file of documents or a BEIR folder; by default the source's own documents.
         memory_gb: what the process may take besides a teacher's model, whatever the corpus' size.
@@ -94,7 +103,11 @@ def mine(
     Raises:
         EmbedforgeError: bad data, an unknown teacher or option, a full disk.
     """
-    selection = selection or Selection()
+    out, selection = Path(out), selection or Selection()
+    if not isinstance(source, Source):
+        source = source_of(str(source), kind="retrieval" if is_beir(str(source)) else None)
+    if isinstance(teachers, str):
+        teachers = Teachers((teachers,))
     check(source, out, teachers, selection, memory_gb)
     examples = read_source(source, seed=selection.seed)  # before torch: a mistake in a file shows at once
     work, memory = work or out / "work", int(memory_gb * 1e9)

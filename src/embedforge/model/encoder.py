@@ -61,6 +61,12 @@ def build(
     Of a base that is an embedding model already, the pooler is taken over where its kind and shape stay; else
     a warning says that it is left behind.
 
+    >>> import embedforge
+    >>> contract = embedforge.Contract(pooling="latent", max_tokens=64)
+    >>> model = embedforge.build(base="embedforge:base", contract=contract, pooling={"latents": 8})
+    >>> model.dim, model.pooler.latents.shape
+    (384, torch.Size([8, 384]))
+
     Args:
         base: `embedforge:base`, a folder or a hub id.
         contract: how text becomes a vector; its `pooling` is the kind of the pooler.
@@ -107,13 +113,20 @@ def build(
     return EmbeddingModel(decoder, pooler.to(decoder.dtype), tokenizer, contract, options)
 
 
-def save(model: EmbeddingModel, folder: Path, recipe: dict[str, Any] | None = None) -> None:
+def save(model: EmbeddingModel, folder: Path | str, recipe: dict[str, Any] | None = None) -> None:
     """Write a model as a sentence-transformers folder with contract, goldens, recipe and card.
 
     The goldens are computed in float32 from the weights as they were written, on the CPU, which takes memory
     for one float32 copy of the model beside the given one. An older folder is replaced only when everything
     is written. A model whose vectors sentence-transformers' own modules reproduce can be loaded without
     embedforge; where only a setting stands against that, a warning names it.
+
+    >>> import embedforge
+    >>> model = embedforge.build(base="embedforge:base", contract=embedforge.Contract(max_tokens=64))
+    >>> embedforge.save(model, "untrained")
+    >>> from sentence_transformers import SentenceTransformer
+    >>> SentenceTransformer("untrained", device="cpu").encode(["how deep is the river?"]).shape
+    (1, 384)
 
     Raises:
         EmbedforgeError: the folder holds something else; the decoder still wears an adapter; the disk is
@@ -133,13 +146,20 @@ def save(model: EmbeddingModel, folder: Path, recipe: dict[str, Any] | None = No
 
 
 def load(
-    path_or_id: str, device: str | None = None, dtype: str | torch.dtype | None = None
+    path_or_id: str | Path, device: str | None = None, dtype: str | torch.dtype | None = None
 ) -> SentenceTransformer:
     """Load a model for `encode`, `encode_query` and `encode_document`; a contract is checked by its goldens.
 
     No file of the folder is executed. Without the check, a folder with one of sentence-transformers' own
     poolings also loads as `SentenceTransformer(folder)`, and one with latent or self-attention pooling as
     `SentenceTransformer(folder, trust_remote_code=True)` where embedforge is installed (model/modules.py).
+
+    >>> import embedforge
+    >>> model = embedforge.load("model", device="cpu")
+    >>> queries = model.encode_query(["how do I undo a commit?"])
+    >>> documents = model.encode_document(["git reset moves the branch", "git stash puts changes aside"])
+    >>> model.similarity(queries, documents).shape
+    torch.Size([1, 2])
 
     Args:
         path_or_id: a folder that embedforge saved, an official NV-Embed folder, or any model that

@@ -101,6 +101,16 @@ class ProbeReport:
 def probe(model: PreTrainedModel) -> ProbeReport:
     """Measure what each layer sees under every one of `CONDITIONS`.
 
+    >>> import embedforge
+    >>> model = embedforge.build(base="embedforge:base", contract=embedforge.Contract(attention="causal"))
+    >>> print(embedforge.probe(model.decoder))
+    mistral (sdpa): which later tokens the first token sees
+    layers  kind                 no mask  all ones  right padded  left padded
+    0-3     MistralDecoderLayer  none     none      none          none
+    >>> model = embedforge.build(base="embedforge:base", contract=embedforge.Contract())
+    >>> embedforge.probe(model.decoder).causal_layers
+    ()
+
     Costs four forward and backward passes over 22 tokens, on the model's device and in its dtype. Weights,
     gradients, train/eval modes and random state stay as they were. A window wider than 10 tokens reads as
     "all". Works on a PEFT-wrapped or causal-LM model as well; only its decoder is run.

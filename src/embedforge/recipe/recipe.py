@@ -62,7 +62,13 @@ class Training(Section):
 
 
 class Recipe(Section):
-    """Everything a run needs to be repeated."""
+    """Everything a run needs to be repeated.
+
+    >>> import embedforge
+    >>> recipe = embedforge.load_recipe("nv-embed-v2")
+    >>> recipe.model.base, recipe.model.pooling.kind, [stage.name for stage in recipe.stages]
+    ('mistralai/Mistral-7B-v0.1', 'latent', ['retrieval', 'generalist'])
+    """
 
     name: str
     about: str = ""
@@ -135,6 +141,10 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     """Read a shipped recipe by name, or a YAML/JSON file; `overrides` are "key.path=value".
 
     Relative paths of sources are taken from the recipe file's folder.
+
+    >>> import embedforge
+    >>> embedforge.load_recipe("tiny", ["seed=1", "stages.retrieval.steps=10"]).stages[0].steps
+    10
 
     Raises:
         EmbedforgeError: unknown recipe, broken YAML, unknown key or bad value; names file and key.

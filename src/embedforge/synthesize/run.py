@@ -94,7 +94,7 @@ class Result:
 
 
 def synthesize(
-    out: Path,
+    out: Path | str,
     settings: Settings,
     *,
     passages: Sequence[Chunk] | None = None,
@@ -107,6 +107,15 @@ def synthesize(
 
     Everything that was answered stands in `out`/journal.jsonl: a run that was killed, stopped or out of
     budget goes on where it was when it is started again, and so does one that is asked for more examples.
+
+    >>> import embedforge
+    >>> from embedforge.synthesize.run import Settings
+    >>> endpoint = "http://localhost:8000/v1"  # whatever speaks OpenAI's protocol
+    >>> endpoint = stand_in.url  # here, one that writes nonsense
+    >>> settings = Settings(endpoint, "some-model", examples=4, groups=("sts",))
+    >>> result = embedforge.synthesize("synthetic", settings)
+    >>> result.report["spent"]["requests"], result.stopped
+    (4, '')
 
     Args:
         out: folder of the journal, the Examples (examples.jsonl, groups/, mix.yaml) and the report.
@@ -121,6 +130,7 @@ def synthesize(
         EmbedforgeError: settings that make no sense, an endpoint that is of no use (after what it did answer
             was written), a journal that another process has.
     """
+    out = Path(out)
     plan = plan_of(settings, passages)
     url = normal_url(settings.endpoint)
     key = key_from_environment(settings.key_variable)

@@ -70,7 +70,7 @@ class Interrupted(Exception):
 
 def train(
     recipe: Recipe,
-    out: Path,
+    out: Path | str,
     *,
     resume: bool = False,
     device: str | None = None,
@@ -83,6 +83,12 @@ def train(
 ) -> Path:
     """Run all stages of a recipe and save the model.
 
+    >>> import embedforge
+    >>> recipe = embedforge.load_recipe("recipe.yaml", ["stages.retrieval.steps=2"])
+    >>> model = embedforge.train(recipe, "run", device="cpu", quiet=True)
+    >>> embedforge.load(model, device="cpu").encode_query(["how do I undo a commit?"]).shape
+    (1, 384)
+
     Args:
         recipe: what to do.
         out: a new or empty folder; with `resume`, the folder of an earlier run.
@@ -94,7 +100,7 @@ def train(
             of them in `training.held_out`.
         own_test: the caller keeps the texts that it tests on out of the data by itself; otherwise a warning
             names the sources that were not checked against any evaluation task.
-        refresh: mines again for stages with `mine_again`; `embedforge.mine.refresh.refresh_stage`.
+        refresh: mines again for stages with `mine_again`: `refresh_stage` of `embedforge.mine.refresh`.
         seconds: that stages may take, by name; one whose steps take longer ends earlier, its schedule with
             it, and the saved model's recipe has the steps that were taken. On one rank only.
         quiet: no progress bars.
@@ -106,6 +112,7 @@ def train(
         EmbedforgeError: bad data, a run that is already there, a loss that is not finite, a full disk.
         Interrupted: after Ctrl-C, with the state saved.
     """
+    out = Path(out)
     keep_freed_memory()
     finished = out / "model"
     check_fsdp(recipe.training.fsdp, device)
@@ -166,7 +173,7 @@ def _check_refresh(recipe: Recipe, refresh: Refresh | None) -> None:
     if refresh is None:
         raise EmbedforgeError(
             f"stage '{asking[0]}' has mine_again, and nothing to mine with was given: pass "
-            "refresh=embedforge.mine.refresh.refresh_stage to train(), as `embedforge train` does"
+            "refresh=refresh_stage, from embedforge.mine.refresh, to train(), as `embedforge train` does"
         )
     if world_size() > 1:
         raise EmbedforgeError(
