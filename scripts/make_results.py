@@ -3,9 +3,9 @@
     python scripts/make_results.py --out runs/results
     python scripts/make_results.py --out runs/results --tasks FOLDER_OF_DATASETS
 
-The first table is that of `embedforge quickstart`; the second scores the model that it made on a folder of
-datasets (docs/evaluation.md), whose text it has never seen. Each table stands between two comments of
-docs/results.md and only what is between them is replaced. Run again to go on where it stopped.
+The first table is that of `embedforge quickstart`, with five seeds; the second scores the first seed's model
+on a folder of datasets (docs/evaluation.md), whose text it has never seen. Each table stands between two
+comments of docs/results.md and only what is between them is replaced. Run again to go on where it stopped.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ from __future__ import annotations
 import argparse
 import datetime
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from embedforge.quickstart.run import quickstart
 
 from embedforge.evaluate.run import evaluate
 from embedforge.files import read_json, write_text
+from embedforge.prove.run import quickstart
 
 BASE_MEAN, BM25 = "embedforge:base@mean", "bm25"
 MAX_TOKENS = 192
@@ -34,40 +35,66 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--tasks", type=Path, help="folder of datasets; without it only the first table")
     parser.add_argument("--results", type=Path, default=Path("docs/results.md"))
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     args = parser.parse_args()
 
-    run = args.out / f"stdlib-{args.seed}"
-    if not (run / "report.json").exists():
-        quickstart(None, run, seed=args.seed)
-    replace_section(args.results, "standard library", stdlib_table(read_json(run / "report.json")))
+    runs = [args.out / f"stdlib-{seed}" for seed in args.seeds]
+    reports = [quickstart(None, run, seed=seed) for run, seed in zip(runs, args.seeds, strict=True)]
+    replace_section(args.results, "standard library", stdlib_table(reports))
     if args.tasks is None:
         return
-    model = str(run / "run" / "model")
+    model = str(runs[0] / "run" / "model")
     evaluate([BASE_MEAN, model, BM25], str(args.tasks), args.out / "open", max_tokens=MAX_TOKENS)
     results = read_json(args.out / "open" / "results.json")
     trained = next(label for label in results["mean"] if label.endswith("model"))
     replace_section(args.results, "open test sets", open_table(results, trained))
 
 
-def stdlib_table(report: Figures) -> str:
-    """Return the quickstart's figures as Markdown."""
-    details = report["details"]
-    steps = ", ".join(f"{count} steps of stage {name}" for name, count in details["steps"].items())
+def stdlib_table(reports: Sequence[Figures]) -> str:
+    """Return the quickstarts' figures as Markdown: means over the seeds, and from which to which seed."""
     lines = [
-        f"{report['queries']:,} held-out queries, {report['documents']:,} documents; {steps}; "
-        f"{details['minutes']:.1f} minutes in all. {machine(details['versions'])}",
+        f"{len(reports)} seeds; {span([report['questions']['all'] for report in reports], '{:,.0f}')} held-out "
+        f"questions, {span([report['documents'] for report in reports], '{:,.0f}')} passages; "
+        f"{span([report['details']['minutes'] for report in reports], '{:.1f}')} minutes in all, "
+        f"{steps(reports)}. {machine(reports[0]['details']['versions'])}",
         "",
-        "| | nDCG@10 | recall@10 | MRR@10 | clustering, V-measure | trained minus this, nDCG@10 |",
-        "|---|---|---|---|---|---|",
+        "| | nDCG@10 | recall@10 | MRR@10 | clustering, V | trained minus this | beyond chance |",
+        "|---|---|---|---|---|---|---|",
     ]
-    for system, metrics in report["retrieval"].items():
-        gain = report["ndcg@10, trained minus"].get(system)
-        cluster = report["clustering, v-measure"].get(system)
-        cells = [*map(interval, metrics.values()), interval(cluster) if cluster else "–"]
-        cells.append(f"{gain['difference']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}]" if gain else "")
+    for system in ("BM25", *reports[0]["systems"]):
+        metrics = [
+            [row["values"][system]["mean"] for row in each]
+            for each in zip(*map(measures, reports), strict=True)
+        ]
+        clusters = [report["clustering, v-measure"]["values"].get(system) for report in reports]
+        cells = [span(values) for values in metrics]
+        cells.append(span([value["mean"] for value in clusters]) if all(clusters) else "–")
+        gains = [measures(report)[0]["trained minus"].get(system) for report in reports]
+        cells.append(span([gain["difference"] for gain in gains], "{:+.3f}") if all(gains) else "")
+        cells.append(f"{sum(gain['is_real'] for gain in gains)} of {len(gains)}" if all(gains) else "")
         lines.append(f"| {system} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def measures(report: Figures) -> list[Figures]:
+    """Return a report's figures on all questions, metric by metric."""
+    return list(report["retrieval"]["all"].values())
+
+
+def steps(reports: Sequence[Figures]) -> str:
+    """Return how many steps the stages took."""
+    names = reports[0]["details"]["steps"]
+    return ", ".join(
+        f"{span([report['details']['steps'][name] for report in reports], '{:.0f}')} steps of stage {name}"
+        for name in names
+    )
+
+
+def span(values: Sequence[float], form: str = "{:.3f}") -> str:
+    """Return the mean over seeds, and the lowest and highest."""
+    mean = sum(values) / len(values)
+    text = form.format(mean)
+    return text if len(values) == 1 else f"{text} [{form.format(min(values))}, {form.format(max(values))}]"
 
 
 def open_table(results: Figures, trained: str) -> str:
@@ -96,11 +123,6 @@ def open_table(results: Figures, trained: str) -> str:
 def kind_of(row: dict[str, Figures | None]) -> str:
     """Return the type of a task from whatever model could do it."""
     return str(next(found["type"] for found in row.values() if found))
-
-
-def interval(figures: Figures) -> str:
-    """Return a mean with its 95 % interval."""
-    return f"{figures['mean']:.3f} [{figures['low']:.3f}, {figures['high']:.3f}]"
 
 
 def difference(test: Figures | None) -> str:

@@ -23,7 +23,6 @@ from embedforge.evaluate.decontamination import sentence, unchecked_tasks
 from embedforge.mine.run import Teachers, mine
 from embedforge.recipe import Recipe, Source, parse_recipe, source_of
 from embedforge.train.decontamination import mark_of_training, unchecked_sources
-from embedforge.train.resumable import train_or_stop
 from embedforge.train.run import train
 
 FINGERPRINT = "0f3c7d2a91b4e865"
@@ -183,9 +182,7 @@ def test_a_caller_with_a_test_of_its_own_is_not_warned(
 ) -> None:
     recipe = tiny(tiny_base, pairs(tmp_path / "a.jsonl"))
     with caplog.at_level(logging.WARNING):
-        train_or_stop(
-            recipe, tmp_path / "run", source_folder=tmp_path, console=Console(quiet=True), device="cpu"
-        )
+        train(recipe, tmp_path / "run", source_folder=tmp_path, device="cpu", own_test=True, quiet=True)
     assert not caplog.records
 
 

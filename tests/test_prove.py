@@ -246,7 +246,7 @@ def test_a_file_of_the_run_that_was_edited_is_refused(
     def kill(*_: Any, **__: Any) -> None:
         raise Killed
 
-    monkeypatch.setattr(prove_run, "train_or_stop", kill)
+    monkeypatch.setattr(prove_run, "train", kill)
     with pytest.raises(Killed):
         quickstarted(library, tmp_path / "out", tiny_base)
     (tmp_path / "out" / "data" / "pairs.jsonl").write_text("{}", encoding="utf-8")
@@ -454,7 +454,7 @@ def test_a_run_that_is_killed_again_and_again_goes_on_without_repeating_a_phase(
         return original(*args, **kwargs)
 
     monkeypatch.setattr(prove_run, "encode_held_out", noted)
-    for phase in ("measure", "train_or_stop", "index_folder", "build_report"):
+    for phase in ("measure", "train", "index_folder", "build_report"):
         with monkeypatch.context() as patch:
             patch.setattr(prove_run, phase, kill)
             with pytest.raises(Killed):

@@ -1,4 +1,4 @@
-"""Definitions of Python source as texts of a corpus."""
+"""Definitions of Python source: what the docstring says, and the code without it."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ import textwrap
 from collections import Counter
 
 import pytest
-from embedforge.quickstart.source_units import python_units
-from embedforge.quickstart.unit import Unit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedforge.documents.python_source import summary
+from embedforge.documents.document import Described
+from embedforge.documents.python_source import python_definitions, summary
 
 SOURCE = '''
 import functools
@@ -71,29 +70,29 @@ def short():
 '''
 
 
-def units_of(source: str | bytes) -> list[Unit]:
-    return python_units(source.encode() if isinstance(source, str) else source, "f.py", "f")[0]
+def described(source: str | bytes) -> list[Described]:
+    return python_definitions(source.encode() if isinstance(source, str) else source)[0]
 
 
-def test_every_documented_definition_is_a_unit_without_its_docstring():
-    units = {unit.query: unit for unit in units_of(SOURCE)}
-    assert units["Return the area of a rectangle."].document == (
+def test_every_documented_definition_is_described_without_its_docstring():
+    units = {unit.description: unit for unit in described(SOURCE)}
+    assert units["Return the area of a rectangle."].code == (
         "@functools.cache\ndef area(width, height):  # in metres\n"
         "    # a comment that stays\n    return width * height"
     )
-    assert units["Say what the letter é stands for here."].document == (
+    assert units["Say what the letter é stands for here."].code == (
         'def é(self):\n    def inner():\n        return "é" ; return None\n    return inner'
     )
-    assert units["Draw the figure in a colour."].document == (
+    assert units["Draw the figure in a colour."].code == (
         "async def draw(self, *, colour): await paint(colour)"
     )
-    assert units["Exist only under a condition."].document == "def conditional():\n    yield 1"
+    assert units["Exist only under a condition."].code == "def conditional():\n    yield 1"
     assert len(units) == 6
     assert Counter(unit.kind for unit in units.values()) == {"function": 2, "method": 2, "class": 2}
 
 
 def test_a_class_is_its_outline():
-    (outline,) = (unit.document for unit in units_of(SOURCE) if unit.query.startswith("A closed"))
+    (outline,) = (unit.code for unit in described(SOURCE) if unit.description.startswith("A closed"))
     assert outline == (
         "class Shape(Base):\n    sides = 4\n\n    def é(self):\n        ...\n\n"
         "    async def draw(self, *, colour): ...\n\n    class Corner:\n        x = 0"
@@ -101,23 +100,23 @@ def test_a_class_is_its_outline():
 
 
 def test_what_is_passed_over_is_counted():
-    assert python_units(SOURCE.encode(), "f.py", "f")[1] == {
+    assert python_definitions(SOURCE.encode())[1] == {
         "definitions_undocumented": 1,
         "docstrings_too_short": 1,
         "definitions_without_code": 1,
     }
 
 
-def test_ids_are_places_in_the_file():
-    places = {unit.query: unit.id for unit in units_of(SOURCE)}
-    assert places["Return the area of a rectangle."] == "f.py:5"
+def test_a_definition_has_its_line():
+    lines = {unit.description: unit.line for unit in described(SOURCE)}
+    assert lines["Return the area of a rectangle."] == 5
 
 
 def test_other_encodings_and_line_ends_are_read():
     latin = '# coding: latin-1\r\ndef f():\r\n    """Return the letter é in Latin."""\r\n    return "é"\r\n'
-    (unit,) = units_of(latin.encode("latin-1"))
-    assert unit.query == "Return the letter é in Latin."
-    assert unit.document == 'def f():\n    return "é"'
+    (unit,) = described(latin.encode("latin-1"))
+    assert unit.description == "Return the letter é in Latin."
+    assert unit.code == 'def f():\n    return "é"'
 
 
 @pytest.mark.parametrize(
@@ -156,9 +155,9 @@ def test_summaries_say_what_is_done(docstring: str, query: str):
 def test_a_unit_is_code_that_compiles_to_the_function_without_docstrings(body, indent, docstring):
     code = "\n".join([f'"""{docstring}"""', *body, "return 1"])
     source = f"class A:\n{indent}def f(self):\n{textwrap.indent(code, indent * 2)}"
-    (unit,) = units_of(source)
+    (unit,) = described(source)
     expected = ast.parse(source).body[0].body[0]
     for node in ast.walk(expected):
         if isinstance(node, ast.FunctionDef) and ast.get_docstring(node, clean=False) is not None:
             node.body = node.body[1:]
-    assert ast.dump(ast.parse(unit.document).body[0]) == ast.dump(expected)
+    assert ast.dump(ast.parse(unit.code).body[0]) == ast.dump(expected)

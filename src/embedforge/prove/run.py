@@ -23,9 +23,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from embedforge.console import add_row, advancing, note, progress_bar, say, stderr, stdout
 from embedforge.data.example import Example
-from embedforge.documents import Folder
+from embedforge.documents import Folder, Pair
 from embedforge.errors import EmbedforgeError
 from embedforge.files import read_object, write_json
 from embedforge.model.folder import find_folder
@@ -64,7 +66,7 @@ from embedforge.recipe import Recipe, parse_recipe
 from embedforge.report.page import write_report
 from embedforge.run_folder import PHASES, Phases, claim, facts, next_steps
 from embedforge.runtime import keep_freed_memory, pick_device, release_freed_memory
-from embedforge.train.resumable import train_or_stop
+from embedforge.train.run import Interrupted, train
 from embedforge.train.stages import prepare_model
 
 PLAN, REPORT = "prove.json", "report.json"
@@ -255,19 +257,21 @@ class _Run:
         self._check_base(recipe.model.base)
         if trains_on_pairs(recipe):
             _require_pairs(self.folder, texts)
-            train, _ = self._dev(texts)
+            pairs, _ = self._dev(texts)
             with self.console.status("mining hard negatives"):
-                parts = write_training_data(self.data, train, code=is_code(texts.train_pairs), seed=self.seed)
+                parts = write_training_data(self.data, pairs, code=is_code(pairs), seed=self.seed)
         if "measured" in self.plan:
+            torch.set_num_threads(self.measured.threads)  # so that a resumed run is the same to the bit
             return
         with self.console.status("measuring the machine"):
             model = prepare_model(without_adapter(recipe), self.device)
             require_head(recipe, model)
             measured = measure(model, texts, self.seed)
+        torch.set_num_threads(measured.threads)
         recipe = limited(with_sources(recipe, parts=parts), texts, measured)
         compared = len(untrained_systems(recipe, None)) + len(trained_systems(recipe, self.out, None))
         sizes = sizes_for(recipe, texts, measured, self.seconds, compared)
-        speed = f"{measured.tokens_per_second:,.0f} tokens/s encoded here"
+        speed = f"{measured.tokens_per_second:,.0f} tokens/s encoded here, by {measured.threads} threads"
         say(f"recipe {recipe.name}: {speed}", self.console)
         self._decide(recipe=recipe.model_dump(mode="json"), sizes=asdict(sizes), measured=asdict(measured))
 
@@ -285,11 +289,11 @@ class _Run:
                 "Start anew with --restart, or choose another --out"
             )
 
-    def _dev(self, texts: Folder) -> tuple[Sequence[Any], list[Example]]:
+    def _dev(self, texts: Folder) -> tuple[list[Pair], list[Example]]:
         """Keep some training pairs apart, where the recipe measures on them while it trains."""
         if self.recipe.training.eval_steps is None or self.recipe.training.held_out:
             return texts.train_pairs, []
-        return split_dev(texts.train_pairs, self.seed)
+        return split_dev(texts.train_pairs, self.recipe.contract.default_instruction, self.seed)
 
     # --- before and after --------------------------------------------------------------------------------
 
@@ -309,15 +313,21 @@ class _Run:
         seconds = seconds_of_stages(
             recipe, sizes, texts, self.measured, seconds=self.seconds, left=self.left, systems=after
         )
-        train_or_stop(
-            recipe,
-            self.out / "run",
-            source_folder=self.data,
-            console=self.console,
-            device=self.device,
-            held_out=self._dev(texts)[1],
-            seconds=seconds,
-        )
+        release_freed_memory()
+        try:
+            train(
+                recipe,
+                self.out / "run",
+                resume=True,
+                device=self.device,
+                source_folder=self.data,
+                held_out=self._dev(texts)[1],
+                own_test=True,
+                seconds=seconds,
+            )
+        except Interrupted as stop:
+            say(f"\n{stop}. The state is saved: run the same command again to go on.", self.console)
+            raise KeyboardInterrupt from None
         release_freed_memory()
 
     def compare_trained(

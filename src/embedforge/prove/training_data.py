@@ -49,14 +49,14 @@ def parts_of(files: Sequence[str]) -> dict[str, str]:
     return parts if len(set(parts.values())) >= PARTS_ENOUGH else {file: file for file in files}
 
 
-def split_dev(pairs: Sequence[Pair], seed: int) -> tuple[list[Pair], list[Example]]:
+def split_dev(pairs: Sequence[Pair], instruction: str, seed: int) -> tuple[list[Pair], list[Example]]:
     """Keep the pairs of some files, drawn by the seed, to measure retrieval on while training goes on.
 
     Returns:
         The pairs to train on, and at most `DEV_PAIRS` of the others as Examples.
     """
     apart = {pair.file for pair in pairs if keyed_fraction(seed, f"dev {pair.file}") < DEV_SHARE}
-    dev = [Example(query=pair.query, positives=(pair.document,)) for pair in pairs if pair.file in apart]
+    dev = [Example(pair.query, (pair.document,), (), instruction) for pair in pairs if pair.file in apart]
     return [pair for pair in pairs if pair.file not in apart], dev[:DEV_PAIRS]
 
 
