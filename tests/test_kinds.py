@@ -8,17 +8,21 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from embedforge.data.kinds import source_kinds
 from embedforge.errors import EmbedforgeError
 from embedforge.model.encoder import load, save
 from embedforge.model.pooling import pooler_class
+from embedforge.objectives.contrastive import info_nce
 from embedforge.recipe import Stage, parse_recipe
 from embedforge.recipe.model import Pooling
-from embedforge.recipe.objectives import Mntp, Objective
-from embedforge.train.contrastive import query_losses
+from embedforge.recipe.objectives import Mntp, Objective, PairObjective
+from embedforge.train.contrastive import StepVectors, query_losses
 from embedforge.train.stages import work_of
 from models_for_tests import TEXTS, make
+from stages_for_tests import begin, gradients, recipe_of, supervised
+from training_for_tests import WORDS
 
 STAGE = {"name": "one", "steps": 3, "mix": {"sources": [{"path": "a.jsonl"}]}}
 
@@ -70,8 +74,7 @@ class Tail(Pooling):
 
 class Questions(SourceKind):
     name = "questions"
-    @classmethod
-    def examples(cls, records, source, *, seed, negatives):
+    def examples(self, records, source, seed, negatives):
         return (Example(record.text("q"), (record.text("a"),)) for record in records)
 
 def recipe(objective, pooling=None, **stage):
@@ -171,6 +174,39 @@ def test_an_objective_without_a_loss_or_without_work_says_what_to_register() -> 
     stage = parse_recipe({"name": "r", "stages": [STAGE]}, "r.yaml").stages[0]
     with pytest.raises(EmbedforgeError, match=r"stage 'one'.*'own'.*for Own.*work_of\.register"):
         work_of(own, None, None, stage, None)
+
+
+class Spread(PairObjective):
+    """Has no kind of its own, so that no other test finds it among the kinds."""
+
+
+@query_losses.register
+def _(objective: Spread, step: StepVectors) -> torch.Tensor:
+    """InfoNCE, and a term of the whole step: it pulls every vector away from all others."""
+    own = info_nce(step.queries, step.documents, step.positive, step.candidates, objective.temperature)
+    everything = torch.cat([step.queries, step.documents])
+    return own + (everything @ everything.T).square().mean()
+
+
+def test_a_loss_of_ones_own_has_the_gradient_of_the_whole_step(tiny_base: Path, tmp_path: Path) -> None:
+    """Also the part that couples all vectors, for any size of micro-batch."""
+    rows = [
+        {"query": f"q {word}", "positives": [f"{word} a"], "negatives": ["b " * 9]} for word in WORDS[:12]
+    ]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    recipe = recipe_of(tiny_base, supervised(tmp_path / "a.jsonl"))
+    objective = Spread.model_construct(kind="spread", temperature=0.1)
+    found = []
+    for tokens in (16_384, 16):
+        changes = {"objective": objective, "tokens_per_micro_batch": tokens}
+        stage = recipe.stages[0].model_copy(update=changes)
+        _, work = begin(recipe.model_copy(update={"stages": (stage,)}))
+        found.append(gradients(work))
+    assert found[0].keys() == found[1].keys()
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, rtol=1e-4, atol=1e-6)
+    plain = gradients(begin(recipe)[1])
+    assert any(not torch.allclose(plain[name], gradient) for name, gradient in found[0].items())
 
 
 # --- what earlier versions wrote -------------------------------------------------------------------

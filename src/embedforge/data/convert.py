@@ -11,8 +11,8 @@ from pathlib import Path
 
 from embedforge.data.columns import Opened, open_entry, prepared_file
 from embedforge.data.example import Example
-from embedforge.data.kinds import SourceSpec, source_kind, source_kinds
-from embedforge.data.names import CATALOG_PREFIX, HUB_PREFIX, source_name
+from embedforge.data.kinds import SourceSpec, source_kind, source_kinds, source_name
+from embedforge.data.names import CATALOG_PREFIX, HUB_PREFIX
 from embedforge.data.readers import Retrieval, read_beir, read_records
 from embedforge.data.record import Record
 from embedforge.data.sample import Item, sampled

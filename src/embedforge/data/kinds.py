@@ -26,7 +26,7 @@ from typing_extensions import override
 from embedforge.data.example import Example
 from embedforge.data.fields import example_of
 from embedforge.data.labels import from_classes, from_labels
-from embedforge.data.names import source_name
+from embedforge.data.names import default_name
 from embedforge.data.nli import from_nli
 from embedforge.data.readers import join_title
 from embedforge.data.record import Record
@@ -36,48 +36,31 @@ from embedforge.validation import unknown_kind
 logger = logging.getLogger(__name__)
 
 
+Records = Iterable[Record]
+
+
 class SourceSpec(Protocol):
-    """What `read_source` asks of a source; `embedforge.recipe.Source` has these fields and documents them."""
+    """What is asked of a source; `embedforge.recipe.Source` has these fields and documents them."""
 
-    @property
-    def path(self) -> str:
-        """A file, a BEIR folder or `hub:owner/name`."""
+    path: str
+    name: str
+    kind: str
+    split: str
+    instruction: str
+    in_batch_negatives: bool
+    symmetric: bool
+    cap: int | None
+    label_documents: Literal["examples", "labels"]
+    threshold: float
 
-    @property
-    def name(self) -> str:
-        """For metrics and messages."""
 
-    @property
-    def kind(self) -> str:
-        """Which converter."""
+def source_name(source: SourceSpec) -> str:
+    """Return the source's name: the one given, or the last part of its path without endings.
 
-    @property
-    def split(self) -> str:
-        """Of a BEIR folder or a hub dataset."""
-
-    @property
-    def instruction(self) -> str:
-        """Of records without their own."""
-
-    @property
-    def in_batch_negatives(self) -> bool:
-        """May documents of other rows be negatives."""
-
-    @property
-    def symmetric(self) -> bool:
-        """Documents get the instruction as well."""
-
-    @property
-    def cap(self) -> int | None:
-        """At most so many Examples."""
-
-    @property
-    def label_documents(self) -> Literal["examples", "labels"]:
-        """Labels and clusters: what the documents are."""
-
-    @property
-    def threshold(self) -> float:
-        """Scored pairs: the lowest score of a positive."""
+    A file that is named after its split ("train.jsonl") hardly names a source, but two sources of one
+    name are refused where they meet.
+    """
+    return source.name or default_name(source.path)
 
 
 class SourceKind(ABC):
@@ -93,16 +76,12 @@ class SourceKind(ABC):
     is_folder: ClassVar[bool] = False
     """Whether it is read from a BEIR folder, and has no records."""
 
-    @classmethod
-    def defaults(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+    def defaults(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Return in_batch_negatives and symmetric of a source that does not say them."""
         return {}
 
-    @classmethod
     @abstractmethod
-    def examples(
-        cls, records: Iterable[Record], source: SourceSpec, *, seed: str, negatives: int
-    ) -> Iterator[Example]:
+    def examples(self, records: Records, source: SourceSpec, seed: str, negatives: int) -> Iterator[Example]:
         """Convert the records of a source.
 
         Args:
@@ -116,18 +95,15 @@ class SourceKind(ABC):
         """
 
 
-def source_kinds() -> dict[str, type[SourceKind]]:
+def source_kinds() -> dict[str, SourceKind]:
     """Return all kinds that have been imported, by name."""
-    found: dict[str, type[SourceKind]] = {}
     waiting = list(SourceKind.__subclasses__())
     for kind in waiting:
         waiting += kind.__subclasses__()
-        if "name" in vars(kind):
-            found[kind.name] = kind
-    return found
+    return {kind.name: kind() for kind in waiting}
 
 
-def source_kind(name: str) -> type[SourceKind]:
+def source_kind(name: str) -> SourceKind:
     """Return a kind by its name.
 
     Raises:
@@ -146,10 +122,7 @@ class Examples(SourceKind):
     cap_draws_records = True
 
     @override
-    @classmethod
-    def examples(
-        cls, records: Iterable[Record], source: SourceSpec, *, seed: str, negatives: int
-    ) -> Iterator[Example]:
+    def examples(self, records: Records, source: SourceSpec, seed: str, negatives: int) -> Iterator[Example]:
         return map(example_of, records)
 
 
@@ -160,10 +133,7 @@ class BeirFolder(SourceKind):
     is_folder = True
 
     @override
-    @classmethod
-    def examples(
-        cls, records: Iterable[Record], source: SourceSpec, *, seed: str, negatives: int
-    ) -> Iterator[Example]:
+    def examples(self, records: Records, source: SourceSpec, seed: str, negatives: int) -> Iterator[Example]:
         raise EmbedforgeError(f"{source.path}: kind 'retrieval' reads a BEIR folder, which has no records")
 
 
@@ -175,16 +145,12 @@ class Labels(SourceKind):
     cap_draws_records = True
 
     @override
-    @classmethod
-    def defaults(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+    def defaults(self, values: Mapping[str, Any]) -> dict[str, Any]:
         by_example = values.get("label_documents", "examples") == "examples"
         return {"in_batch_negatives": False, "symmetric": by_example}
 
     @override
-    @classmethod
-    def examples(
-        cls, records: Iterable[Record], source: SourceSpec, *, seed: str, negatives: int
-    ) -> Iterator[Example]:
+    def examples(self, records: Records, source: SourceSpec, seed: str, negatives: int) -> Iterator[Example]:
         if source.label_documents == "labels":
             return from_labels(records, seed=seed, negatives=negatives)
         if source.in_batch_negatives:
@@ -209,15 +175,11 @@ class ScoredPairs(SourceKind):
     settings = ("symmetric", "threshold")
 
     @override
-    @classmethod
-    def defaults(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+    def defaults(self, values: Mapping[str, Any]) -> dict[str, Any]:
         return {"symmetric": True}
 
     @override
-    @classmethod
-    def examples(
-        cls, records: Iterable[Record], source: SourceSpec, *, seed: str, negatives: int
-    ) -> Iterator[Example]:
+    def examples(self, records: Records, source: SourceSpec, seed: str, negatives: int) -> Iterator[Example]:
         return from_scored_pairs(records, threshold=source.threshold)
 
 
@@ -227,39 +189,28 @@ class Nli(SourceKind):
     name = "nli"
 
     @override
-    @classmethod
-    def examples(
-        cls, records: Iterable[Record], source: SourceSpec, *, seed: str, negatives: int
-    ) -> Iterator[Example]:
+    def examples(self, records: Records, source: SourceSpec, seed: str, negatives: int) -> Iterator[Example]:
         return from_nli(records)
 
 
 class Texts(SourceKind):
-    """Texts alone."""
+    """Texts alone: each its own positive, which SimCSE embeds twice and MNTP reads once.
+
+    Rows of white space alone, with which wikitext marks its paragraphs, are passed over.
+    """
 
     name = "texts"
     settings = ()
     texts_alone = True
 
     @override
-    @classmethod
-    def examples(
-        cls, records: Iterable[Record], source: SourceSpec, *, seed: str, negatives: int
-    ) -> Iterator[Example]:
-        return from_texts(records)
-
-
-def from_texts(records: Iterable[Record]) -> Iterator[Example]:
-    """Give one Example a text, which is its own positive: what SimCSE embeds twice and MNTP reads once.
-
-    Rows of white space alone, with which wikitext marks its paragraphs, are passed over.
-    """
-    for record in records:
-        given = record.require("text")
-        if isinstance(given, str) and not given.strip():
-            continue
-        text = join_title(record.optional_text("title"), record.text("text"))
-        yield Example(text, (text,))
+    def examples(self, records: Records, source: SourceSpec, seed: str, negatives: int) -> Iterator[Example]:
+        for record in records:
+            given = record.require("text")
+            if isinstance(given, str) and not given.strip():
+                continue
+            text = join_title(record.optional_text("title"), record.text("text"))
+            yield Example(text, (text,))
 
 
 def from_scored_pairs(records: Iterable[Record], *, threshold: float) -> Iterator[Example]:

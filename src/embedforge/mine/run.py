@@ -24,8 +24,8 @@ import numpy as np
 from embedforge.data.convert import read_source, source_file
 from embedforge.data.example import Example
 from embedforge.data.fields import record_of
+from embedforge.data.kinds import source_name
 from embedforge.data.marks import carry_mark
-from embedforge.data.names import source_name
 from embedforge.files import read_object, replace_file, write_json
 from embedforge.mine.candidates import Ranker
 from embedforge.mine.corpus import Corpus, hash_of_all

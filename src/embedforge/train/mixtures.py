@@ -8,8 +8,8 @@ from pathlib import Path
 
 from embedforge.data.convert import read_source
 from embedforge.data.example import Example
+from embedforge.data.kinds import source_name
 from embedforge.data.mixture import Mixture
-from embedforge.data.names import source_name
 from embedforge.errors import EmbedforgeError
 from embedforge.recipe import Recipe, Source, Stage
 from embedforge.recipe.objectives import PairObjective, SimCSE
