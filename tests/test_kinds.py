@@ -17,7 +17,7 @@ from embedforge.model.pooling import pooler_class
 from embedforge.objectives.contrastive import info_nce
 from embedforge.recipe import Stage, parse_recipe
 from embedforge.recipe.model import Pooling
-from embedforge.recipe.objectives import Mntp, Objective, PairObjective
+from embedforge.recipe.objectives import Contrastive, Mntp, Objective, PairObjective
 from embedforge.train.contrastive import StepVectors, query_losses
 from embedforge.train.stages import work_of
 from models_for_tests import TEXTS, make
@@ -123,11 +123,16 @@ def test_kinds_of_ones_own_are_read_like_the_packages() -> None:
     ("change", "place"),
     [
         ({"model": {"pooling": {"kind": "tail"}}}, "model.pooling.kind: 'tail' is none of last, mean,"),
-        ({"stages": [{**STAGE, "objective": {"kind": "margin"}}]}, "stages.0.objective.kind: 'margin' is"),
+        (
+            {"stages": [{**STAGE, "objective": {"kind": "margin"}}]},
+            "stages.0.objective.kind: 'margin' is none",
+        ),
         (
             {"stages": [{**STAGE, "mix": {"sources": [{"path": "a", "kind": "rows"}]}}]},
             "kind: 'rows' is none",
         ),
+        ({"stages": [{**STAGE, "mix": {"sources": [{"path": "a", "kind": ["x"]}]}}]}, "sources.0.kind: "),
+        ({"model": {"pooling": {"kind": ["x"]}}}, "model.pooling.kind: "),
         ({"model": {"pooling": "mean"}}, "model.pooling: this is a section, as in {kind: mean}, not 'mean'"),
     ],
 )
@@ -135,7 +140,9 @@ def test_a_kind_that_nobody_has_imported_is_refused(change: dict, place: str) ->
     with pytest.raises(EmbedforgeError) as caught:
         parse_recipe({"name": "r", "stages": [STAGE], **change}, "r.yaml")
     assert place in str(caught.value)
-    assert "once its module is imported" in str(caught.value) or "section" in place
+    assert ("once its module is imported" in str(caught.value)) == (
+        "is none" in place or "pooling.kind: " in place
+    )
 
 
 def test_the_name_of_a_module_is_no_kind(tmp_path: Path) -> None:
@@ -147,6 +154,15 @@ def test_the_name_of_a_module_is_no_kind(tmp_path: Path) -> None:
 
 
 # --- both halves of a kind -------------------------------------------------------------------------
+
+
+def test_a_subclass_without_a_kind_of_its_own_takes_nobodys_place() -> None:
+    class Softer(Contrastive):
+        temperature: float = 0.5
+
+    assert Objective.kinds()["contrastive"] is Contrastive
+    stage = {**STAGE, "objective": Softer()}
+    assert parse_recipe({"name": "r", "stages": [stage]}, "r.yaml").stages[0].objective == Softer()
 
 
 def test_what_an_objective_ignores_are_keys_of_a_stage() -> None:

@@ -100,7 +100,7 @@ def source_kinds() -> dict[str, SourceKind]:
     waiting = list(SourceKind.__subclasses__())
     for kind in waiting:
         waiting += kind.__subclasses__()
-    return {kind.name: kind() for kind in waiting}
+    return {kind.name: kind() for kind in waiting if "name" in vars(kind)}
 
 
 def source_kind(name: str) -> SourceKind:

@@ -54,7 +54,7 @@ def poolers() -> dict[str, type[Pooler]]:
     waiting = list(Pooler.__subclasses__())
     for pooler in waiting:
         waiting += pooler.__subclasses__()
-    return {pooler.kind: pooler for pooler in waiting}
+    return {pooler.kind: pooler for pooler in waiting if "kind" in vars(pooler)}
 
 
 def pooler_class(kind: str, defined_in: str = "") -> type[Pooler]:

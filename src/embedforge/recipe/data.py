@@ -48,7 +48,7 @@ class Source(Section):
             from embedforge.data.catalog import with_catalog_defaults  # a long file, read where it is named
 
             values = with_catalog_defaults(values)
-        kind = source_kinds().get(values.get("kind", "examples"))
+        kind = source_kinds().get(str(values.get("kind", "examples")))
         return {**(kind.defaults(values) if kind else {}), **values}
 
     @field_validator("kind")
