@@ -53,8 +53,8 @@ def main() -> None:
 def stdlib_table(reports: Sequence[Figures]) -> str:
     """Return the quickstarts' figures as Markdown: means over the seeds, and from which to which seed."""
     lines = [
-        f"{len(reports)} seeds; {span([report['questions']['all'] for report in reports], '{:,.0f}')} held-out "
-        f"questions, {span([report['documents'] for report in reports], '{:,.0f}')} passages; "
+        f"{len(reports)} seeds; {span([report['questions']['all'] for report in reports], '{:,.0f}')} "
+        f"held-out questions, {span([report['documents'] for report in reports], '{:,.0f}')} passages; "
         f"{span([report['details']['minutes'] for report in reports], '{:.1f}')} minutes in all, "
         f"{steps(reports)}. {machine(reports[0]['details']['versions'])}",
         "",

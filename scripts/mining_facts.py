@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
-from embedforge.data.convert import from_examples
 from embedforge.data.example import Example
+from embedforge.data.fields import example_of
 from embedforge.data.readers import read_records
 from embedforge.files import read_json
 from embedforge.lexical import words
@@ -161,4 +161,4 @@ def ranks_of(folder: Path) -> Ranks:
 
 def read_examples(folder: Path) -> Iterable[Example]:
     """Read the Examples of a folder of `embedforge mine`."""
-    return from_examples(read_records(folder / EXAMPLES))
+    return map(example_of, read_records(folder / EXAMPLES))

@@ -24,6 +24,7 @@ VERBS = {
     "quickstart": ("held-out text", "--max-minutes", "Run it again to resume after Ctrl-C"),
     "adapt": ("from their text alone", "LLM2Vec", "--minutes", "again to resume after Ctrl-C"),
     "train": ("sentence-transformers", "--set", "stages.retrieval.steps=100", "--resume"),
+    "recipe": ("list", "copy one to edit", "Start with: embedforge recipe list"),
     "show": ("row counts", "--schema", "--json"),
     "synthesize": ("nothing is paid twice", "OpenAI-compatible", "--corpus", "--max-cost", "the paper's 93"),
     "curate": ("What is dropped, and why", "--against", "catalog:NAME", "E5's filter"),
@@ -67,6 +68,21 @@ def test_every_verb_teaches(verb: str) -> None:
         assert part in text
 
 
+@pytest.mark.parametrize(
+    ("verb", "part"),
+    [
+        ("list", "Then: embedforge recipe show NAME"),
+        ("show", "stages.retrieval.steps=100"),
+        ("copy", "Example: embedforge recipe copy nv-embed-v2 --out mine.yaml"),
+    ],
+)
+def test_every_verb_of_recipes_teaches(verb: str, part: str) -> None:
+    command = get_command(cli.app).commands["recipe"].commands[verb]  # type: ignore[attr-defined]
+    assert all(parameter.help for parameter in command.params)
+    text = CliRunner(env={"COLUMNS": "200", "TERMINAL_WIDTH": "200"}).invoke(cli.app, ["recipe", verb, "-h"])
+    assert part in " ".join(text.output.split())
+
+
 def test_help_without_a_verb_names_all_and_where_to_start() -> None:
     runner = CliRunner(env={"COLUMNS": "200"})
     for arguments in (["--help"], []):
@@ -82,6 +98,7 @@ def test_help_and_show_import_neither_torch_nor_transformers(tmp_path: Path) -> 
     for name in shipped_recipes():
         write_sources(load_recipe(name), tmp_path)
     lines = [["--help"], *([verb, "--help"] for verb in VERBS)]
+    lines += [["recipe", "list"], ["recipe", "copy", "llm2vec-simcse"]]
     for name in shipped_recipes():
         # A step must not take more rows than there are.
         small = [f"stages.{stage.name}.batch_queries=4" for owner, stage in stages if owner == name]
@@ -107,6 +124,41 @@ def test_help_and_show_import_neither_torch_nor_transformers(tmp_path: Path) -> 
     elsewhere = [stage for _, stage in stages if not all(map(file_of, stage.mix.sources))]
     assert done.stdout.count("not counted") == len(elsewhere) < len(stages) / 3
     assert "66 rows" in done.stdout
+
+
+# --- recipes --------------------------------------------------------------------------------------
+
+
+def test_the_list_of_recipes_says_what_each_is(run: Run) -> None:
+    listed = " ".join(run("recipe", "list")[1].split())
+    assert all(name in listed for name in shipped_recipes())
+    assert "retrieval: contrastive, 1,500 steps" in listed
+
+
+def test_recipe_show_is_show(run: Run) -> None:
+    assert run("recipe", "show", "tiny", "--json")[1] == run("show", "tiny", "--json")[1]
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_a_copied_recipe_is_the_shipped_one_wherever_it_lies(run: Run, tmp_path: Path, name: str) -> None:
+    """Comments and all; what it extends is still found."""
+    copy = tmp_path / "far" / "away" / "mine.yaml"
+    said = run("recipe", "copy", name, "--out", str(copy))[1]
+    assert copy.read_bytes() == shipped_recipes()[name].read_bytes()
+    assert load_recipe(str(copy)) == load_recipe(name)
+    assert f"embedforge train {copy} --out run" in said
+    assert ("which it extends" in said) == ("\nextends: " in copy.read_text())
+
+
+def test_copying_a_recipe_overwrites_nothing(run: Run, tmp_path: Path) -> None:
+    assert run("recipe", "copy", "tiny", "--out", str(tmp_path))[0] == 0
+    (tmp_path / "tiny.yaml").write_text("mine")
+    again = run("recipe", "copy", "tiny", "--out", str(tmp_path / "tiny.yaml"))
+    assert again[0] == 1
+    assert "is there already" in again[2]
+    assert (tmp_path / "tiny.yaml").read_text() == "mine"
+    assert "Did you mean 'tiny'?" in run("recipe", "copy", "tinny")[2]
+    assert "ends in .yaml or .yml" in run("recipe", "copy", "tiny", "--out", str(tmp_path / "x.txt"))[2]
 
 
 # --- errors --------------------------------------------------------------------------------------

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from embedforge.data.convert import from_nli, from_scored_pairs, read_source, source_name
+from embedforge.data.convert import read_source
+from embedforge.data.kinds import from_scored_pairs, source_name
 from embedforge.data.labels import from_classes, from_labels
+from embedforge.data.nli import from_nli
 from embedforge.data.record import Record
 from embedforge.errors import EmbedforgeError
 from embedforge.recipe import Source

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from documents_for_tests import page
+from embedforge.errors import EmbedforgeError
+from embedforge.model.encoder import load
 from pairs_for_tests import write_pairs_folder
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -24,6 +26,8 @@ SMALL = {
         *("--set", "stages.mntp.batch_queries=4", "--set", "stages.simcse.batch_queries=4"),
     ],
     "finetune_lora.py": ["pairs.jsonl", "--steps", "2"],
+    "new_objective.py": ["--steps", "2", "--out", "out"],
+    "new_pooling.py": ["--steps", "2", "--out", "out"],
 }
 """Arguments of a run of a few seconds; pairs.jsonl, recipe.yaml, datasets/ and documents/ are there."""
 
@@ -48,6 +52,9 @@ def test_an_example_runs(name: str, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.strip(), "it says nothing of what came out"
+    if name == "new_pooling.py":
+        with pytest.raises(EmbedforgeError, match=r"'tail' is not embedforge's.*import new_pooling"):
+            load(str(tmp_path / "out" / "model"), "cpu")
 
 
 @pytest.mark.parametrize("name", SMALL)

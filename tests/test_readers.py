@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from embedforge.data.convert import from_examples, from_retrieval
-from embedforge.data.fields import record_of
+from embedforge.data.convert import from_retrieval
+from embedforge.data.fields import example_of, record_of
 from embedforge.data.readers import read_beir, read_corpus, read_records
 from embedforge.errors import EmbedforgeError
 
@@ -37,7 +37,7 @@ def read_all(path: Path) -> list[dict]:
 
 
 def examples_of(path: Path) -> list:
-    return list(from_examples(read_records(path)))
+    return [*map(example_of, read_records(path))]
 
 
 def fails(path: Path, *parts: str, read=examples_of) -> str:

@@ -119,7 +119,7 @@ def warnings(
     found = []
     read = {name: mixture for name, mixture in mixtures.items() if not isinstance(mixture, EmbedforgeError)}
     unread = [source for stage in recipe.stages if stage.name not in read for source in stage.mix.sources]
-    written = [source.instruction for source in unread if source.kind != "texts"]
+    written = [source.instruction for source in unread if not source.texts_alone]
     unseen = unseen_instruction(recipe.contract, [*training_instructions(recipe, read), *written])
     if unseen:
         found.append(unseen)

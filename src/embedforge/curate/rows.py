@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from embedforge.curate.outcome import Dropped, LabelledText, Outcome, PlainText
-from embedforge.data.convert import CLASSES, drawn, examples_of, open_source, read_source, source_name
+from embedforge.data.convert import drawn, examples_of, open_source, read_source
 from embedforge.data.example import Example
 from embedforge.data.fields import record_of
+from embedforge.data.kinds import Labels, source_kind, source_name
 from embedforge.data.readers import join_title
 from embedforge.data.record import Record
 from embedforge.errors import EmbedforgeError
@@ -54,7 +55,7 @@ def read_rows(source: Source, *, seed: int, folder: Path | None = None) -> Outco
         return Outcome(read_source(source, seed=seed, folder=folder), [])
     opened, dropped = open_source(source, folder=folder), list[Dropped]()
     records = _without_empty_texts(opened.records, source_name(source), dropped.append)
-    if opened.kind in CLASSES:
+    if isinstance(source_kind(opened.kind), Labels):
         return Outcome(_texts(source, records, seed, _labelled), dropped)
     if opened.kind == "texts":
         return Outcome(_texts(source, records, seed, _plain), dropped)

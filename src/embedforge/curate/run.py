@@ -24,8 +24,9 @@ from embedforge.curate.report import (
 from embedforge.curate.rows import read_rows, write_rows
 from embedforge.curate.sources import sources_of
 from embedforge.curate.steps import Curation, check, planned
-from embedforge.data.convert import source_file, source_name
+from embedforge.data.convert import source_file
 from embedforge.data.example import Example
+from embedforge.data.kinds import source_name
 from embedforge.data.marks import CheckedTask, Mark, file_hash, training_mark, write_mark
 from embedforge.errors import EmbedforgeError
 from embedforge.files import replace_folder, write_json

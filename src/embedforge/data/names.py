@@ -1,4 +1,4 @@
-"""What a source's path begins with, and the name that a source has from its path; imports nothing."""
+"""What a source's path begins with, and the name that a source has from it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Files and hub datasets to Records, one at a time: JSONL, CSV, TSV, TXT, Parquet, BEIR folders.
 
 Reading stops at the first bad record. Text is UTF-8; blank lines of JSONL files are passed over.
-What the records must hold is told by the converters (`embedforge.data.convert`).
+What the records must hold is told by the converters (`embedforge.data.kinds`).
 """
 
 from __future__ import annotations

@@ -20,9 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from embedforge.data.convert import read_source, source_file, source_name
+from embedforge.data.convert import read_source, source_file
 from embedforge.data.example import Example
 from embedforge.data.fields import record_of
+from embedforge.data.kinds import source_name
 from embedforge.data.marks import carry_mark
 from embedforge.data.readers import is_beir
 from embedforge.files import read_object, replace_file, write_json

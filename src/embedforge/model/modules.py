@@ -30,7 +30,7 @@ from embedforge.errors import EmbedforgeError
 from embedforge.files import read_object
 from embedforge.model.attention import make_bidirectional
 from embedforge.model.decoder import read_decoder, read_tokenizer, token_states, torch_dtype
-from embedforge.model.pooling import Pooler, pooler_class
+from embedforge.model.pooling import LatentAttention, Pooler, pooler_class
 from embedforge.model.precision import ExactRotary
 from embedforge.model.shards import WEIGHTS, read_header
 from embedforge.text.contract import Contract
@@ -245,7 +245,9 @@ class Pool(Module):
         shape = read_object(Path(config))
         try:
             pooler_type = _pooler_class(config, shape["kind"], shape.pop("defined_in", ""))
-            shape["options"] = pooler_type.settings_of(shape["options"])
+            # Earlier versions wrote the settings of latent attention beside those of any other.
+            stray = set(LatentAttention.settings()) - set(pooler_type.settings())
+            shape["options"] = {key: shape["options"][key] for key in shape["options"] if key not in stray}
             pooler = pooler_type(shape["hidden_size"], **shape["options"])
         except (KeyError, TypeError) as error:
             raise EmbedforgeError(

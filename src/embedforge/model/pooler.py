@@ -41,11 +41,6 @@ class Pooler(nn.Module, ABC):
         """Return the names of the kind's settings."""
         return [name for name in inspect.signature(cls).parameters if name != "hidden_size"]
 
-    @classmethod
-    def settings_of(cls, saved: dict[str, Any]) -> dict[str, Any]:
-        """Return the settings out of those in a saved model, which an earlier version may have written."""
-        return saved
-
     @abstractmethod
     def forward(self, token_states: Tensor, pooling_mask: Tensor) -> Tensor:
         """Pool [texts, tokens, H] by a mask [texts, tokens] of 0/1 into [texts, H], float32, not unit length.
@@ -56,13 +51,10 @@ class Pooler(nn.Module, ABC):
 
 def poolers() -> dict[str, type[Pooler]]:
     """Return all poolers that have been imported, by kind."""
-    found: dict[str, type[Pooler]] = {}
     waiting = list(Pooler.__subclasses__())
     for pooler in waiting:
         waiting += pooler.__subclasses__()
-        if "kind" in vars(pooler):
-            found[pooler.kind] = pooler
-    return found
+    return {pooler.kind: pooler for pooler in waiting if "kind" in vars(pooler)}
 
 
 def pooler_class(kind: str, defined_in: str = "") -> type[Pooler]:

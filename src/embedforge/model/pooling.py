@@ -8,8 +8,6 @@ once in any loss or score, confined to its row, and without stopping a GPU to lo
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -96,11 +94,6 @@ class SelfAttentionPooler(Pooler):
         self.norm = nn.LayerNorm(hidden_size)
         self.to_qkv = nn.Linear(hidden_size, 3 * inner, bias=False)
         self.to_out = nn.Linear(inner, hidden_size, bias=False)
-
-    @override
-    @classmethod
-    def settings_of(cls, saved: dict[str, Any]) -> dict[str, Any]:
-        return {key: saved[key] for key in saved if key not in ("latents", "feed_forward_multiple")}
 
     @override
     def forward(self, token_states: Tensor, pooling_mask: Tensor) -> Tensor:

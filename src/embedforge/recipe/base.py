@@ -48,7 +48,7 @@ class Kinds(Section):
         """Return the class of each kind, in the order in which they were defined."""
         found: dict[str, type[Self]] = {}
         for subclass in cls.__subclasses__():
-            if subclass._is_a_kind():
+            if subclass._is_a_kind() and "kind" in subclass.__annotations__:  # not one that inherits it
                 found[subclass.model_fields["kind"].default] = subclass
             found |= subclass.kinds()
         return found

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
+from embedforge.data.kinds import source_kind, source_kinds
 from embedforge.data.names import CATALOG_PREFIX
 from embedforge.errors import EmbedforgeError
 from embedforge.recipe.base import PositiveInt, Section
-from embedforge.validation import explain
+from embedforge.validation import explain, unknown_kind
 
 
 class Source(Section):
@@ -20,8 +21,8 @@ class Source(Section):
     an entry of the catalogue as `catalog:NAME`."""
     name: str = ""
     """For metrics and messages; the file's stem when empty."""
-    kind: Literal["examples", "retrieval", "labels", "clusters", "scored_pairs", "nli", "texts"] = "examples"
-    """Which converter turns its records into Examples (docs/data.md)."""
+    kind: str = "examples"
+    """What its records hold, and so how they become Examples (docs/data.md)."""
     split: str = "train"
     """Split of a BEIR folder or a hub dataset."""
     instruction: str = ""
@@ -47,14 +48,20 @@ class Source(Section):
             from embedforge.data.catalog import with_catalog_defaults  # a long file, read where it is named
 
             values = with_catalog_defaults(values)
-        kind = values.get("kind")
-        classes = kind in ("labels", "clusters")
-        by_example = classes and values.get("label_documents", "examples") == "examples"
-        return {
-            "in_batch_negatives": not classes,
-            "symmetric": by_example or kind == "scored_pairs",
-            **values,
-        }
+        kind = source_kinds().get(str(values.get("kind", "examples")))
+        return {**(kind.defaults(values) if kind else {}), **values}
+
+    @field_validator("kind")
+    @classmethod
+    def _is_known(cls, kind: str) -> str:
+        if kind not in source_kinds():
+            raise ValueError(unknown_kind(kind, list(source_kinds())))
+        return kind
+
+    @property
+    def texts_alone(self) -> bool:
+        """Whether it holds texts without an answer, which mntp and simcse learn from."""
+        return source_kind(self.kind).texts_alone
 
 
 class Mix(Section):

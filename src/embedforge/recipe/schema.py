@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from embedforge.data.kinds import source_kinds
 from embedforge.recipe import Recipe
 from embedforge.recipe.base import Section
 from embedforge.text.contract import Contract
@@ -39,6 +40,7 @@ def recipe_schema() -> dict[str, Any]:
     schema["if"] = {"required": ["extends"]}
     schema["else"] = {"required": schema.pop("required"), "properties": {"stages": stages}}
     stage["required"] = ["name"]
+    schema["$defs"]["Source"]["properties"]["kind"]["enum"] = list(source_kinds())
     _describe(schema)
     return schema
 

@@ -63,13 +63,9 @@ def query_losses(objective: Objective, step: StepVectors) -> Tensor:
     )
 
 
-@query_losses.register
-def _(objective: Contrastive, step: StepVectors) -> Tensor:
-    return info_nce(step.queries, step.documents, step.positive, step.candidates, objective.temperature)
-
-
-@query_losses.register
-def _(objective: SimCSE, step: StepVectors) -> Tensor:
+@query_losses.register(Contrastive)
+@query_losses.register(SimCSE)
+def _(objective: Contrastive | SimCSE, step: StepVectors) -> Tensor:
     return info_nce(step.queries, step.documents, step.positive, step.candidates, objective.temperature)
 
 

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from embedforge.data.convert import source_file, source_name
+from embedforge.data.convert import source_file
+from embedforge.data.kinds import source_name
 from embedforge.data.marks import Mark, read_mark, training_mark
 from embedforge.files import read_object
 from embedforge.recipe import Recipe, Source

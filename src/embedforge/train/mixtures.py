@@ -6,8 +6,9 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from embedforge.data.convert import read_source, source_name
+from embedforge.data.convert import read_source
 from embedforge.data.example import Example
+from embedforge.data.kinds import source_name
 from embedforge.data.mixture import Mixture
 from embedforge.errors import EmbedforgeError
 from embedforge.recipe import Recipe, Source, Stage
