@@ -6,9 +6,7 @@ query. Data, candidates, GradCache, several ranks and exact resume are those of 
 
     python examples/new_objective.py --steps 20 --out run-matryoshka
 
-Cost: half a minute on two cores, with the bundled decoder.
-
-A recipe says `objective: {kind: matryoshka}` once this module is imported. docs/extending.md has the rest.
+Cost: half a minute. A recipe says `objective: {kind: matryoshka}` once this is imported; docs/extending.md.
 """
 
 import argparse

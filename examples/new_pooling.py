@@ -5,10 +5,8 @@ kind that does it. Masks, training, saving, goldens and loading are those of eve
 
     python examples/new_pooling.py --steps 20 --out run-tail
 
-Cost: half a minute on two cores, with the bundled decoder.
-
-A recipe says `pooling: {kind: tail, k: 8}` once this module is imported. Whoever loads a saved model has to
-import it too, and is told so. docs/extending.md has the rest.
+Cost: half a minute on two cores. A recipe says `pooling: {kind: tail, k: 8}` once this module is imported;
+who loads a saved model has to import it too, and is told so. docs/extending.md has the rest.
 """
 
 import argparse
