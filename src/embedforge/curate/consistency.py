@@ -123,7 +123,7 @@ def ranks_by_bm25(
 
     A positive that shares no word with its query ranks after every passage.
     """
-    from embedforge.lexical import Bm25  # which needs torch: not loaded for the other steps
+    from embedforge.lexical import Bm25
 
     row_of = {word_key(text): row for row, text in enumerate(passages)}
     texts, pool = list(passages), len(passages)

@@ -164,7 +164,7 @@ class _Similar:
     """
 
     def __init__(self, queries: Sequence[tuple[str, int]], threshold: float) -> None:
-        from embedforge.lexical import Bm25, words  # which needs torch: not loaded for other checks
+        from embedforge.lexical import Bm25, words
 
         self._queries, self._threshold, self._words = queries, threshold, words
         texts = [text for text, _ in queries]

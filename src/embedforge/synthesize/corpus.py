@@ -92,7 +92,7 @@ class Neighbours:
     """Finds a passage that looks like an answer and, by its words, is a worse one."""
 
     def __init__(self, passages: Sequence[Chunk]) -> None:
-        from embedforge.lexical import Bm25  # brings torch, which nothing else here needs
+        from embedforge.lexical import Bm25
 
         self._passages = passages
         self._shingler = Shingler()
