@@ -24,7 +24,7 @@ from embedforge.recipe import model as recipe_model
 from embedforge.text.contract import Contract
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 VERBS = typer.main.get_command(app).commands
 PARTIAL = "# part of a recipe"
 MINIMAL = {"name": "r", "stages": [{"name": "s", "steps": 1, "mix": {"sources": [{"path": "a.jsonl"}]}}]}
