@@ -28,7 +28,7 @@ contract: {{max_tokens: 256, default_instruction: "{INSTRUCTION}"}}
 stages:
   - name: retrieval
     steps: 100
-    batch_queries: 16           # more is better: every other row's document is a negative
+    batch_queries: 16           # the more the better: other rows' documents are the negatives
     negatives: 1                # of a line's "negatives", where it has some
     document_max_tokens: 96     # in training only
     learning_rate: 1.0e-3       # for the small bundled decoder; 1e-4 is usual for billions of parameters
@@ -63,14 +63,14 @@ parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.R
 parser.add_argument("pairs", type=Path)
 parser.add_argument("--base", default="embedforge:base", help="a decoder: a folder or a hub id")
 parser.add_argument("--steps", type=int, default=100)
+parser.add_argument("--batch", type=int, default=16, help="queries a step")
 parser.add_argument("--out", type=Path, default=Path("finetuned"))
 args = parser.parse_args()
 
 hold_out(args.pairs, args.out)
 (args.out / "recipe.yaml").write_text(RECIPE)
-recipe = embedforge.load_recipe(
-    str(args.out / "recipe.yaml"), [f"model.base={args.base}", f"stages.retrieval.steps={args.steps}"]
-)
+changes = [f"model.base={args.base}", f"stages.0.steps={args.steps}", f"stages.0.batch_queries={args.batch}"]
+recipe = embedforge.load_recipe(str(args.out / "recipe.yaml"), changes)
 model = embedforge.train(recipe, args.out / "run", source_folder=args.out, own_test=True, resume=True)
 
 systems = [f"{args.base}@mean", model, "bm25"]  # first the decoder as it came, the mean of its states
