@@ -26,7 +26,7 @@ SMALL = {
         *("--set", "stages.mntp.steps=1", "--set", "stages.mntp.batch_queries=2"),
         *("--set", "stages.simcse.steps=1", "--set", "stages.simcse.batch_queries=2"),
     ],
-    "finetune_lora.py": ["pairs.jsonl", "--steps", "2", "--batch", "4"],
+    "finetune_lora.py": ["pairs.jsonl", "--steps", "2"],
 }
 """Arguments of a run of a few seconds; pairs.jsonl, recipe.yaml, datasets/ and documents/ are there."""
 
