@@ -28,8 +28,7 @@ contract: {{max_tokens: 256, default_instruction: "{INSTRUCTION}"}}
 stages:
   - name: retrieval
     steps: 100
-    batch_queries: 16           # more is better: every other row's document is a negative
-    negatives: 1                # of a line's "negatives", where it has some
+    negatives: 1                # of a line's "negatives", where it has some, beside the batch's documents
     document_max_tokens: 96     # in training only
     learning_rate: 1.0e-3       # for the small bundled decoder; 1e-4 is usual for billions of parameters
     mix:
@@ -38,8 +37,8 @@ training: {{precision: float32}}  # bfloat16_autocast on a GPU
 """
 
 
-def hold_out(pairs: Path, out: Path) -> None:
-    """Write `out`/train.jsonl and the test set `out`/test/retrieval/held-out, in the layout of BEIR."""
+def hold_out(pairs: Path, out: Path) -> int:
+    """Write train.jsonl, and test/retrieval/held-out in the layout of BEIR; return the training rows."""
     rows = [json.loads(line) for line in pairs.read_text(encoding="utf-8").splitlines() if line.strip()]
     random.Random(0).shuffle(rows)
     test, rest = rows[: max(1, len(rows) // 5)], rows[max(1, len(rows) // 5) :]
@@ -53,6 +52,7 @@ def hold_out(pairs: Path, out: Path) -> None:
     write(folder / "queries.jsonl", [{"_id": f"q{n}", "text": row["query"]} for n, row in enumerate(test)])
     judged = [f"q{n}\t{ids[text]}\t1" for n, row in enumerate(test) for text in row["positives"]]
     (folder / "qrels" / "test.tsv").write_text("\n".join(["query-id\tcorpus-id\tscore", *judged]))
+    return len(train)
 
 
 def write(path: Path, rows: list[dict]) -> None:
@@ -66,11 +66,10 @@ parser.add_argument("--steps", type=int, default=100)
 parser.add_argument("--out", type=Path, default=Path("finetuned"))
 args = parser.parse_args()
 
-hold_out(args.pairs, args.out)
+batch = min(16, hold_out(args.pairs, args.out))  # queries a step
 (args.out / "recipe.yaml").write_text(RECIPE)
-recipe = embedforge.load_recipe(
-    str(args.out / "recipe.yaml"), [f"model.base={args.base}", f"stages.retrieval.steps={args.steps}"]
-)
+changes = [f"model.base={args.base}", f"stages.0.steps={args.steps}", f"stages.0.batch_queries={batch}"]
+recipe = embedforge.load_recipe(str(args.out / "recipe.yaml"), changes)
 model = embedforge.train(recipe, args.out / "run", source_folder=args.out, own_test=True, resume=True)
 
 systems = [f"{args.base}@mean", model, "bm25"]  # first the decoder as it came, the mean of its states

@@ -15,11 +15,12 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 DISTRIBUTIONS = {
     "bs4": "beautifulsoup4",
     "faiss": "faiss-cpu",
+    "pydantic_core": "pydantic",
     "pytrec_eval": "pytrec-eval-terrier",
     "sklearn": "scikit-learn",
     "yaml": "pyyaml",
 }
-"""What is installed under another name than it is imported by."""
+"""What is installed under another name than it is imported by, or as part of another."""
 
 
 def names(requirements: list[str]) -> set[str]:

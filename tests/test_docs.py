@@ -25,7 +25,7 @@ from embedforge.recipe.base import Kinds
 from embedforge.text.contract import Contract
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 VERBS = typer.main.get_command(app).commands
 PARTIAL = "# part of a recipe"
 MINIMAL = {"name": "r", "stages": [{"name": "s", "steps": 1, "mix": {"sources": [{"path": "a.jsonl"}]}}]}
@@ -284,3 +284,18 @@ def test_relative_links_lead_somewhere(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_a_page_is_short(page: Path) -> None:
     assert len(page.read_text(encoding="utf-8").splitlines()) < 250
+
+
+def test_the_map_of_the_code_is_true() -> None:
+    """Every file, folder and name in docs/architecture.md is there."""
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    src = ROOT / "src" / "embedforge"
+    places = re.findall(r"`([a-z_]+/(?:[a-z_]+\.py)?)(?:: (\w+))?`", text)
+    assert len(places) > 40
+    for path, name in places:
+        assert (src / path).exists() or (ROOT / path).exists(), path
+        if name:
+            code = (src / path).read_text(encoding="utf-8")
+            assert re.search(rf"^(class|def) {name}\b", code, re.MULTILINE), f"{path}: {name}"
+    drawn = set(re.findall(r"\b([a-z]+/(?:[a-z_]+\.py)?)", re.findall(r"```(.*?)```", text, re.DOTALL)[0]))
+    assert [path for path in drawn if not (src / path).exists()] == []

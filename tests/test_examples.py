@@ -23,7 +23,10 @@ SMALL = {
     ],
     "adapt_folder.py": [
         *("documents", "--minutes", "0.05", "--query", "rivers", "--set", "training.precision=float32"),
-        *("--set", "stages.mntp.batch_queries=4", "--set", "stages.simcse.batch_queries=4"),
+        *("--set", "contract.max_tokens=48", "--set", "stages.mntp.objective.chunk_tokens=48"),
+        *("--set", "stages.simcse.document_max_tokens=32"),
+        *("--set", "stages.mntp.steps=1", "--set", "stages.mntp.batch_queries=2"),
+        *("--set", "stages.simcse.steps=1", "--set", "stages.simcse.batch_queries=2"),
     ],
     "finetune_lora.py": ["pairs.jsonl", "--steps", "2"],
     "new_objective.py": ["--steps", "2", "--out", "out"],
@@ -36,12 +39,13 @@ def test_every_example_is_run() -> None:
     assert {path.name for path in EXAMPLES.glob("*.py")} == set(SMALL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_an_example_runs(name: str, tmp_path: Path) -> None:
     write_pairs_folder(tmp_path)
     (tmp_path / "documents").mkdir()
-    for number in range(12):
-        (tmp_path / "documents" / f"{number}.md").write_text(page(number), encoding="utf-8")
+    for number in range(8):
+        (tmp_path / "documents" / f"{number}.md").write_text(page(number, sections=4), encoding="utf-8")
     done = subprocess.run(
         [sys.executable, str(EXAMPLES / name), *SMALL[name]],
         cwd=tmp_path,
