@@ -13,7 +13,7 @@ network. Run it again to go on where it stopped.
 import argparse
 from pathlib import Path
 
-from embedforge.adapt.run import adapt
+from embedforge.prove.run import adapt
 
 import embedforge
 from embedforge.search.run import search

@@ -71,7 +71,7 @@ def read_held_out(
     if settings.held_out and given:
         raise EmbedforgeError(
             f"training.held_out ({settings.held_out}) has no effect here: the held-out Examples are given by "
-            "the caller (quickstart takes its own); leave it out of the recipe"
+            "the caller; leave it out of the recipe"
         )
     if settings.held_out:
         source = Source(
