@@ -26,6 +26,7 @@ stages:
     mix:
       sources:
         - {path: pairs.jsonl, instruction: "Given a question, retrieve the command that answers it"}
+training: {precision: float32}
 """
 
 
