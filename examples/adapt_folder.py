@@ -13,9 +13,8 @@ network. Run it again to go on where it stopped.
 import argparse
 from pathlib import Path
 
-from embedforge.prove.run import adapt
-
 import embedforge
+from embedforge.prove.run import adapt
 from embedforge.search.run import search
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -94,7 +94,7 @@ def test_a_base_that_is_not_there(tiny_base: Path, tmp_path: Path, monkeypatch) 
         load_decoder(str(tmp_path))
     with pytest.raises(EmbedforgeError, match="folder"):
         load_decoder(str(tmp_path / "notes.txt"))
-    monkeypatch.setattr("embedforge.model.decoder.resources.files", lambda _: tmp_path)
+    monkeypatch.setattr("embedforge.model.folder.resources.files", lambda _: tmp_path)
     with pytest.raises(EmbedforgeError, match="embedforge:base"):
         load_decoder("embedforge:base")
     shutil.copytree(tiny_base, tmp_path / "base")

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
-from transformers import MistralConfig, MistralModel
+from transformers import GPT2Config, GPT2Model
 
 from embedforge.errors import EmbedforgeError
 from embedforge.objectives import gradcache
@@ -27,23 +27,31 @@ QUERIES, TEXTS = 4, 12
 
 
 class Embedder(torch.nn.Module):
-    """A tiny decoder and mean pooling; the dropout is the decoder's own and one before the pool."""
+    """A tiny decoder and mean pooling; the dropout is the decoder's own and one before the pool.
+
+    GPT-2, for it computes in float64 throughout: RMSNorm and rotary positions of the families after it go
+    through float32, whose sums depend on the shape of a batch where the processor has no AVX-512.
+    """
 
     def __init__(self, dropout=0.0, dtype=torch.float64):
         super().__init__()
         torch.manual_seed(0)
-        config = MistralConfig(
+        config = GPT2Config(
             vocab_size=64,
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            attention_dropout=dropout,
+            n_positions=64,
+            n_embd=32,
+            n_inner=48,
+            n_layer=2,
+            n_head=4,
+            attn_pdrop=dropout,
+            embd_pdrop=0.0,
+            resid_pdrop=0.0,
             initializer_range=0.3,
+            bos_token_id=None,
+            eos_token_id=None,
             attn_implementation="eager",
         )
-        self.decoder = MistralModel(config).to(dtype)
+        self.decoder = GPT2Model(config).to(dtype)
         self.dropout = torch.nn.Dropout(dropout)
 
     def forward(self, input_ids, attention_mask, pooling_mask):
@@ -341,7 +349,7 @@ def sharded_parameters(rank):
     """FSDP, whose every forward is a collective: ranks with one and with several micro-batches."""
     model = Embedder()
     mesh = init_device_mesh("cpu", (2,))
-    for part in (*model.decoder.layers, model):
+    for part in (*model.decoder.h, model):
         fully_shard(part, mesh=mesh)
     value, _ = backward(lambda batch: model(**batch), *cut(26, PARTITIONS["uneven"][rank]), loss)
     return value, {name: gradient.full_tensor() for name, gradient in gradients(model).items()}

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from embedforge.quickstart.base_vectors import _untrained
 from torch import Tensor
 
 import embedforge
 from embedforge.errors import EmbedforgeError
 from embedforge.evaluate.untrained import load_untrained
 from embedforge.model.encoder import EmbeddingModel, build, embedding_model, save
+from embedforge.prove.systems import as_it_came
 from embedforge.recipe import parse_recipe
 from embedforge.text.contract import Contract
 from embedforge.train.run import train
@@ -185,4 +185,4 @@ def test_untrained_baselines_of_an_embedding_model_run_as_it_was_trained(
     assert baseline.contract.attention == attention
     assert embedding_model(load_untrained(f"{tiny_base}@mean", device="cpu")).contract.attention == "causal"
     recipe = recipe_of(tmp_path / "trained", mntp(tmp_path / "unused.txt"), contract={"attention": attention})
-    assert _untrained(recipe).contract.attention == attention
+    assert as_it_came(recipe).contract.attention == attention

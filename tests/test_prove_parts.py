@@ -228,8 +228,8 @@ def test_the_mask_is_an_underscore_else_made_for_it_else_eos(vocabulary: list[st
     assert pick_mask_token(tokenizer, 2) == "eos", "an entry without a row in the embeddings does not count"
 
 
-def test_the_decoder_as_it_came_is_causal_and_the_systems_follow_the_stages() -> None:
-    recipe = load_recipe("llm2vec-unsup")
+def test_the_decoder_as_it_came_is_causal_and_the_systems_follow_the_stages(tiny_base: Path) -> None:
+    recipe = load_recipe("llm2vec-unsup", [f"model.base={tiny_base}"])
     causal = as_it_came(recipe)
     assert (causal.contract.attention, causal.contract.pooling) == ("causal", "weighted_mean")
     assert causal.model.adapter is None

@@ -60,7 +60,10 @@ def quickstart(
     recipe: Annotated[str, typer.Option(help="Recipe by name or file.")] = "tiny",
     set_: Overrides = None,
     minutes: Minutes = 5.0,
-    max_minutes: Annotated[float | None, typer.Option(hidden=True, min=0.5, callback=_renamed)] = None,
+    max_minutes: Annotated[
+        float | None,
+        typer.Option(hidden=True, min=0.5, callback=_renamed, help="The old name of --minutes."),
+    ] = None,
     seed: Seed = 0,
     device: Device = None,
     restart: Restart = False,
@@ -69,7 +72,7 @@ def quickstart(
 
     Makes questions and answers of the text's own structure (docstring and code, heading and section), mines
     hard negatives, trains the two stages of NV-Embed, compares with BM25 and with the untrained decoder on
-    held-out files, and writes a report, a model and a search index. Run it again to resume after Ctrl-C.
+    held-out text, and writes a report, a model and a search index. Run it again to resume after Ctrl-C.
     """
     _check(folder, recipe, set_)
     from embedforge.prove.run import quickstart as run

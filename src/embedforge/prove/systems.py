@@ -17,7 +17,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +28,7 @@ from embedforge.errors import EmbedforgeError
 from embedforge.files import write_arrays
 from embedforge.model.encoder import EmbeddingModel, embedding_model, load
 from embedforge.model.language_head import load_head
+from embedforge.model.trained_base import own_attention
 from embedforge.prove.held_out import HeldOut
 from embedforge.prove.plan import Sizes
 from embedforge.prove.recipes import WITHOUT_HEAD, trains_on_pairs
@@ -41,7 +41,6 @@ from embedforge.train.run import DONE, stage_folder
 from embedforge.train.stages import model_after, prepare_model
 
 AS_IT_CAME, UNTRAINED, TRAINED = "as it came", "bidirectional", "trained"
-CAUSAL_POOLING: Literal["weighted_mean"] = "weighted_mean"
 
 Floats = NDArray[np.float32]
 Build = Callable[[], EmbeddingModel]
@@ -125,11 +124,16 @@ def without_adapter(recipe: Recipe) -> Recipe:
 
 
 def as_it_came(recipe: Recipe) -> Recipe:
-    """Return the recipe for its decoder with its own attention, pooled as suits that, without instruction."""
+    """Return the recipe for its decoder with its own attention, pooled as suits that, without instruction.
+
+    A base that is itself an embedding model, and sees both ways, is pooled as in the recipe.
+    """
+    attention = own_attention(recipe.model.base)
+    pooling = WeightedMean() if attention == "causal" else recipe.model.pooling
     contract = recipe.contract.model_copy(
-        update={"attention": "causal", "pooling": CAUSAL_POOLING, "default_instruction": ""}
+        update={"attention": attention, "pooling": pooling.kind, "default_instruction": ""}
     )
-    model = recipe.model.model_copy(update={"adapter": None, "pooling": WeightedMean()})
+    model = recipe.model.model_copy(update={"adapter": None, "pooling": pooling})
     return recipe.model_copy(update={"contract": contract, "model": model})
 
 
