@@ -253,11 +253,10 @@ class _Run:
 
     def settle(self, texts: Folder) -> None:
         """Write the training files, measure the machine, and decide what fits the time."""
-        recipe, parts = self.recipe, False
+        recipe, parts, (pairs, _) = self.recipe, False, self._dev(texts)
         self._check_base(recipe.model.base)
         if trains_on_pairs(recipe):
             _require_pairs(self.folder, texts)
-            pairs, _ = self._dev(texts)
             with self.console.status("mining hard negatives"):
                 parts = write_training_data(self.data, pairs, code=is_code(pairs), seed=self.seed)
         if "measured" in self.plan:
@@ -268,7 +267,7 @@ class _Run:
             require_head(recipe, model)
             measured = measure(model, texts, self.seed)
         torch.set_num_threads(measured.threads)
-        recipe = limited(with_sources(recipe, parts=parts), texts, measured)
+        recipe = limited(with_sources(recipe, parts=parts), replace(texts, train_pairs=pairs), measured)
         compared = len(untrained_systems(recipe, None)) + len(trained_systems(recipe, self.out, None))
         sizes = sizes_for(recipe, texts, measured, self.seconds, compared)
         speed = f"{measured.tokens_per_second:,.0f} tokens/s encoded here, by {measured.threads} threads"
