@@ -152,22 +152,11 @@ def prove(
     if (out / REPORT).exists():
         check_unchanged(out / "data", folder)
     else:
-        phase = run.phases.phase
-        with phase("read"):
-            texts = run.read()
-        with phase("plan"):
-            run.settle(texts)
-        with phase("before"):
-            held_out, encoded = run.compare_untrained(texts)
-        with phase("train"):
-            run.train(texts)
-        with phase("after"):
-            held_out, encoded = run.compare_trained(texts, held_out, encoded)
-        with phase("index"):
-            run.index(texts, held_out, encoded)
-        with phase("report"):
-            overrun = run.report(texts, held_out, encoded)
-        run.finish(overrun)
+        threads = torch.get_num_threads()
+        try:
+            run.go()
+        finally:
+            torch.set_num_threads(threads)
     report = read_object(out / REPORT)
     stdout().print(terminal_table(report))
     say(next_steps(out, report["question"] or "what you look for"), stdout())
@@ -202,6 +191,25 @@ class _Run:
     def _decide(self, **decided: Any) -> None:
         self.plan = {**self.plan, **decided}
         write_json(self.out / PLAN, self.plan)
+
+    def go(self) -> None:
+        """Go through all phases; what an earlier start has finished is only read."""
+        phase = self.phases.phase
+        with phase("read"):
+            texts = self.read()
+        with phase("plan"):
+            self.settle(texts)
+        with phase("before"):
+            held_out, encoded = self.compare_untrained(texts)
+        with phase("train"):
+            self.train(texts)
+        with phase("after"):
+            held_out, encoded = self.compare_trained(texts, held_out, encoded)
+        with phase("index"):
+            self.index(texts, held_out, encoded)
+        with phase("report"):
+            overrun = self.report(texts, held_out, encoded)
+        self.finish(overrun)
 
     # --- the folder --------------------------------------------------------------------------------------
 
