@@ -309,12 +309,6 @@ def test_a_run_that_overran_says_where_the_time_went(
     assert line[:40] in capsys.readouterr().err
 
 
-def test_a_run_of_an_earlier_version_is_left_alone(library: Path, tmp_path: Path, tiny_base: Path) -> None:
-    (tmp_path / "quickstart.json").write_text("{}", encoding="utf-8")
-    with pytest.raises(EmbedforgeError, match=r"run of an earlier version.*--restart"):
-        quickstarted(library, tmp_path, tiny_base)
-
-
 def test_recipes_that_measure_while_they_train_get_files_apart(
     library: Path, tmp_path: Path, tiny_base: Path
 ) -> None:

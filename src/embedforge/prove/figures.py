@@ -47,12 +47,13 @@ class Measure:
     changes: dict[str, PairedTest]
     """System -> `reference` minus that system, over the same texts."""
     reference: str = TRAINED
+    lower_is_better: bool = False
 
-    def lower_by(self, system: str) -> PairedTest | None:
-        """Return how much lower `reference` is than a system; None for itself."""
+    def better_by(self, system: str) -> PairedTest | None:
+        """Return how much better `reference` is than a system; None for itself."""
         test = self.changes.get(system)
-        if test is None:
-            return None
+        if test is None or not self.lower_is_better:
+            return test
         return replace(test, difference=-test.difference, low=-test.high, high=-test.low)
 
     def as_json(self) -> dict[str, Any]:
@@ -89,6 +90,13 @@ class Figures:
 
     def as_json(self) -> dict[str, Any]:
         """Return the figures as plain values."""
+        measures = {
+            "clustering, v-measure": self.clustering,
+            "alignment": self.alignment,
+            "uniformity": self.uniformity,
+            "own half nearer": self.own_half,
+            "mntp loss, nats a token": self.loss,
+        }
         return {
             "questions": self.questions,
             "documents": self.documents,
@@ -96,15 +104,11 @@ class Figures:
                 kind: {metric: measure.as_json() for metric, measure in row.items()}
                 for kind, row in self.retrieval.items()
             },
+            **{name: measure and measure.as_json() for name, measure in measures.items()},
             "parts": self.parts,
-            "clustering, v-measure": self.clustering.as_json() if self.clustering else None,
             "halved passages": self.halves,
-            "alignment": self.alignment.as_json() if self.alignment else None,
-            "uniformity": self.uniformity.as_json() if self.uniformity else None,
-            "own half nearer": self.own_half.as_json() if self.own_half else None,
             "hidden tokens": self.predictions,
             "chunks": self.chunks,
-            "mntp loss, nats a token": self.loss.as_json() if self.loss else None,
         }
 
 
@@ -135,8 +139,10 @@ def figures_of(
         if rows
         else None,
         parts=len(set(labels)),
-        alignment=_over_texts(of_each(alignment), seed) if enough else None,
-        uniformity=_over_halves(of_each(lambda one: uniformity(one.beginnings, seed))) if enough else None,
+        alignment=_over_texts(of_each(alignment), seed, lower_is_better=True) if enough else None,
+        uniformity=_over_halves(of_each(lambda one: uniformity(one.beginnings, seed)), lower_is_better=True)
+        if enough
+        else None,
         own_half=_over_texts(of_each(own_half_nearer), seed) if enough else None,
         halves=len(held_out.halves),
         loss=_losses(encoded, after_mntp, seed) if len(trained.losses) else None,
@@ -234,28 +240,23 @@ def _over_texts(
     seed: int,
     clusters: Sequence[object] | None = None,
     reference: str = TRAINED,
+    lower_is_better: bool = False,
 ) -> Measure:
     """Means with bootstrap intervals, and paired differences; `values` are [texts] each."""
-    return Measure(
-        {name: bootstrap_interval(one, seed=seed, clusters=clusters) for name, one in values.items()},
-        {
-            name: paired_difference(one, values[reference], seed=seed, clusters=clusters)
-            for name, one in values.items()
-            if name != reference
-        },
-        reference,
-    )
+    means = {name: bootstrap_interval(one, seed=seed, clusters=clusters) for name, one in values.items()}
+    changes = {
+        name: paired_difference(one, values[reference], seed=seed, clusters=clusters)
+        for name, one in values.items()
+        if name != reference
+    }
+    return Measure(means, changes, reference, lower_is_better)
 
 
-def _over_halves(values: Mapping[str, Scores]) -> Measure:
-    return Measure(
-        {name: half_sample_interval(one) for name, one in values.items()},
-        {
-            name: half_sample_difference(one, values[TRAINED])
-            for name, one in values.items()
-            if name != TRAINED
-        },
-    )
+def _over_halves(values: Mapping[str, Scores], lower_is_better: bool = False) -> Measure:
+    means = {name: half_sample_interval(one) for name, one in values.items()}
+    last = values[TRAINED]
+    changes = {name: half_sample_difference(one, last) for name, one in values.items() if name != TRAINED}
+    return Measure(means, changes, lower_is_better=lower_is_better)
 
 
 def _losses(encoded: Mapping[str, Encoded], after_mntp: str, seed: int) -> Measure:
@@ -263,4 +264,4 @@ def _losses(encoded: Mapping[str, Encoded], after_mntp: str, seed: int) -> Measu
     counts = encoded[TRAINED].predictions
     clusters = np.repeat(np.arange(len(counts)), counts).tolist()
     values = {name: np.repeat(one.losses / one.predictions, counts) for name, one in encoded.items()}
-    return _over_texts(values, seed, clusters, after_mntp)
+    return _over_texts(values, seed, clusters, after_mntp, lower_is_better=True)

@@ -63,7 +63,7 @@ def _on_loss(measure: Measure) -> list[Finding]:
         )
     ]
     if trained != TRAINED:
-        back = measure.lower_by(TRAINED)
+        back = measure.better_by(TRAINED)
         if back and back.is_real and back.difference > 0:
             lines.append(
                 Finding(

@@ -63,7 +63,7 @@ def build_report(
         charts=[*_charts(figures, held_out, encoded, seed), *_curves(log)],
         examples=_examples(figures, held_out, seed),
         models=("before: decoder as it came", "after: trained", BM25),
-        details={name: _as_lines(value) for name, value in details.items()},
+        details=details,
     )
 
 
@@ -83,7 +83,7 @@ def _headlines(figures: Figures) -> list[Headline]:
         shown.append(Headline("BM25", f"{values[BM25].mean:.3f}", "nDCG@10 of plain word matching"))
     if figures.loss:
         before, after = (figures.loss.values[name].mean for name in (UNTRAINED, figures.loss.reference))
-        test = figures.loss.lower_by(UNTRAINED)
+        test = figures.loss.better_by(UNTRAINED)
         assert test is not None
         shown.append(
             Headline(
@@ -102,16 +102,47 @@ def _tone(gain: PairedTest) -> Tone:
 
 
 def _tables(figures: Figures) -> list[Table]:
+    """The tables; of what could not be measured there is none."""
     tables: list[Table] = []
     if figures.retrieval:
         tables += [_retrieval_table(figures), _gains_table(figures)]
     if figures.clustering:
-        tables.append(_clustering_table(figures.clustering, figures.parts))
+        note = (
+            f"k-means on random halves of the answers, which come from {figures.parts} parts of the folder: "
+            "its top-level folders and modules, or its files where those are few."
+        )
+        tables.append(_table("Clustering by part of the folder", {"V-measure": figures.clustering}, note))
     if figures.loss:
-        tables.append(_loss_table(figures))
-    if figures.alignment and figures.uniformity:
-        tables.append(_space_table(figures))
+        note = (
+            f"The same {figures.predictions:,} hidden tokens of {figures.chunks:,} held-out chunks for every "
+            "system, each predicted from the state before it through the decoder's own head; lower is "
+            "better. Whole chunks are resampled for the intervals."
+        )
+        title = "Predicting hidden words of held-out text (MNTP)"
+        tables.append(_table(title, {"nats a hidden token": figures.loss}, note))
+    if figures.alignment and figures.uniformity and figures.own_half:
+        note = (
+            f"Of {figures.halves:,} held-out passages, cut in two (Wang & Isola 2020). Alignment: mean "
+            "squared distance of the two halves' unit vectors. Uniformity: log of the mean of exp(-2 squared "
+            "distance) over all pairs of beginnings. Lower is better, and only both together mean anything: "
+            "where all texts have one vector, alignment is a perfect 0, and uniformity 0, its worst. Own "
+            "half nearer: how often the end of a passage lies nearer to its beginning than another passage's end; "
+            "0.5 is chance."
+        )
+        measures = {"alignment": figures.alignment, "uniformity": figures.uniformity}
+        measures["own half nearer"] = figures.own_half
+        tables.append(_table("Alignment and uniformity", measures, note))
     return tables
+
+
+def _table(title: str, measures: Mapping[str, Measure], note: str) -> Table:
+    """Two rows a measure: its values, and how much better its reference is than each system."""
+    rows: list[list[Cell]] = []
+    for name, measure in measures.items():
+        rows.append([name, *measure.values.values()])
+        better = "lower by" if measure.lower_is_better else "higher by"
+        rows.append([f"{measure.reference}: {better}", *map(measure.better_by, measure.values)])
+    return Table(title, ["", *next(iter(measures.values())).values], rows, note)
 
 
 def _kinds(figures: Figures) -> list[str]:
@@ -154,59 +185,6 @@ def _gains_table(figures: Figures) -> Table:
             for system in systems
         ],
         note="Paired bootstrap over questions, and a sign-flip permutation test.",
-    )
-
-
-def _clustering_table(measure: Measure, parts: int) -> Table:
-    return Table(
-        "Clustering by part of the folder",
-        ["", *measure.values],
-        [
-            ["V-measure", *measure.values.values()],
-            [f"{measure.reference}: higher by", *map(measure.changes.get, measure.values)],
-        ],
-        note=f"k-means on random halves of the answers, which come from {parts} parts of the folder: its "
-        "top-level folders and modules, or its files where those are few.",
-    )
-
-
-def _loss_table(figures: Figures) -> Table:
-    measure = figures.loss
-    assert measure is not None
-    return Table(
-        "Predicting hidden words of held-out text (MNTP)",
-        ["", *measure.values],
-        [
-            ["nats a hidden token", *measure.values.values()],
-            [f"{measure.reference}: lower by", *map(measure.lower_by, measure.values)],
-        ],
-        note=f"The same {figures.predictions:,} hidden tokens of {figures.chunks:,} held-out chunks for "
-        "every system, each predicted from the state before it through the decoder's own head; lower is "
-        "better. Whole chunks are resampled for the intervals.",
-    )
-
-
-def _space_table(figures: Figures) -> Table:
-    rows: list[list[Cell]] = []
-    systems: list[str] = []
-    for name, measure in (("alignment", figures.alignment), ("uniformity", figures.uniformity)):
-        assert measure is not None
-        systems = list(measure.values)
-        rows.append([name, *measure.values.values()])
-        rows.append([f"{measure.reference}: lower by", *map(measure.lower_by, systems)])
-    if figures.own_half:
-        rows.append(["own half nearer", *figures.own_half.values.values()])
-        rows.append(["trained: higher by", *map(figures.own_half.changes.get, systems)])
-    return Table(
-        "Alignment and uniformity",
-        ["", *systems],
-        rows,
-        note=f"Of {figures.halves:,} held-out passages, cut in two (Wang & Isola 2020). Alignment: mean "
-        "squared distance of the two halves' unit vectors. Uniformity: log of the mean of exp(-2 squared "
-        "distance) over all pairs of beginnings. Lower is better, and only both together mean anything: "
-        "where all texts have one vector, alignment is a perfect 0, and uniformity 0, its worst. Own half "
-        "nearer: how often the end of a passage lies nearer to its beginning than another passage's end; 0.5 "
-        "is chance.",
     )
 
 
@@ -288,10 +266,3 @@ def _examples(figures: Figures, held_out: HeldOut, seed: int) -> list[QueryExamp
         [figures.rankings[system] for system in EXAMPLE_SYSTEMS],
         seed=seed,
     )
-
-
-def _as_lines(value: Any) -> Any:
-    """Return a mapping as readable lines, for the page's details."""
-    if not isinstance(value, Mapping):
-        return value
-    return "\n".join(f"{name}: {item}" for name, item in value.items())

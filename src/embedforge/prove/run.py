@@ -71,21 +71,15 @@ from embedforge.train.stages import prepare_model
 
 PLAN, REPORT = "prove.json", "report.json"
 OURS = (PLAN, PHASES, "data", "vectors", "run", "index", "report.html", REPORT)
-EARLIER = ("quickstart.json", "adapt.json")
-"""What runs of embedforge 0.1 have in place of PLAN."""
 PAIRS_NEEDED = 50
 OVERRUN = 1.2
 """A run that takes this many times what was asked says where the time went."""
 
 
 def quickstart(folder: Path | None, out: Path, *, minutes: float = 5.0, **settings: Any) -> dict[str, Any]:
-    """Prove the two stages of NV-Embed on pairs that a folder's structure gives; see `prove`.
+    """Prove the two stages of NV-Embed on pairs that a folder's structure gives; arguments as of `prove`.
 
-    Args:
-        folder: this Python's standard library when None.
-        out: see `prove`; so are the rest.
-        minutes: of the whole run.
-        settings: of `prove`; `recipe_name` is "tiny" where none is given.
+    The folder is this Python's standard library where there is none, the recipe "tiny".
     """
     folder = folder or Path(sysconfig.get_paths()["stdlib"])
     settings["recipe_name"] = settings.get("recipe_name") or "tiny"
@@ -93,10 +87,7 @@ def quickstart(folder: Path | None, out: Path, *, minutes: float = 5.0, **settin
 
 
 def adapt(folder: Path, out: Path, *, minutes: float = 10.0, **settings: Any) -> dict[str, Any]:
-    """Prove LLM2Vec's stages on a folder's text alone; see `prove`, whose settings these are.
-
-    Where no `recipe_name` is given, it is chosen by the base (`recipes.choose_recipe`).
-    """
+    """Prove LLM2Vec's stages on a folder's text alone; arguments as of `prove`."""
     return prove(folder, out, verb="adapt", minutes=minutes, **settings)
 
 
@@ -148,7 +139,7 @@ def prove(
     }
     if restart:
         _clear(out)
-    run = _Run(out, _claim(out, asked, verb), device)
+    run = _Run(out, claim(out, asked, PLAN, verb), device)
     if (out / REPORT).exists():
         check_unchanged(out / "data", folder)
     else:
@@ -443,21 +434,9 @@ class _Run:
         ]
 
 
-def _claim(out: Path, asked: Mapping[str, Any], verb: str) -> dict[str, Any]:
-    """Take a new folder or that of the same run; see `claim`."""
-    if not (out / PLAN).exists() and any((out / name).exists() for name in EARLIER):
-        raise EmbedforgeError(
-            f"{out}: a run of an earlier version is here. Its model, index and report go on working; choose "
-            "another --out, or --restart to replace it"
-        )
-    return claim(out, asked, PLAN, verb)
-
-
 def _clear(out: Path) -> None:
     """Remove what a run of ours has left in `out`, and nothing else."""
-    if not any((out / name).exists() for name in (PLAN, *EARLIER)):
-        return
-    for name in (*OURS, *EARLIER):
+    for name in OURS if (out / PLAN).exists() else ():
         path = out / name
         if path.is_dir():
             shutil.rmtree(path)
