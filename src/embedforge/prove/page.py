@@ -126,8 +126,8 @@ def _tables(figures: Figures) -> list[Table]:
             "squared distance of the two halves' unit vectors. Uniformity: log of the mean of exp(-2 squared "
             "distance) over all pairs of beginnings. Lower is better, and only both together mean anything: "
             "where all texts have one vector, alignment is a perfect 0, and uniformity 0, its worst. Own "
-            "half nearer: how often the end of a passage lies nearer to its beginning than another passage's end; "
-            "0.5 is chance."
+            "half nearer: how often the end of a passage lies nearer to its beginning than another "
+            "passage's end; 0.5 is chance."
         )
         measures = {"alignment": figures.alignment, "uniformity": figures.uniformity}
         measures["own half nearer"] = figures.own_half
