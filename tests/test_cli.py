@@ -21,7 +21,7 @@ from embedforge.recipe import load_recipe, shipped_recipes
 from sources_for_tests import file_of, write_sources
 
 VERBS = {
-    "quickstart": ("held-out text", "--max-minutes", "Run it again to resume after Ctrl-C"),
+    "quickstart": ("held-out text", "--minutes", "--restart", "Run it again to resume after Ctrl-C"),
     "adapt": ("from their text alone", "LLM2Vec", "--minutes", "again to resume after Ctrl-C"),
     "train": ("sentence-transformers", "--set", "stages.retrieval.steps=100", "--resume"),
     "recipe": ("list", "copy one to edit", "Start with: embedforge recipe list"),
