@@ -54,6 +54,6 @@ def main() -> None:
         typer.echo(f"embedforge: {error}", err=True)
         sys.exit(1)
     except OSError as error:
-        place = f"{error.filename}: " if error.filename is not None else ""
-        typer.echo(f"embedforge: {place}{error.strerror or error}", err=True)
+        file = f"{error.filename}: " if error.filename is not None else ""
+        typer.echo(f"embedforge: {file}{error.strerror or error}", err=True)
         sys.exit(1)

@@ -22,7 +22,7 @@ from embedforge.runtime import bfloat16_autocast
 
 
 @dataclass(frozen=True)
-class Place:
+class StageContext:
     """Where a stage is trained, and how its gradients reach the parameters."""
 
     device: torch.device
@@ -75,11 +75,11 @@ class Work(ABC):
         """
         self.module, self.stage, self.seed = module, stage, seed
         self.tokens_per_micro_batch = stage.tokens_per_micro_batch
-        self.place: Place
+        self.context: StageContext
 
-    def begin(self, place: Place) -> None:
+    def begin(self, context: StageContext) -> None:
         """Get ready, once the Trainer has put the module in its place; refuse what cannot be learned from."""
-        self.place = place
+        self.context = context
 
     @abstractmethod
     def step(self, model: nn.Module, number: int) -> StepFigures:
@@ -90,7 +90,7 @@ class Work(ABC):
 
     def seed_dropout(self, number: int) -> None:
         """Seed torch's generators for a step; other numbers on every rank."""
-        seed = mix_seeds(self.seed, number, self.place.rank)
+        seed = mix_seeds(self.seed, number, self.context.rank)
         torch.manual_seed(seed)
         if torch.cuda.is_available():
             torch.cuda.manual_seed_all(seed)
