@@ -159,5 +159,5 @@ def test_without_a_network_the_way_out_is_said(wheel: Path, monkeypatch: pytest.
 
 
 def test_an_unknown_name_is_explained() -> None:
-    with pytest.raises(EmbedforgeError, match=r"no base 'smollm-135m'.*did you mean 'smollm2-135m'"):
+    with pytest.raises(EmbedforgeError, match=r"no base 'smollm-135m'.*Did you mean 'smollm2-135m'"):
         get_base("smollm-135m")

@@ -172,7 +172,12 @@ def _convert(gguf: Path, folder: Path) -> None:
     with quiet():
         model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config  # it speaks of the file, whose weights are plain numbers now
-    model.save_pretrained(folder)
+    config = model.config
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config  # it speaks of the file, whose weights are plain numbers now
+    plain = type(model)(config).to(
+        torch.bfloat16
+    )  # the loaded one refuses to be saved, for its file was quantised
+    plain.load_state_dict(model.state_dict())
+    plain.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
