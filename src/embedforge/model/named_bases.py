@@ -116,10 +116,10 @@ def get_base(name: str, wheel: Path | None = None, say: Callable[[str], None] = 
 
 
 def _require_gguf(name: str) -> None:
-    import importlib.util
-
-    if importlib.util.find_spec("gguf") is None:
-        raise missing_extra("gguf", "gguf", f"reading the weights of {name}")
+    try:
+        import gguf  # noqa: F401  transformers reads the file by it
+    except ImportError:
+        raise missing_extra("gguf", "gguf", f"reading the weights of {name}") from None
 
 
 def _download(base: NamedBase, folder: Path) -> Path:
