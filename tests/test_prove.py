@@ -231,6 +231,7 @@ def test_a_run_whose_folder_has_changed_is_refused_and_started_anew_if_so_asked(
     assert rows(out / "data" / "train-pairs.jsonl") == before, "nothing is lost"
     report = run(folder, out, tiny_base, restart=True)
     assert report["read"]["files_code"] == 33
+    assert rows(out / "earlier-1" / "data" / "train-pairs.jsonl") == before, "moved, not deleted"
     held_out = {pair["file"] for pair in rows(out / "data" / "pairs.jsonl")}
     assert held_out.isdisjoint(pair["file"] for pair in rows(out / "data" / "train-pairs.jsonl"))
     os.utime(folder / "module_5.py")  # touched, not changed
@@ -249,9 +250,51 @@ def test_a_file_of_the_run_that_was_edited_is_refused(
     monkeypatch.setattr(prove_run, "train", kill)
     with pytest.raises(Killed):
         quickstarted(library, tmp_path / "out", tiny_base)
-    (tmp_path / "out" / "data" / "pairs.jsonl").write_text("{}", encoding="utf-8")
-    with pytest.raises(EmbedforgeError, match=r"pairs\.jsonl: this is not what the run has written"):
-        quickstarted(library, tmp_path / "out", tiny_base)
+    for name in ("pairs.jsonl", "retrieval.jsonl"):
+        file = tmp_path / "out" / "data" / name
+        written = file.read_bytes()
+        file.write_bytes(written[: len(written) // 2])
+        with pytest.raises(EmbedforgeError, match=rf"{name}: this is not what the run has written"):
+            quickstarted(library, tmp_path / "out", tiny_base)
+        file.write_bytes(written)
+
+
+def test_starting_anew_touches_nothing_but_what_a_run_of_ours_left(
+    library: Path, tmp_path: Path, tiny_base: Path
+) -> None:
+    theirs = tmp_path / "theirs"
+    (theirs / "data").mkdir(parents=True)
+    (theirs / "prove.json").write_text('{"a": 1}', encoding="utf-8")
+    (theirs / "data" / "thesis.txt").write_text("years of work", encoding="utf-8")
+    with pytest.raises(EmbedforgeError):
+        quickstarted(library, theirs, tiny_base, restart=True)
+    assert (theirs / "data" / "thesis.txt").exists()
+    ours = tmp_path / "ours"
+    quickstarted(library, ours, tiny_base)
+    (ours / "data" / "notes.txt").write_text("mine", encoding="utf-8")
+    with pytest.raises(EmbedforgeError, match="no such folder"):
+        quickstarted(library, ours, tmp_path / "nosuch" / "base", restart=True)
+    assert (ours / "earlier-1" / "data" / "notes.txt").exists()
+    assert (ours / "earlier-1" / "run" / "model" / "contract.json").exists(), "a failed start loses nothing"
+
+
+def test_a_run_inside_its_folder_does_not_read_itself(tmp_path: Path, tiny_base: Path) -> None:
+    write_library(tmp_path, range(30))
+    report = quickstarted(tmp_path, tmp_path / "out", tiny_base)
+    assert quickstarted(tmp_path, tmp_path / "out", tiny_base) == report
+    assert "files_html" not in report["read"]
+
+
+def test_files_that_cannot_be_read_end_nothing(tmp_path: Path, tiny_base: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    write_library(folder, range(30))
+    (folder / "dangling.md").symlink_to("/nowhere")
+    (folder / "loop.md").symlink_to("loop.md")
+    os.mkfifo(folder / "pipe.md")
+    report = quickstarted(folder, tmp_path / "out", tiny_base)
+    assert report["read"]["files_not_readable"] == 3
+    assert quickstarted(folder, tmp_path / "out", tiny_base) == report
 
 
 def test_a_folder_of_source_markdown_and_html_is_read_as_one(tmp_path: Path, tiny_base: Path) -> None:

@@ -85,8 +85,8 @@ def test_a_small_folder_is_neither_learnt_by_heart_nor_asked_for_larger_batches_
 def test_what_is_compared_and_indexed_depends_on_the_time() -> None:
     folder, recipe = folder_of(30_000, pairs=800), load_recipe("llm2vec-tiny")
     short, long = (sizes_for(recipe, folder, MEASURED, 60 * minutes, systems=4) for minutes in (2, 120))
-    assert 100 <= short.pairs < long.pairs == 800
-    assert 500 == short.distractors < long.distractors == 9000
+    assert FEWEST["pairs"] <= short.pairs < long.pairs == 800
+    assert FEWEST["distractors"] <= short.distractors < long.distractors == 9000
     assert short.indexed < long.indexed == 33_000
 
 

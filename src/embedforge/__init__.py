@@ -14,7 +14,8 @@ Each name loads its module on first use, so `import embedforge` costs nothing an
 
 Some of these verbs are also names of packages: `embedforge.train` here is the function, and the package is
 reached by `from embedforge.train.run import ...` or `from embedforge.train import run`, which look modules up
-by their full names. Dotted access after a plain `import embedforge.train.run` finds the function.
+by their full names. After a plain `import embedforge.train.run`, dotted access finds the function; for that
+reason `import embedforge.train.run as name` does not work.
 """
 
 from __future__ import annotations

@@ -26,7 +26,13 @@ PACKAGES = ("torch", "transformers", "sentence-transformers", "tokenizers", "pef
 """What figures depend on, besides embedforge itself."""
 
 
-def claim(out: Path, settings: Mapping[str, Any], plan_file: str, kind: str) -> dict[str, Any]:
+def claim(
+    out: Path,
+    settings: Mapping[str, Any],
+    plan_file: str,
+    kind: str,
+    again: str = "choose another --out, or remove the folder",
+) -> dict[str, Any]:
     """Note what is asked in a new folder, or check that an earlier run there was asked the same.
 
     Args:
@@ -34,6 +40,7 @@ def claim(out: Path, settings: Mapping[str, Any], plan_file: str, kind: str) -> 
         settings: of the run, as JSON holds them.
         plan_file: the file in `out` that holds them, under "asked", beside what the run decides later on.
         kind: what a run is called in errors ("quickstart").
+        again: the way out that an error names.
 
     Returns:
         What the file holds: {"asked": ...} and, of an earlier run, all that it decided.
@@ -55,9 +62,7 @@ def claim(out: Path, settings: Mapping[str, Any], plan_file: str, kind: str) -> 
         return {"asked": dict(settings)}
     before = plan.get("asked", {})
     if difference := first_difference({key: before.get(key) for key in settings}, dict(settings)):
-        raise EmbedforgeError(
-            f"{out}: the run there is another one, {difference}; choose another --out, or remove the folder"
-        )
+        raise EmbedforgeError(f"{out}: the run there is another one, {difference}; {again}")
     return plan
 
 

@@ -23,7 +23,7 @@ Minutes = Annotated[
 ]
 Restart = Annotated[
     bool,
-    typer.Option("--restart", help="Start anew: what an earlier run left in --out is removed first."),
+    typer.Option("--restart", help="Start anew; what an earlier run left in --out moves to a folder in it."),
 ]
 
 
@@ -104,7 +104,12 @@ def adapt(
             help="Recipe by name or file; llm2vec-tiny for the bundled decoder, else llm2vec-unsup."
         ),
     ] = None,
-    set_: Overrides = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Change a key: --set stages.mntp.steps=100; may be repeated."
+        ),
+    ] = None,
     minutes: Minutes = 10.0,
     seed: Seed = 0,
     device: Device = None,

@@ -16,6 +16,10 @@ DEFAULT_EXCLUDES = frozenset(
 of what they test, the rest is other people's or generated."""
 
 
+RUN_FILES = ("prove.json", "quickstart.json", "adapt.json")
+"""What the folder of a run of `quickstart` or `adapt` has, today's or an earlier version's."""
+
+
 class PassedOver(Exception):
     """A file that gives no text; the message is the name that it is counted under."""
 
@@ -36,11 +40,20 @@ def find_files(folder: Path, excludes: Collection[str]) -> tuple[list[str], int]
     files: list[str] = []
     excluded = 0
     for parent, folders, names in os.walk(folder):
-        wanted = [name for name in folders if name not in excludes and not name.startswith(".")]
+        wanted = [
+            name
+            for name in folders
+            if name not in excludes and not name.startswith(".") and not _is_run(Path(parent, name))
+        ]
         excluded += len(folders) - len(wanted)
         folders[:] = wanted
         files += [Path(parent, name).relative_to(folder).as_posix() for name in names]
     return sorted(files), excluded
+
+
+def _is_run(folder: Path) -> bool:
+    """Tell whether embedforge has filled a folder: its report and model card are no text of the user's."""
+    return any((folder / name).is_file() for name in RUN_FILES)
 
 
 def read_bytes(path: Path, most: int) -> bytes:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from embedforge.documents import Chunk, Folder, Pair
 from embedforge.documents.draw import keyed_hash
+from embedforge.documents.pairs import SEPARATOR
 from embedforge.documents.sentences import sentence_ends
 from embedforge.documents.words import count_words
 from embedforge.prove.plan import Sizes
@@ -34,6 +35,11 @@ class HeldOut:
     def documents(self) -> list[str]:
         """What the questions are searched in: the answer of each in its place, then the distractors."""
         return [pair.document for pair in (*self.pairs, *self.distractors)]
+
+    @property
+    def question(self) -> str:
+        """One that a reader may ask; of a heading its own words, without those above it; "" without any."""
+        return self.pairs[0].query.rpartition(SEPARATOR)[2] if self.pairs else ""
 
     def cut(self, sizes: Sizes) -> HeldOut:
         """Return at most so many of each."""

@@ -28,7 +28,7 @@ TIMED_SECONDS = 3.0
 MUCH_FASTER = 1.2
 SAMPLE = 512
 MOST = {"halves": 1000, "chunks": 500}
-FEWEST = {"pairs": 100, "distractors": 500, "halves": 100, "chunks": 100, "indexed": 1000}
+FEWEST = {"pairs": 50, "distractors": 200, "halves": 50, "chunks": 50, "indexed": 200}
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,8 @@ interrupted run goes on:
 
 from __future__ import annotations
 
+import itertools
+import math
 import shutil
 import sysconfig
 import time
@@ -38,6 +40,7 @@ from embedforge.prove.page import build_report
 from embedforge.prove.plan import (
     Measured,
     Sizes,
+    encoding_seconds,
     limited,
     measure,
     measure_again,
@@ -60,8 +63,8 @@ from embedforge.prove.systems import (
     without_adapter,
 )
 from embedforge.prove.table import terminal_table
-from embedforge.prove.texts import changes, check_unchanged, key_of, read_texts, stamps
-from embedforge.prove.training_data import split_dev, write_training_data
+from embedforge.prove.texts import changes, check_unchanged, check_written, hashes, key_of, read_texts, stamps
+from embedforge.prove.training_data import TRAINING_FILES, split_dev, write_training_data
 from embedforge.recipe import Recipe, parse_recipe
 from embedforge.report.page import write_report
 from embedforge.run_folder import PHASES, Phases, claim, facts, next_steps
@@ -118,15 +121,15 @@ def prove(
         overrides: "key=value" changes of the recipe.
         seed: of what is held out, drawn, trained and resampled.
         device: "cpu", "cuda", ...; CUDA where there is one when None.
-        restart: remove what an earlier run left in `out`, and start anew.
+        restart: start anew; what an earlier run left in `out` is moved to a folder in it.
 
     Raises:
         EmbedforgeError: too little text, a base that cannot do what the recipe asks, `out` holds a run with
             other settings, or one whose folder has changed since.
         KeyboardInterrupt: after Ctrl-C during training, with the state saved.
     """
-    if minutes <= 0:
-        raise EmbedforgeError(f"--minutes is the time of the whole run, above 0; got {minutes:g}")
+    if not 0 < minutes < math.inf:
+        raise EmbedforgeError(f"--minutes is the time of the whole run, a number above 0; got {minutes:g}")
     keep_freed_memory()
     asked = {
         "verb": verb,
@@ -138,8 +141,9 @@ def prove(
         "seed": seed,
     }
     if restart:
-        _clear(out)
-    run = _Run(out, claim(out, asked, PLAN, verb), device)
+        _set_aside(out, asked)
+    again = "choose another --out, or start anew with --restart"
+    run = _Run(out, claim(out, asked, PLAN, verb, again), device)
     if (out / REPORT).exists():
         check_unchanged(out / "data", folder)
     else:
@@ -177,7 +181,13 @@ class _Run:
     @property
     def left(self) -> float:
         """Seconds of the run that are not spent yet, in any of its starts."""
-        return self.seconds - 60 * self.phases.minutes
+        return self.seconds - 60 * self.minutes
+
+    @property
+    def minutes(self) -> float:
+        """Of all starts; what training noted of a start that was killed is more than this run knows of it."""
+        trained = 60 * Phases(self.out / "run").minutes - self.phases.seconds.get("train", 0.0)
+        return self.phases.minutes + max(0.0, trained) / 60
 
     def _decide(self, **decided: Any) -> None:
         self.plan = {**self.plan, **decided}
@@ -258,6 +268,8 @@ class _Run:
             _require_pairs(self.folder, texts)
             with self.console.status("mining hard negatives"):
                 parts = write_training_data(self.data, pairs, code=is_code(pairs), seed=self.seed)
+            self.plan.setdefault("trained on", hashes(self.data, TRAINING_FILES))
+            check_written(self.data, self.plan["trained on"])
         if "measured" in self.plan:
             torch.set_num_threads(self.measured.threads)  # so that a resumed run is the same to the bit
             return
@@ -271,6 +283,13 @@ class _Run:
         sizes = sizes_for(recipe, texts, measured, self.seconds, compared)
         speed = f"{measured.tokens_per_second:,.0f} tokens/s encoded here, by {measured.threads} threads"
         say(f"recipe {recipe.name}: {speed}", self.console)
+        needed = encoding_seconds(recipe, sizes, measured, compared) + reserve(self.seconds)
+        if needed > self.left:
+            note(
+                f"comparing and indexing the fewest texts that say anything takes about {needed / 60:.0f} "
+                f"minutes here, and {max(0.0, self.left) / 60:.1f} are left: this takes longer than asked",
+                self.console,
+            )
         self._decide(recipe=recipe.model_dump(mode="json"), sizes=asdict(sizes), measured=asdict(measured))
 
     def _check_base(self, base: str) -> None:
@@ -408,8 +427,8 @@ class _Run:
             **figures.as_json(),
             "read": texts.counts,
             "notices": [*texts.notices, *overrun],
-            "question": held_out.pairs[0].query if held_out.pairs else "",
-            "details": {**details, "minutes": round(self.phases.minutes, 2)},
+            "question": held_out.question,
+            "details": {**details, "minutes": round(self.minutes, 2)},
         }
         write_json(self.out / REPORT, found)
         return overrun
@@ -419,29 +438,38 @@ class _Run:
         shutil.rmtree(self.out / "vectors", ignore_errors=True)
         for line in overrun:
             note(line, self.console)
-        say(f"finished in {self.phases.minutes:.1f} minutes", self.console)
+        say(f"finished in {self.minutes:.1f} minutes", self.console)
 
     def _overrun(self) -> list[str]:
         """Say where the time went, if there was not enough of it."""
-        if 60 * self.phases.minutes <= OVERRUN * self.seconds:
+        if 60 * self.minutes <= OVERRUN * self.seconds:
             return []
         spent = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in self.phases.seconds.items())
         speed = self.plan["measured after"]["tokens_per_second"]
         return [
-            f"The run took {self.phases.minutes:.1f} of {self.seconds / 60:g} minutes ({spent}), at "
+            f"The run took {self.minutes:.1f} of {self.seconds / 60:g} minutes ({spent}), at "
             f"{self.measured.tokens_per_second:,.0f} tokens/s encoded before training, {speed:,.0f} after: "
             "a quieter machine, or more --minutes, trains and compares more."
         ]
 
 
-def _clear(out: Path) -> None:
-    """Remove what a run of ours has left in `out`, and nothing else."""
-    for name in OURS if (out / PLAN).exists() else ():
-        path = out / name
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+def _set_aside(out: Path, asked: Mapping[str, Any]) -> None:
+    """Begin anew in the folder of an earlier run of ours, whose results move to a folder in it.
+
+    Nothing is deleted: the new run may fail, and the old one may have been worth keeping.
+    """
+    before = read_object(out / PLAN).get("asked") if (out / PLAN).exists() else None
+    if not isinstance(before, dict) or "verb" not in before:
+        return  # not ours: `claim` says what is the matter
+    left = [name for name in OURS if (out / name).exists()]
+    if not set(left) <= {PLAN, PHASES}:
+        aside = next(path for n in itertools.count(1) if not (path := out / f"earlier-{n}").exists())
+        aside.mkdir()
+        for name in left:
+            (out / name).rename(aside / name)
+        note(f"what the earlier run left is in {aside}; remove it if you do not need it")
+    (out / PHASES).unlink(missing_ok=True)
+    write_json(out / PLAN, {"asked": dict(asked)})
 
 
 def _require_pairs(folder: Path, texts: Folder) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from embedforge.documents import Chunk, Folder, Pair, read_folder
+from embedforge.documents.find_files import PassedOver, read_bytes
 from embedforge.documents.folder import MAX_BYTES, readable_files
 from embedforge.errors import EmbedforgeError
 from embedforge.files import read_object, write_json, write_text
@@ -106,6 +107,24 @@ def check_unchanged(data: Path, folder: Path) -> None:
         )
 
 
+def hashes(data: Path, names: Iterable[str]) -> dict[str, str]:
+    """Return what tells, later on, whether files of the run are still what was written."""
+    return {name: _hash((data / name).read_bytes()) for name in names}
+
+
+def check_written(data: Path, written: Mapping[str, str]) -> None:
+    """Refuse to go on with files of the run that were edited or removed: name -> hash of what was written.
+
+    Raises:
+        EmbedforgeError: names the file.
+    """
+    for name, known in written.items():
+        if not (data / name).exists() or _hash((data / name).read_bytes()) != known:
+            raise EmbedforgeError(
+                f"{data / name}: this is not what the run has written any more; start anew with --restart"
+            )
+
+
 def stamps(folder: Path, files: Iterable[str]) -> dict[str, Stamp]:
     """Return what tells, later on, whether files have changed."""
     return {file: _stamp(folder / file) for file in files}
@@ -136,18 +155,18 @@ def _keep(data: Path, folder: Folder, files: Mapping[str, Stamp]) -> None:
     }
     for name, items in rows.items():
         write_rows(data / name, items)
-    written = {name: _hash((data / name).read_bytes()) for name in rows}
-    facts = {"files": files, "written": written, "counts": folder.counts, "notices": folder.notices}
+    facts = {
+        "files": files,
+        "written": hashes(data, rows),
+        "counts": folder.counts,
+        "notices": folder.notices,
+    }
     write_json(data / FOLDER_FILE, facts)
 
 
 def _recall(data: Path) -> Folder:
     facts = read_object(data / FOLDER_FILE)
-    for name, known in facts["written"].items():
-        if not (data / name).exists() or _hash((data / name).read_bytes()) != known:
-            raise EmbedforgeError(
-                f"{data / name}: this is not what the run has written any more; start anew with --restart"
-            )
+    check_written(data, facts["written"])
     train, held_out = (
         [Chunk(**row | {"headings": tuple(row["headings"])}) for row in _read(data / name)]
         for name in (TEXTS_FILE, HELD_OUT_FILE)
@@ -161,16 +180,21 @@ def _recall(data: Path) -> Folder:
 
 def _differs(path: Path, before: Sequence[Any]) -> bool:
     """Tell whether a file has other content; one that was only touched has not."""
-    status = path.stat()
-    if [status.st_size, status.st_mtime_ns] == list(before[:2]):
+    size, changed, content = _stamp(path)
+    if [size, changed] == list(before[:2]):
         return False
-    return not before[2] or _stamp(path)[2] != before[2]
+    return not before[2] or content != before[2]
 
 
 def _stamp(path: Path) -> Stamp:
-    status = path.stat()
-    content = _hash(path.read_bytes()) if status.st_size <= MAX_BYTES else ""
-    return status.st_size, status.st_mtime_ns, content
+    """Stamp a file; one that cannot be read, or is none, is passed over by the readers too."""
+    try:
+        status = path.stat()
+        return status.st_size, status.st_mtime_ns, _hash(read_bytes(path, MAX_BYTES))
+    except PassedOver:
+        return status.st_size, status.st_mtime_ns, ""
+    except OSError:
+        return 0, 0, ""
 
 
 def _hash(content: bytes) -> str:

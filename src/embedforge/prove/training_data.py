@@ -20,6 +20,7 @@ from embedforge.documents.draw import keyed_fraction
 from embedforge.prove.texts import write_rows
 
 RETRIEVAL_FILE, PARTS_FILE = "retrieval.jsonl", "same-package.jsonl"
+TRAINING_FILES = (RETRIEVAL_FILE, PARTS_FILE)
 PARTS_INSTRUCTION = "Identify the part of the collection that the text belongs to"
 NEGATIVES = 4
 CANDIDATES = 30
