@@ -19,7 +19,7 @@ from pydantic import BaseModel
 from embedforge import recipe
 from embedforge.cli import app
 from embedforge.data.convert import read_source
-from embedforge.recipe import Source, load_recipe, objectives, parse_recipe, shipped_recipes, stage
+from embedforge.recipe import Source, load_recipe, objectives, parse_recipe, prune, shipped_recipes, stage
 from embedforge.recipe import model as recipe_model
 from embedforge.recipe.base import Kinds
 from embedforge.text.contract import Contract
@@ -88,6 +88,8 @@ def sections(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
 SECTIONS = {
     "Recipe": recipe.Recipe,
     "model": recipe_model.Model,
+    "model.prune": prune.Prune,
+    "vocabulary": prune.Vocabulary,
     "latent": recipe_model.Latent,
     "self_attention": recipe_model.SelfAttention,
     "model.adapter": recipe_model.Lora,
