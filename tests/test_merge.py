@@ -13,16 +13,17 @@ from safetensors.torch import load_file
 
 from conftest import Run, spread_weights, write_base
 from embedforge.data.convert import read_source
-from embedforge.data.marks import CheckedTask, Mark, read_mark, write_mark
+from embedforge.data.marks import CheckedTask, Mark, file_hash, read_mark, write_mark
 from embedforge.errors import EmbedforgeError
 from embedforge.model.encoder import embedding_model, load, save
 from embedforge.model.prune import prune
 from embedforge.recipe import source_of
 from embedforge.text.contract import Contract
+from embedforge.train.decontamination import mark_of_training
 from embedforge.train.merge import merge, slerp
 from embedforge.train.metrics import held_out_retrieval
 from models_for_tests import make
-from training_for_tests import weights, write_pairs
+from training_for_tests import tiny_recipe, weights, write_pairs
 
 
 def write_model(
@@ -158,16 +159,19 @@ def test_greedy_is_never_below_the_best_one(tiny_base: Path, tmp_path: Path, how
 
 
 def test_a_model_that_spoils_is_left_out_and_the_best_stays_as_it_is(tiny_base: Path, tmp_path: Path) -> None:
-    write_pairs(tmp_path / "dev.jsonl", rows=40)
-    good = write_model(tiny_base, tmp_path / "good", 0, "mean", noise=0.0)
+    """Queries that are their own answers, and a model that cannot tell any texts apart."""
+    rows = [{"query": f"stone {number}", "positives": [f"stone {number}"]} for number in range(40)]
+    (tmp_path / "dev.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    good = write_model(tiny_base, tmp_path / "good", 0, "mean", noise=0.0, default_instruction="")
     bad = tmp_path / "bad"
-    model = make(tiny_base, "mean")
+    model = make(tiny_base, "mean", default_instruction="")
     with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)) * 50)
+        model.decoder.get_input_embeddings().weight.fill_(1e6)
     save(model, bad)
     parts = merge([str(bad), good], tmp_path / "soup", dev=[tmp_path / "dev.jsonl"], device="cpu")
     assert [(part.model, part.weight) for part in parts] == [(good, 1.0), (str(bad), 0.0)]
+    assert parts[0].alone == 1
+    assert parts[1].alone < 0.1
     assert parts[1].why.startswith("left out, -")
     one, merged = (
         load_file(Path(good) / "model.safetensors"),
@@ -231,6 +235,15 @@ def test_a_mark_is_left_where_all_have_it(tiny_base: Path, tmp_path: Path) -> No
     write_mark(Path(models[0]), Mark(tasks=tasks))
     merge(models, tmp_path / "soup")
     assert read_mark(tmp_path / "soup") is None
+    write_pairs(tmp_path / "pairs.jsonl")
+    write_mark(tmp_path, Mark(tasks=tasks, files={"pairs.jsonl": file_hash(tmp_path / "pairs.jsonl")}))
+    for base, known in (
+        (tiny_base, ["one", "two"]),
+        (tmp_path / "soup", []),
+    ):  # what it saw, its successor saw
+        mark = mark_of_training(tiny_recipe(base, tmp_path / "pairs.jsonl"))
+        assert mark is not None
+        assert list(mark.tasks) == known
     write_mark(Path(models[1]), Mark(tasks={"two": tasks["two"]}))
     merge(models, tmp_path / "soup")
     mark = read_mark(tmp_path / "soup")

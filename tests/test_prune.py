@@ -18,6 +18,8 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
 )
 
 from conftest import Run, spread_weights
@@ -206,14 +208,28 @@ def test_the_source_is_not_replaced(deep: Path) -> None:
 
 
 def test_layers_that_go_by_their_number_are_found_out(
-    tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    """As if a family kept what its layers are in a form that is not known here."""
-    base = write(tmp_path / "base", tiny_tokenizer, tied=True)
-    monkeypatch.setattr("embedforge.model.prune._is_no_list_of_layers", lambda key: key == "layer_types")
+    """Here the first layer has no experts, because it is the first; the first two can be kept."""
+    config = Qwen3MoeConfig(
+        vocab_size=len(tiny_tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        moe_intermediate_size=16,
+        num_experts=4,
+        num_experts_per_tok=2,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        mlp_only_layers=[0],
+    )
+    Qwen3MoeForCausalLM(config).save_pretrained(tmp_path / "base")
+    tiny_tokenizer.save_pretrained(tmp_path / "base")
     with pytest.raises(EmbedforgeError, match="cannot be pruned in this way"):
-        prune(str(base), tmp_path / "small", layers=[1, 2, 3])
+        prune(str(tmp_path / "base"), tmp_path / "small", layers=[1, 2])
     assert not (tmp_path / "small").exists()
+    prune(str(tmp_path / "base"), tmp_path / "small", layers=2)
 
 
 # --- the command -----------------------------------------------------------------------------------------

@@ -33,6 +33,9 @@ FILE_NAME = "prune.json"
 
 _CHECK_TEXT = "The river is deepest where it bends: 42 metres.\nNobody has measured it since 1987, said Zoë."
 _CHECK_TOKENS = 48
+_OTHER_LAYERS = (
+    "Something in its layers goes by their number: keep the first so many, or choose another decoder"
+)
 _OTHER_VOCABULARIES = ("vocab.json", "merges.txt", "tokenizer.model")
 """Files of a tokenizer beside tokenizer.json, which some classes would read in its place."""
 
@@ -105,10 +108,15 @@ def prune(
         _cut_rows(model, cut)
         ids = [cut.new_ids[number] for number in ids]
     with replace_folder(out, FILE_NAME) as partial:
-        _write(model, tokenizer, cut, partial)
-        parameters = sum(weight.numel() for weight in model.parameters())
-        del model
-        _prove(partial, tokenizer, cut, ids, expected, trust_remote_code)
+        with _refusal(out):
+            _write(model, tokenizer, cut, partial)
+            parameters = sum(weight.numel() for weight in model.parameters())
+            del model
+            decoder = read_decoder(partial, trust_remote_code=trust_remote_code, dtype="auto")
+            found = _states(decoder, ids)
+        _prove(expected, found, decoder)
+        if cut is not None:
+            prove_cut(tokenizer, read_tokenizer(partial, decoder), cut)
         tokens = before.tokens if cut is None else len(cut.new_ids)
         after = Size(len(kept), tokens, parameters, _weight_bytes(partial))
         write_json(
@@ -255,31 +263,29 @@ def _write(
         write_json(folder / "tokenizer_config.json", settings)
 
 
-def _prove(
-    folder: Path,
-    tokenizer: PreTrainedTokenizerBase,
-    cut: CutVocabulary | None,
-    ids: Sequence[int],
-    expected: Tensor,
-    trust_remote_code: bool,
-) -> None:
-    """Read what was written, and hold tokenizer and states to the given ones."""
+@contextlib.contextmanager
+def _refusal(out: Path) -> Iterator[None]:
+    """Say in our words what a family's own code has against a decoder with other layers."""
     try:
-        decoder = read_decoder(folder, trust_remote_code=trust_remote_code, dtype="auto")
-        found = _states(decoder, ids)
-    except (EmbedforgeError, RuntimeError, ValueError, IndexError, TypeError) as error:
+        yield
+    except (OSError, SafetensorError) as error:
         raise EmbedforgeError(
-            f"this decoder cannot be pruned in this way: without the layers it cannot be read again ({error})"
+            f"{out}: the pruned decoder could not be written, nothing was changed ({error})"
         ) from error
-    if not torch.equal(found, expected):
-        kind = decoder.config.model_type
+    except Exception as error:  # whatever the code of the family raises
+        reason = " ".join(str(error).split())
         raise EmbedforgeError(
-            f"this decoder cannot be pruned in this way: read again, the kept layers of a {kind} make other "
-            "states than before, so its layers are not alike in something that goes by their number. Keep "
-            "the first so many layers, or other ones"
+            f"this decoder cannot be pruned in this way: {reason}. {_OTHER_LAYERS}"
+        ) from error
+
+
+def _prove(expected: Tensor, found: Tensor, decoder: PreTrainedModel) -> None:
+    """Hold the states of what was written to those of the given decoder."""
+    if not torch.equal(found, expected):
+        raise EmbedforgeError(
+            f"this decoder cannot be pruned in this way: read again, the layers of a "
+            f"{decoder.config.model_type} make other states than before. {_OTHER_LAYERS}"
         )
-    if cut is not None:
-        prove_cut(tokenizer, read_tokenizer(folder, decoder), cut)
 
 
 def _size(model: PreTrainedModel, folder: Path) -> Size:

@@ -81,7 +81,7 @@ def cut_vocabulary(
     counts, sample = _count(backend, texts)
     if not counts:
         raise EmbedforgeError("there is no text to cut the vocabulary to: name files that hold some")
-    wanted = {backend.id_to_token(number) for number, count in counts.items() if count >= min_count}
+    wanted = {str(backend.id_to_token(number)) for number, count in counts.items() if count >= min_count}
     for text in (*always, *_WHITE_SPACE):
         wanted.update(backend.encode(text, add_special_tokens=False).tokens)
         wanted.update({text} & model["vocab"].keys())

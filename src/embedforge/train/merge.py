@@ -31,10 +31,9 @@ from embedforge.recipe import source_of
 from embedforge.run_folder import first_difference
 from embedforge.text.contract import FILE_NAME as CONTRACT
 from embedforge.text.contract import Contract
+from embedforge.train.decontamination import MERGED
 from embedforge.train.metrics import held_out_retrieval
 
-FILE_NAME = "merge.json"
-"""In a merged model's folder: what it was made of."""
 METRIC = "eval_mrr@10"
 How = Literal["mean", "slerp"]
 _UNRELATED = 0.5
@@ -97,7 +96,7 @@ def merge(
         parts, state = _all(model, models, how, weights)
     _fill(model, state)
     save(model.to("cpu"), out)
-    write_json(Path(out) / FILE_NAME, {"how": how, "models": [asdict(part) for part in parts]})
+    write_json(Path(out) / MERGED, {"how": how, "models": [asdict(part) for part in parts]})
     _leave_mark(Path(out), [part.model for part in parts if part.weight])
     return parts
 
