@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from embedforge.errors import EmbedforgeError
 from embedforge.text.vocabulary import CutVocabulary, cut_vocabulary, prove_cut
-from tokenizers_for_tests import CORPUS, KINDS
+from tokenizers_for_tests import CORPUS, KINDS, wrap
 
 BYTES = ["byte_level", "byte_level_prefix_space", "byte_level_regex", "prepended_space_mark"]
 TEXTS = CORPUS[:2]
@@ -113,6 +113,18 @@ def test_entries_beyond_the_embeddings_are_dropped(tmp_path: Path) -> None:
     cut = cut_vocabulary(whole, rows, TEXTS)
     assert rows not in cut.new_ids
     assert "<extra>" not in {entry["content"] for entry in cut.tokenizer_json["added_tokens"]}
+
+
+def test_bytes_that_the_base_has_no_token_for_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    """As in SmolLM2, whose alphabet is that of the text it was made on."""
+    cut_vocabulary(KINDS["byte_level"](), MANY, TEXTS)
+    assert not caplog.text
+    state = json.loads(KINDS["byte_level"]().backend_tokenizer.to_str())
+    del state["model"]["vocab"]["\u0100"]
+    state["model"]["merges"] = []
+    lacking = wrap(Tokenizer.from_str(json.dumps(state)))
+    cut_vocabulary(lacking, MANY, TEXTS)
+    assert "no token for the bytes 00:" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ def prune(
 
     The texts keep their tokens, any other text can still be written, in more and shorter ones, and the layers
     that stay compute what they did, bit by bit; that is checked. A pruned decoder wants training: embedforge
-    train RECIPE --set model.base=OUT. A recipe can prune by itself: model.prune (docs/models.md).
+    train RECIPE --set model.base=OUT. A recipe can prune by itself: model.prune (docs/weights.md).
     """
     from embedforge.curate.sources import sources_of
     from embedforge.model.folder import require_model

@@ -9,20 +9,20 @@ vocabulary can write any text as long as it has a token for every byte.
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from typing import Any
 
 from tokenizers import Tokenizer
-from tokenizers.pre_tokenizers import ByteLevel
 from transformers import PreTrainedTokenizerBase
 
 from embedforge.errors import EmbedforgeError
 
-SAMPLE_TEXTS = 1000
+SAMPLE_TEXTS, SAMPLE_CHARACTERS = 1000, 500_000
 ODD_TEXTS = (
     "",
     " ",
@@ -36,7 +36,9 @@ ODD_TEXTS = (
 
 _WHITE_SPACE = (" ", "\n", "\t", "a b")
 """Always kept whole: tokenizers of Llama's kind write a space as a sign that no bytes stand for."""
-_BATCH = 1000
+_NEVER_IN_UTF8 = {0xC0, 0xC1, *range(0xF5, 0x100)}
+_BATCH = 200
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +78,8 @@ def cut_vocabulary(
         EmbedforgeError: another kind of tokenizer, or no text at all.
     """
     state = _state(tokenizer)
-    model = state["model"]
+    model, byte_tokens = state["model"], _bytes_of(state)
+    _warn_of_missing_bytes(byte_tokens)
     backend = Tokenizer.from_str(json.dumps(state))
     counts, sample = _count(backend, texts)
     if not counts:
@@ -86,7 +89,11 @@ def cut_vocabulary(
         wanted.update(backend.encode(text, add_special_tokens=False).tokens)
         wanted.update({text} & model["vocab"].keys())
     build = _Build(model)
-    kept = {part for token in wanted for part in build.parts(token)} | _bytes_of(state) | {model["unk_token"]}
+    kept = (
+        {part for token in wanted for part in build.parts(token)}
+        | {*byte_tokens.values()}
+        | {model["unk_token"]}
+    )
     ids = {number for token, number in model["vocab"].items() if token in kept}
     ids |= {entry["id"] for entry in state["added_tokens"]}
     new_ids = {old: new for new, old in enumerate(sorted(number for number in ids if number < rows))}
@@ -167,23 +174,47 @@ def _state(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     return state
 
 
-def _bytes_of(state: dict[str, Any]) -> set[str]:
+def _bytes_of(state: dict[str, Any]) -> dict[int, str]:
     """Return the tokens that stand for single bytes; none where the tokenizer does not go down to bytes."""
-    vocabulary = state["model"]["vocab"].keys()
+    vocabulary = state["model"]["vocab"]
     if state["model"].get("byte_fallback"):
-        return {f"<0x{byte:02X}>" for byte in range(256)} & vocabulary
-    if '"ByteLevel"' in json.dumps([state["pre_tokenizer"], state["normalizer"]]):
-        return set(ByteLevel.alphabet()) & vocabulary
-    return set()
+        signs = {byte: f"<0x{byte:02X}>" for byte in range(256)}
+    elif '"ByteLevel"' in json.dumps([state["pre_tokenizer"], state["normalizer"]]):
+        signs = _byte_level_signs()
+    else:
+        signs = {}
+    return {byte: sign for byte, sign in signs.items() if sign in vocabulary}
+
+
+def _byte_level_signs() -> dict[int, str]:
+    """Return how byte-level BPE writes each byte: as the Latin-1 character, or as one that can be seen."""
+    seen = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    unseen = [byte for byte in range(256) if byte not in seen]
+    return {byte: chr(byte) for byte in seen} | {byte: chr(0x100 + n) for n, byte in enumerate(unseen)}
+
+
+def _warn_of_missing_bytes(found: Mapping[int, str]) -> None:
+    """Say which bytes of valid text the given tokenizer cannot write; what is left of it cannot either."""
+    missing = [f"{byte:02X}" for byte in range(256) if byte not in found and byte not in _NEVER_IN_UTF8]
+    if missing:
+        logger.warning(
+            "the base's own vocabulary has no token for the bytes %s: it loses the characters that need them, "
+            "and so does what is cut of it",
+            " ".join(missing),
+        )
 
 
 def _count(backend: Tokenizer, texts: Iterable[str]) -> tuple[Counter[int], list[str]]:
     """Count the tokens of texts, and return the first of them."""
     counts: Counter[int] = Counter()
     sample: list[str] = []
+    room = SAMPLE_CHARACTERS
     for batch in _batches(texts):
-        sample += batch[: SAMPLE_TEXTS - len(sample)]
-        for encoding in backend.encode_batch(batch, add_special_tokens=False):
+        for text in batch:
+            if room > 0 and len(sample) < SAMPLE_TEXTS:
+                sample.append(text)
+                room -= len(text)
+        for encoding in backend.encode_batch_fast(batch, add_special_tokens=False):
             counts.update(encoding.ids)
     return counts, sample
 
