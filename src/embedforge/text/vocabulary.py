@@ -198,7 +198,7 @@ def _warn_of_missing_bytes(found: Mapping[int, str]) -> None:
     missing = [f"{byte:02X}" for byte in range(256) if byte not in found and byte not in _NEVER_IN_UTF8]
     if missing:
         logger.warning(
-            "the base's own vocabulary has no token for the bytes %s: it loses the characters that need them, "
+            "the base itself has no token for the bytes %s: it loses the characters that need them, "
             "and so does what is cut of it",
             " ".join(missing),
         )
