@@ -164,6 +164,20 @@ def test_a_decoder_without_its_head_stays_one(tiny_base: Path, tmp_path: Path) -
     assert torch.equal(states(tmp_path / "small", TEXTS[0]), first_layers(tiny_base, TEXTS[0], 1))
 
 
+def test_a_token_that_only_the_config_names_is_kept(tmp_path: Path, tiny_base: Path) -> None:
+    """And an id that is no token's is left alone."""
+    base = Path(shutil.copytree(tiny_base, tmp_path / "base"))
+    config = json.loads((base / "config.json").read_text())
+    _, whole = load_decoder(str(base))
+    rare = next(token for token in whole.get_vocab() if len(token) > 3 and "<" not in token)
+    changes = {"pad_token_id": whole.get_vocab()[rare], "sep_token_id": 5000}
+    (base / "config.json").write_text(json.dumps(config | changes))
+    prune(str(base), tmp_path / "small", texts=["1 2"])
+    decoder, tokenizer = load_decoder(str(tmp_path / "small"))
+    assert decoder.config.pad_token_id == tokenizer.get_vocab()[rare]
+    assert decoder.config.sep_token_id == 5000
+
+
 def test_a_chat_template_and_pad_as_eos_stay(
     tmp_path: Path, tiny_base: Path, tiny_tokenizer: PreTrainedTokenizerFast
 ) -> None:

@@ -16,7 +16,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from embedforge.errors import EmbedforgeError
@@ -99,16 +105,17 @@ def prune(
     kept = _layer_numbers(before.layers, layers)
     cut = None
     if texts is not None:
+        always = [*always, *_named_tokens(model, tokenizer)]
         cut = cut_vocabulary(tokenizer, before.tokens, texts, min_count=min_count, always=always)
     ids = _check_ids(tokenizer, cut)
-    with _without_layers(model, kept):
+    with _refusal(out), _without_layers(model, kept):
         expected = _states(model, ids)
     _cut_layers(model, kept)
     if cut is not None:
         _cut_rows(model, cut)
         ids = [cut.new_ids[number] for number in ids]
     with replace_folder(out, FILE_NAME) as partial:
-        with _refusal(out):
+        with _refusal(out, partial):
             _write(model, tokenizer, cut, partial)
             parameters = sum(weight.numel() for weight in model.parameters())
             del model
@@ -211,13 +218,9 @@ def _cut_layers(model: PreTrainedModel, kept: Sequence[int]) -> None:
     layers.extend(left)
     config = model.config.get_text_config()
     for key, value in list(vars(config).items()):
-        if isinstance(value, list | tuple) and len(value) == count and not _is_no_list_of_layers(key):
+        if isinstance(value, list | tuple) and len(value) == count and ("layer" in key or "block" in key):
             setattr(config, key, type(value)(value[number] for number in kept))
     config.num_hidden_layers = len(kept)
-
-
-def _is_no_list_of_layers(key: str) -> bool:
-    return key.endswith("token_id") or key in ("architectures", "keys_to_ignore_at_inference")
 
 
 def _cut_rows(model: PreTrainedModel, cut: CutVocabulary) -> None:
@@ -232,18 +235,31 @@ def _cut_rows(model: PreTrainedModel, cut: CutVocabulary) -> None:
         head.out_features = len(rows)
         if getattr(head, "bias", None) is not None:
             head.bias = nn.Parameter(head.bias.detach()[rows])
-    for config in {id(each): each for each in (model.config, model.config.get_text_config())}.values():
-        for key, value in list(vars(config).items()):
-            if key.endswith("token_id") and value is not None:
-                setattr(config, key, _new_id(value, cut.new_ids))
+    for config, key, value in _token_ids(model):
+        new = cut.new_ids
+        renumbered = (
+            [new.get(each, each) for each in value] if isinstance(value, list) else new.get(value, value)
+        )
+        setattr(config, key, renumbered)  # an id that no token had stays one
     model.config.get_text_config().vocab_size = len(rows)
 
 
-def _new_id(value: int | list[int], new_ids: Mapping[int, int]) -> int | list[int] | None:
-    """Return what becomes of a special token in the config, of which there may be several."""
-    if isinstance(value, list):
-        return [new_ids[number] for number in value if number in new_ids]
-    return new_ids.get(value)
+def _token_ids(model: PreTrainedModel) -> list[tuple[PreTrainedConfig, str, int | list[int]]]:
+    """List what the config says of special tokens: where, under which key, and the ids."""
+    configs = {id(config): config for config in (model.config, model.config.get_text_config())}.values()
+    return [
+        (config, key, value)
+        for config in configs
+        for key, value in vars(config).items()
+        if key.endswith("token_id") and value is not None
+    ]
+
+
+def _named_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Return the tokens that the config names, which need not be special ones to the tokenizer."""
+    values = [value if isinstance(value, list) else [value] for _, _, value in _token_ids(model)]
+    ids = {number for each in values for number in each if 0 <= number < len(tokenizer)}
+    return [str(token) for token in tokenizer.convert_ids_to_tokens(sorted(ids))]
 
 
 def _write(
@@ -264,8 +280,13 @@ def _write(
 
 
 @contextlib.contextmanager
-def _refusal(out: Path) -> Iterator[None]:
-    """Say in our words what a family's own code has against a decoder with other layers."""
+def _refusal(out: Path, partial: Path | None = None) -> Iterator[None]:
+    """Say in our words what a family's own code has against a decoder with other layers.
+
+    Args:
+        out: the folder that is meant.
+        partial: the one that stands for it while it is written, and is of no use in a message.
+    """
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -273,7 +294,7 @@ def _refusal(out: Path) -> Iterator[None]:
             f"{out}: the pruned decoder could not be written, nothing was changed ({error})"
         ) from error
     except Exception as error:  # whatever the code of the family raises
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).split()).replace(str(partial), str(out)).rstrip(".")
         raise EmbedforgeError(
             f"this decoder cannot be pruned in this way: {reason}. {_OTHER_LAYERS}"
         ) from error
