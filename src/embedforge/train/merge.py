@@ -66,8 +66,8 @@ def merge(
 ) -> list[Part]:
     """Write the model between finished models: same base, same shape, same contract.
 
-    Sums are in float32, and the result is saved in the models' own dtype, its goldens made anew. One model is
-    loaded at a time, beside two float32 copies of the weights, three with `dev`.
+    Sums are in float32, and the result is saved in the models' own dtype, its goldens made anew. Memory is
+    that of two models, and of two float32 copies of the weights, three with `dev`.
 
     Args:
         models: two or more folders that embedforge saved.

@@ -39,7 +39,7 @@ def prepare_model(recipe: Recipe, device: str | None = None) -> EmbeddingModel:
     if spec.prune is not None:
         raise EmbedforgeError(
             f"the recipe '{recipe.name}' prunes its base, and the pruned one lies in the run's folder: give "
-            "the recipe that embedforge.train.prune.with_pruned_base(recipe, out, ...) returns"
+            "the recipe that with_pruned_base of embedforge.train.prune returns"
         )
     model = build(
         base=spec.base,
