@@ -13,20 +13,11 @@ import typer
 
 # The order of the imports is that of the verbs in --help.
 from embedforge.cli import train_verbs, recipe_verbs  # isort: skip
-from embedforge.cli import curate_verbs, data_verbs, model_verbs, weight_verbs
+from embedforge.cli import curate_verbs, data_verbs, model_verbs
 from embedforge.cli.app import app
 from embedforge.errors import EmbedforgeError
 
-__all__ = [
-    "app",
-    "curate_verbs",
-    "data_verbs",
-    "main",
-    "model_verbs",
-    "recipe_verbs",
-    "train_verbs",
-    "weight_verbs",
-]
+__all__ = ["app", "curate_verbs", "data_verbs", "main", "model_verbs", "recipe_verbs", "train_verbs"]
 
 
 class _Notes(logging.Handler):

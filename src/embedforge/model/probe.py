@@ -139,12 +139,7 @@ def probe(model: PreTrainedModel) -> ProbeReport:
 
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:
-    """Return the decoder's layers, first to last; raises as `layer_list`."""
-    return list(layer_list(model))
-
-
-def layer_list(model: nn.Module) -> nn.ModuleList:
-    """Return the model's own list of its layers: the outermost module list as long as the config says.
+    """Return the decoder's layers, first to last: the outermost module list as long as the config says.
 
     Raises:
         EmbedforgeError: there is no such list.
@@ -158,10 +153,10 @@ def layer_list(model: nn.Module) -> nn.ModuleList:
     ]
     if not found:
         raise EmbedforgeError(
-            f"{type(model).__name__}: found no list of {count} layers (config.num_hidden_layers), so they "
-            "cannot be checked or pruned; use a decoder that keeps its layers in a torch.nn.ModuleList"
+            f"{type(model).__name__}: found no list of {count} layers (config.num_hidden_layers), so its "
+            "attention cannot be checked; use a decoder that keeps its layers in a torch.nn.ModuleList"
         )
-    return min(found, key=lambda item: item[:2])[2]
+    return list(min(found, key=lambda item: item[:2])[2])
 
 
 def position_ids(attention_mask: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ from embedforge.errors import EmbedforgeError
 from embedforge.files import read_object, replace_folder, write_json
 from embedforge.model.decoder import quiet, read_config, read_decoder, read_tokenizer, token_states
 from embedforge.model.folder import find_folder
-from embedforge.model.probe import decoder_layers, layer_list
+from embedforge.model.probe import decoder_layers
 from embedforge.model.shards import list_tensors
 from embedforge.text.contract import FILE_NAME as CONTRACT
 from embedforge.text.vocabulary import CutVocabulary, cut_vocabulary, prove_cut
@@ -212,10 +212,12 @@ def _states(model: PreTrainedModel, ids: Sequence[int]) -> Tensor:
 
 def _cut_layers(model: PreTrainedModel, kept: Sequence[int]) -> None:
     """Leave the kept layers, and what the config says of each of them."""
-    layers = layer_list(model)
-    count, left = len(layers), [layers[number] for number in kept]
-    del layers[:]
-    layers.extend(left)
+    layers = decoder_layers(model)
+    count = len(layers)
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList) and list(module) == layers:
+            del module[:]
+            module.extend(layers[number] for number in kept)
     config = model.config.get_text_config()
     for key, value in list(vars(config).items()):
         if isinstance(value, list | tuple) and len(value) == count and ("layer" in key or "block" in key):
