@@ -36,6 +36,8 @@ VERBS = {
     "export": ("its adapters merged", "--adapter", "in the order of training", "--dtype"),
     "convert": ("NV-Embed", "shard by shard"),
     "probe": ("layer by layer", "embedforge:base"),
+    "prune": ("bit by bit", "--layers", "--vocabulary", "may be repeated", "model.base=OUT"),
+    "merge": ("model soups", "slerp", "--dev", "never worse there than the best one", "OUT/merge.json"),
 }
 
 

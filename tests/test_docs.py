@@ -22,6 +22,7 @@ from embedforge.data.convert import read_source
 from embedforge.recipe import Source, load_recipe, objectives, parse_recipe, shipped_recipes, stage
 from embedforge.recipe import model as recipe_model
 from embedforge.recipe.base import Kinds
+from embedforge.recipe.prune import Prune, Vocabulary
 from embedforge.text.contract import Contract
 
 ROOT = Path(__file__).parent.parent
@@ -88,6 +89,8 @@ def sections(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
 SECTIONS = {
     "Recipe": recipe.Recipe,
     "model": recipe_model.Model,
+    "model.prune": Prune,
+    "vocabulary": Vocabulary,
     "latent": recipe_model.Latent,
     "self_attention": recipe_model.SelfAttention,
     "model.adapter": recipe_model.Lora,

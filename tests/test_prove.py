@@ -537,3 +537,13 @@ def test_too_little_text_is_an_error_that_leaves_the_out_folder_free(
         adapted(folder, out, tiny_base)
     with pytest.raises(EmbedforgeError, match="there is no such folder"):
         adapted(tmp_path / "misspelt", out, tiny_base)
+
+
+def test_a_base_is_pruned_before_anything_is_compared(library: Path, tiny_base: Path, tmp_path: Path) -> None:
+    """The second start, with the plan and the pruned base there, only reads the report."""
+    settings = {"recipe_name": "tiny", "overrides": [*PAIR_STEPS, "model.prune.layers=1"]}
+    quickstarted(library, tmp_path / "out", tiny_base, **settings)
+    config = read_json(tmp_path / "out" / "run" / "model" / "config.json")
+    assert config["num_hidden_layers"] == 1
+    assert read_json(tmp_path / "out" / "base" / "prune.json")["layers"] == [0]
+    quickstarted(library, tmp_path / "out", tiny_base, **settings)

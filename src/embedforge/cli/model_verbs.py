@@ -1,4 +1,4 @@
-"""What is done with a finished model, one's own or a published one."""
+"""What is done with models that are there: one's own, published ones, and decoders made smaller."""
 
 from __future__ import annotations
 
@@ -141,6 +141,99 @@ def convert(
     typer.echo(f"The model is in {out}")
 
 
+@app.command(epilog="Example: embedforge prune embedforge:base small --layers 2 --vocabulary pairs.jsonl")
+def prune(
+    base: Annotated[str, typer.Argument(help="A decoder: embedforge:base, a folder or a hub id.")],
+    out: Annotated[Path, typer.Argument(help="The folder to write; use it as model.base.")],
+    layers: Annotated[
+        str | None,
+        typer.Option(help="Keep the first so many layers (6), or those of these numbers from 0 (0,1,2,5)."),
+    ] = None,
+    vocabulary: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Keep the tokens that this file's texts need: .txt of a text a line, or any training data; "
+            "may be repeated."
+        ),
+    ] = None,
+    min_count: Annotated[
+        int, typer.Option(min=1, help="Cut off tokens that occur less often in those texts.")
+    ] = 1,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Allow the repository to run its own code.")
+    ] = False,
+) -> None:
+    """Make a decoder smaller before it is trained: fewer layers, and a vocabulary cut to your text.
+
+    The texts keep their tokens, any other text can still be written, in more and shorter ones, and the layers
+    that stay compute what they did, bit by bit; that is checked. A pruned decoder wants training: embedforge
+    train RECIPE --set model.base=OUT. A recipe can prune by itself: model.prune (docs/weights.md).
+    """
+    from embedforge.curate.sources import sources_of
+    from embedforge.model.folder import require_model
+
+    kept = None if layers is None else _layers(layers)
+    if vocabulary is None and min_count > 1:
+        raise EmbedforgeError("--min-count is for the texts of --vocabulary; name a file of them")
+    sources = sources_of(vocabulary or [])
+    require_model(base)  # before torch is imported: a mistake in it shows at once
+    from embedforge.model.prune import prune as run
+    from embedforge.train.prune import read_examples, texts_of
+
+    before, after = run(
+        base,
+        out,
+        layers=kept,
+        texts=texts_of(read_examples(sources, seed=0)) if sources else None,
+        min_count=min_count,
+        trust_remote_code=trust_remote_code,
+    )
+    typer.echo(f"before: {before}\nafter:  {after}\nThe decoder is in {out}; train it: model.base={out}")
+
+
+@app.command(epilog="Example: embedforge merge run-a/model run-b/model --out soup --dev held-out.jsonl")
+def merge(
+    models: Annotated[
+        list[str], typer.Argument(help="Two or more model folders that were trained from one base.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The model folder to write.")],
+    how: Annotated[
+        str, typer.Option(help="mean, or slerp: on the arc between the weights, which keeps their length.")
+    ] = "mean",
+    weights: Annotated[
+        str | None, typer.Option(metavar="W,W...", help="Weight of each model (2,1); all alike by default.")
+    ] = None,
+    dev: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A file of held-out Examples: only models that do not lower retrieval on it are merged; may "
+            "be repeated."
+        ),
+    ] = None,
+    device: Device = None,
+) -> None:
+    """Make one model of several finished ones, as fast to use as each: the mean of their weights, or SLERP.
+
+    It is for runs from one base that differ in data, order or seed. With --dev, greedily (model soups): from
+    the best model on, each is added only where MRR@10 does not fall, so the result is never worse there than
+    the best one. The table says what was kept and why; OUT/merge.json too.
+    """
+    from embedforge.data.readers import require_file
+    from embedforge.model.folder import require_model
+
+    for name in models:  # before torch is imported: a mistake in it shows at once
+        require_model(name)
+    for file in dev or ():
+        require_file(Path(file))
+    from embedforge.train.merge import merge as run
+    from embedforge.train.merge import print_parts
+
+    shares = () if weights is None else _numbers("--weights", weights)
+    parts = run(models, out, how=how, weights=shares, dev=dev or (), device=device)  # type: ignore[arg-type]
+    print_parts(parts)
+    typer.echo(f"The model is in {out}")
+
+
 def _pairs(items: list[str]) -> dict[str, str]:
     pairs = {}
     for item in items:
@@ -149,3 +242,16 @@ def _pairs(items: list[str]) -> dict[str, str]:
             raise EmbedforgeError(f"--instruction takes TASK=TEXT, got '{item}'")
         pairs[key] = value
     return pairs
+
+
+def _layers(text: str) -> int | list[int]:
+    """Read 6 or 0,1,2,5."""
+    numbers = [int(number) for number in _numbers("--layers", text)]
+    return numbers if "," in text else numbers[0]
+
+
+def _numbers(option: str, text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise EmbedforgeError(f"{option} takes numbers with commas between them, got '{text}'") from None

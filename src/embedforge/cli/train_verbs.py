@@ -164,9 +164,10 @@ def train(
 
     chosen = load_recipe(recipe, set_ or ())  # before torch is imported: a mistake in it shows at once
     folder = source_folder(recipe, data)
-    for stage in chosen.stages:
-        for source in stage.mix.sources:
-            require_source(source, folder)
+    prune = chosen.model.prune
+    pruned_to = prune.vocabulary.texts if prune is not None and prune.vocabulary is not None else ()
+    for source in (*pruned_to, *(source for stage in chosen.stages for source in stage.mix.sources)):
+        require_source(source, folder)
     from embedforge.mine.refresh import refresh_stage
     from embedforge.runtime import is_first_rank, under_torchrun
     from embedforge.train.run import Interrupted

@@ -87,7 +87,7 @@ def carry_mark(source: Path | None, target: Path) -> None:
             write_mark(target.parent, beside.model_copy(update={"files": others}))
         return
     if beside is not None and others:
-        mark = Mark(tasks=_common([mark, beside]))
+        mark = common_mark([mark, beside])
     files = {**others, target.name: file_hash(target)}
     write_mark(target.parent, mark.model_copy(update={"files": files}))
 
@@ -107,7 +107,19 @@ def training_mark(sources: Sequence[Path | None]) -> Mark:
     """
     marks = [None if path is None else read_mark(path) for path in sources]
     known = [mark for mark in marks if mark is not None]
-    return Mark(tasks=_common(known) if known and len(known) == len(marks) else {})
+    return common_mark(known) if known and len(known) == len(marks) else Mark(tasks={})
+
+
+def common_mark(marks: Sequence[Mark]) -> Mark:
+    """Return the tasks of the first mark that all the others have, with the same data."""
+    first, *others = marks
+    return Mark(
+        tasks={
+            name: task
+            for name, task in first.tasks.items()
+            if all(name in mark.tasks and mark.tasks[name].fingerprint == task.fingerprint for mark in others)
+        }
+    )
 
 
 def undecontaminated(
@@ -138,13 +150,3 @@ def file_hash(path: Path) -> str:
 def _mark_of_folder(folder: Path) -> Mark | None:
     path = folder / FILE_NAME
     return Mark.model_validate(read_object(path)) if path.is_file() else None
-
-
-def _common(marks: Sequence[Mark]) -> dict[str, CheckedTask]:
-    """The tasks of the first mark that all the others have, with the same data."""
-    first, *others = marks
-    return {
-        name: task
-        for name, task in first.tasks.items()
-        if all(name in mark.tasks and mark.tasks[name].fingerprint == task.fingerprint for mark in others)
-    }

@@ -69,11 +69,12 @@ from embedforge.recipe import Recipe, parse_recipe
 from embedforge.report.page import write_report
 from embedforge.run_folder import PHASES, Phases, claim, facts, next_steps
 from embedforge.runtime import keep_freed_memory, pick_device, release_freed_memory
+from embedforge.train.prune import vocabulary_examples, with_pruned_base
 from embedforge.train.run import Interrupted, train
 from embedforge.train.stages import prepare_model
 
 PLAN, REPORT = "prove.json", "report.json"
-OURS = (PLAN, PHASES, "data", "vectors", "run", "index", "report.html", REPORT)
+OURS = (PLAN, PHASES, "base", "data", "vectors", "run", "index", "report.html", REPORT)
 PAIRS_NEEDED = 50
 OVERRUN = 1.2
 """A run that takes this many times what was asked says where the time went."""
@@ -226,6 +227,8 @@ class _Run:
                 device=self.device,
                 console=self.console,
             )
+            texts_to_keep = vocabulary_examples(recipe, Path(asked["recipe"] or "").parent)
+            recipe = with_pruned_base(recipe, self.out, texts_to_keep)
             self.plan["recipe"] = recipe.model_dump(mode="json")  # written once the folder could be read
         with progress_bar(self.console) as bar:
             task = add_row(bar, "reading")

@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from embedforge.recipe.base import Kinds, PositiveInt, Section
+from embedforge.recipe.prune import Prune
 
 
 class Lora(Section):
@@ -108,5 +109,7 @@ class Model(Section):
     """Accept a decoder some of whose layers stay causal (convolution, linear attention)."""
     attention_implementation: Literal["sdpa", "eager", "flash_attention_2", "auto"] = "auto"
     trust_remote_code: bool = False
+    prune: Prune | None = None
+    """Layers and tokens to cut off the base before anything is trained."""
     pooling: Pooling = Mean()
     adapter: Lora | None = None

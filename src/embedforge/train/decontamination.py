@@ -16,6 +16,8 @@ from embedforge.data.marks import Mark, read_mark, training_mark
 from embedforge.files import read_object
 from embedforge.recipe import Recipe, Source
 
+MERGED = "merge.json"
+"""In the folder of a merged model: what it was made of."""
 _NAMED = 5
 """Sources that a warning names; of the others it says how many they are."""
 
@@ -62,7 +64,9 @@ def _sources_of_pairs(recipe: Recipe) -> Iterator[Source]:
 
 
 def _learned_from_pairs(base: Path) -> bool:
-    """Say whether a base is a model of embedforge whose recipe has a source of pairs."""
+    """Say whether a base is a model of embedforge that learned from pairs, or is merged of such."""
+    if (base / MERGED).is_file():
+        return True
     if not (base / "recipe.json").is_file():
         return False
     stages: list[dict[str, Any]] = read_object(base / "recipe.json").get("stages", [])

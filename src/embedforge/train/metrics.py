@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from transformers import TrainerCallback
 from typing_extensions import override
 
@@ -63,7 +64,7 @@ def held_out_retrieval(
     scores = queries @ documents.T
     ranks = np.array(
         [
-            1 + (row > row[[pool[text] for text in example.positives]].max()).sum()
+            _rank(row, [pool[text] for text in example.positives])
             for row, example in zip(scores, examples, strict=True)
         ]
     )
@@ -71,3 +72,12 @@ def held_out_retrieval(
         "eval_mrr@10": float(np.where(ranks <= 10, 1 / ranks, 0).mean()),
         "eval_recall@10": float((ranks <= 10).mean()),
     }
+
+
+def _rank(scores: npt.NDArray[np.float32], positives: Sequence[int]) -> int:
+    """Return the rank, from 1, of the best positive; other documents with its score come before it.
+
+    Otherwise a model that gives all texts one vector would answer every query.
+    """
+    others = np.delete(scores, positives)
+    return 1 + int((others >= scores[positives].max()).sum())

@@ -3,6 +3,7 @@
 out/recipe.json          the resolved recipe, with versions, machine and data fingerprints
 out/log.jsonl            every logged figure, by stage and step
 out/phases.json          seconds of each stage, over all starts
+out/base/                the pruned base, if the recipe prunes it
 out/stages/1-NAME/       checkpoints while the stage runs; `done.safetensors` when it is finished
 out/model/               the result: a sentence-transformers folder + recipe.json + contract.json +
                          decontaminated.json, the tasks that its training data was checked against
@@ -26,7 +27,7 @@ from transformers.training_args import ParallelMode
 
 from embedforge.data.example import Example
 from embedforge.data.marks import FILE_NAME, Mark, write_mark
-from embedforge.data.mixture import Mixture
+from embedforge.data.mixture import Mixture, fingerprint
 from embedforge.errors import EmbedforgeError, did_you_mean
 from embedforge.files import read_json, write_json
 from embedforge.model.adapter import merge_lora
@@ -52,6 +53,7 @@ from embedforge.train.mixtures import (
 )
 from embedforge.train.pace import Pace, steps_taken
 from embedforge.train.progress import BarCallback, InterruptCallback, JsonLogCallback, PhasesCallback
+from embedforge.train.prune import vocabulary_examples, with_pruned_base
 from embedforge.train.sharding import check_fsdp, check_sharded_stages
 from embedforge.train.stages import begin_stage, check_batch, model_after, prepare_model, work_of
 from embedforge.train.trainer import StageTrainer
@@ -122,7 +124,10 @@ def train(
         raise EmbedforgeError("seconds: stages end by the clock on one rank only; leave them out")
     mixtures = {stage.name: read_mixture(stage, recipe.seed, source_folder) for stage in recipe.stages}
     held_out = read_held_out(recipe, source_folder, held_out)
-    _claim_folder(out, recipe, {name: mixture.fingerprint for name, mixture in mixtures.items()}, resume)
+    fingerprints = {name: mixture.fingerprint for name, mixture in mixtures.items()}
+    if vocabulary := vocabulary_examples(recipe, source_folder):
+        fingerprints["model.prune.vocabulary"] = fingerprint(vocabulary)
+    _claim_folder(out, recipe, fingerprints, resume)
     mark = mark_of_training(recipe, source_folder) if is_first_rank() else None
     if resume and finished.exists():
         _leave_mark(finished, mark)
@@ -133,6 +138,7 @@ def train(
         unchecked = None if own_test else unchecked_sources(recipe, source_folder)
         for warning in filter(None, (instruction, unchecked)):
             logger.warning(warning)
+    as_asked, recipe = recipe, with_pruned_base(recipe, out, vocabulary)
     model = prepare_model(recipe, device)
     phases = Phases(out if is_first_rank() else None)
     for number, stage in enumerate(recipe.stages):
@@ -151,7 +157,7 @@ def train(
         if recipe.training.fsdp:  # The stage has left its model in shards.
             done = [stage_folder(out, recipe, earlier) / DONE for earlier in range(number + 1)]
             model = model_after(recipe, done, device)
-    finish(model, _as_taken(recipe, out), finished)
+    finish(model, _as_taken(as_asked, out), finished)
     _leave_mark(finished, mark)
     return finished
 

@@ -31,8 +31,16 @@ def prepare_model(recipe: Recipe, device: str | None = None) -> EmbeddingModel:
     """Build the model a recipe describes, with its adapter, in its precision, on the device.
 
     For FSDP it stays on the CPU: it moves to the GPU in shards, where it need not fit as a whole.
+
+    Raises:
+        EmbedforgeError: see `build`; or the recipe's base is still to be pruned.
     """
     spec = recipe.model
+    if spec.prune is not None:
+        raise EmbedforgeError(
+            f"the recipe '{recipe.name}' prunes its base, and the pruned one lies in the run's folder: give "
+            "the recipe that with_pruned_base of embedforge.train.prune returns"
+        )
     model = build(
         base=spec.base,
         contract=recipe.contract,
