@@ -22,8 +22,8 @@ def parameter_groups(
     """Return the trainable parameters of `model` as up to four groups for an optimizer.
 
     What stands behind the decoder (pooling block, linear maps) has its own learning rate. Vectors and
-    scalars, that is biases and the weights of norms, are not decayed; every matrix is, the latent array of latent
-    attention included, which is what transformers' Trainer does by default.
+    scalars, that is biases and the weights of norms, are not decayed; every matrix is, the latent array of
+    latent attention included, which is what transformers' Trainer does by default.
 
     Raises:
         EmbedforgeError: no parameter is trainable.

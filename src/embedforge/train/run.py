@@ -122,8 +122,8 @@ def train(
     check_fsdp(recipe.training.fsdp, device)
     check_sharded_stages(recipe)
     _check_refresh(recipe, refresh)
-    check_teachers(recipe, teachers)
     teaching = Teaching(teachers, out / "teachers", source_folder, device, quiet)
+    check_teachers(recipe, teaching)
     if seconds and world_size() > 1:
         raise EmbedforgeError("seconds: stages end by the clock on one rank only; leave them out")
     mixtures = {stage.name: read_mixture(stage, recipe.seed, source_folder) for stage in recipe.stages}

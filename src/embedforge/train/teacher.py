@@ -72,19 +72,28 @@ class Teaching:
     device: str | None = None
     quiet: bool = True
 
+    def file_of(self, teacher: Teacher) -> Path:
+        """Return the file of a teacher whose vectors are in one."""
+        return Path(self.source_folder or "", teacher.model.removeprefix(FILE_PREFIX))
 
-def check_teachers(recipe: Recipe, opener: OpenTeacher | None) -> None:
+
+def check_teachers(recipe: Recipe, teaching: Teaching) -> None:
     """Refuse distillation that could not be begun.
 
     Raises:
-        EmbedforgeError: a teacher and nothing to open it with, or a sharded model.
+        EmbedforgeError: a teacher and nothing to open it with, no such file, or a sharded model.
     """
     for stage in recipe.stages:
         distill = distillation_of(stage.objective)
         if distill is None:
             continue
         models = [one.model for one in distill.teacher if not one.model.startswith(FILE_PREFIX)]
-        if models and opener is None:
+        for one in distill.teacher:
+            if one.model.startswith(FILE_PREFIX) and not teaching.file_of(one).is_file():
+                raise EmbedforgeError(
+                    f"stage '{stage.name}', teacher '{one.model}': there is no file {teaching.file_of(one)}"
+                )
+        if models and teaching.open is None:
             raise EmbedforgeError(
                 f"stage '{stage.name}' has the teacher '{models[0]}', and nothing to open it with was given: "
                 "pass teachers=open_teacher, from embedforge.mine.teachers, to train(), as `embedforge "
@@ -166,7 +175,7 @@ def _filled(
 ) -> VectorCache:
     """Return a teacher's cache with all that the stage needs."""
     if settings.model.startswith(FILE_PREFIX):
-        path = Path(teaching.source_folder or "", settings.model.removeprefix(FILE_PREFIX))
+        path = teaching.file_of(settings)
         cache = VectorCache.of(root, {"file": hashlib.blake2b(_content(path), digest_size=16).hexdigest()})
         copy_vectors(path, cache, questions())
         return cache
@@ -272,8 +281,6 @@ def _vector_of(record: Record) -> Floats:
 
 
 def _content(path: Path) -> Any:
-    if not path.is_file():
-        raise EmbedforgeError(f"teacher {FILE_PREFIX}{path}: there is no such file")
     return np.memmap(path, dtype=np.uint8, mode="r").data if path.stat().st_size else b""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -19,7 +20,14 @@ from embedforge.model.encoder import EmbeddingModel
 from embedforge.model.projection import empty_map
 from embedforge.objectives.distill import Ridge
 from embedforge.recipe import Recipe, Stage
-from embedforge.recipe.terms import Distill, Matryoshka, distillation_of, parts_of
+from embedforge.recipe.terms import (
+    Distill,
+    Matryoshka,
+    Sum,
+    distillation_of,
+    parts_of,
+    vector_terms,
+)
 from embedforge.runtime import bfloat16_autocast
 from embedforge.text.batching import micro_batches
 from embedforge.text.render import Rendered
@@ -27,7 +35,7 @@ from embedforge.train.batches import render_step
 from embedforge.train.contrastive import ContrastiveWork
 from embedforge.train.teacher import Question, Targets, Teaching, targets_of
 from embedforge.train.term_losses import Rows, TermVectors, term_losses
-from embedforge.train.work import mix_seeds
+from embedforge.train.work import StepFigures, mix_seeds
 
 MAP = 1 << 42
 """Beside a stage's seed, what sets the first weights of its map apart from its steps."""
@@ -64,6 +72,7 @@ class TermsWork(ContrastiveWork):
         self.distill = distillation_of(stage.objective)
         self.texts_alone = [source_name(source) for source in stage.mix.sources if source.texts_alone]
         self.targets: Targets | None = None
+        self.by_term: dict[str, float] = {}
 
     @override
     def prepare(self, teaching: Teaching, folder: Path, resuming: bool) -> None:
@@ -87,6 +96,10 @@ class TermsWork(ContrastiveWork):
                     f"stage '{self.stage.name}': matryoshka has dims {list(part.dims)}, and a whole vector "
                     f"is {self.model.dim} long: name shorter ones"
                 )
+
+    @override
+    def step(self, model: nn.Module, number: int) -> StepFigures:
+        return replace(super().step(model, number), terms=self.by_term)
 
     @override
     def finish(self) -> None:
@@ -125,11 +138,20 @@ class TermsWork(ContrastiveWork):
                 targets=targets,
                 has_target=has_target,
             )
-            losses = term_losses(self.stage.objective, vectors)
+            losses = self._added_up(vectors)
             per_query.copy_(losses.detach())
             return losses.mean()
 
         return loss
+
+    def _added_up(self, vectors: TermVectors) -> Tensor:
+        """Return each query's loss, [Q]; notes the mean of each term of a sum."""
+        objective = self.stage.objective
+        if not isinstance(objective, Sum):
+            return term_losses(objective, vectors)
+        by_term = [(term, term_losses(term, vectors)) for term in vector_terms(objective)]
+        self.by_term = {term.kind: float(losses.detach().mean()) for term, losses in by_term}
+        return torch.stack([term.weight * losses for term, losses in by_term]).sum(dim=0)
 
     def _asked(self, step: Step, rows: Rows) -> list[Question | None]:
         """Return what the teacher is asked for each kept text, None where the text has no target."""

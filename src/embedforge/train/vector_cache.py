@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,8 @@ class VectorCache:
             for path, array in ((self._vectors, half), (self._keys, np.array(keys, dtype=np.uint64))):
                 with path.open("ab") as file:
                     file.write(array.tobytes())
+                    file.flush()
+                    os.fsync(file.fileno())  # A key on the disk means that its vector is there too.
         except OSError as error:
             raise EmbedforgeError(
                 f"{self.folder}: the teacher's vectors could not be written ({error.strerror}); free some "

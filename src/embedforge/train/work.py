@@ -7,9 +7,9 @@ everything else is the same for all objectives.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +64,8 @@ class StepFigures:
     """Real tokens of this rank."""
     padded_tokens: int
     """Tokens it computed, padding included."""
+    terms: Mapping[str, float] = field(default_factory=dict)
+    """Of a sum: the mean loss of each term by its kind, without its weight."""
 
 
 class Work(ABC):
