@@ -190,21 +190,15 @@ SUM = {
 
 
 def work_for(
-    base: Path,
-    teacher: Path,
-    data: Path,
-    folder: Path,
-    objective: dict[str, Any],
-    tokens: int,
-    projection: str,
+    base: Path, teacher: Path, data: Path, folder: Path, objective: dict[str, Any], projection: str
 ) -> TermsWork:
-    """A stage of a sum, in float64, on the same first weights for any micro-batch."""
+    """A stage of a sum, ready for its steps."""
     terms = [
         term | ({"teacher": str(teacher), "projection": projection} if term["kind"] == "distill" else {})
         for term in objective["terms"]
     ]
     stage = {"name": "sum", **COMMON, "negatives": 1, "objective": {**objective, "terms": terms}}
-    stage |= {"mix": {"sources": [{"path": str(data)}]}, "tokens_per_micro_batch": tokens}
+    stage |= {"mix": {"sources": [{"path": str(data)}]}, "tokens_per_micro_batch": 100_000}
     recipe = recipe_of(base, stage)
     model = prepare_model(recipe, "cpu")
     work = work_of(
@@ -223,9 +217,9 @@ def test_the_gradient_of_a_sum_is_the_same_for_every_micro_batch(
 ) -> None:
     pairs = tmp_path / "pairs.jsonl"
     write_pairs(pairs)
-    found = []
+    found, work = [], work_for(tiny_base, teacher, pairs, tmp_path, SUM, projection)
     for tokens in (100_000, 200, 40, 1):
-        work = work_for(tiny_base, teacher, pairs, tmp_path, SUM, tokens, projection)
+        work.tokens_per_micro_batch = tokens
         found.append(gradients(work))
     whole = found[0]
     assert any("head" in name or "projection" in name for name in whole)

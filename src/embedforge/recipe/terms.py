@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 FILE_PREFIX = "file:"
 """Of a teacher whose vectors are in a file."""
 Term = Annotated[Objective, WithJsonSchema({"type": "object", "description": "An objective on vectors."})]
-"""Its own JSON schema would hold itself without end."""
+"""Its own JSON schema would hold itself without end; `recipe.schema` puts the kinds in its place."""
 Share = Annotated[float, Field(ge=0)]
 
 
@@ -129,7 +129,7 @@ class Distill(VectorObjective):
     @property
     def label(self) -> str:
         """What `show` says of it."""
-        losses = [] if self.loss == "none" else [self.loss]
+        losses: list[str] = [] if self.loss == "none" else [self.loss]
         if self.relational:
             losses.append(f"{self.relational:g} relational {self.relational_loss}")
         kept = {"keep": "map kept", "drop": "map dropped", "none": "no map"}[self.projection]

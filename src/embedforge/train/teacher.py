@@ -274,7 +274,7 @@ def _vector_of(record: Record) -> Floats:
     try:
         vector = np.asarray(given, dtype=np.float32)
     except (TypeError, ValueError):
-        vector = np.empty(0)
+        vector = np.empty(0, dtype=np.float32)
     if vector.ndim != 1 or not vector.size or not np.isfinite(vector).all():
         raise record.error(f"'vector' must be a list of finite numbers, found {given!r:.60}")
     return _unit(vector[None])[0]
