@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +27,7 @@ from embedforge.train.stages import prepare_model, work_of
 from embedforge.train.teacher import Teaching
 from embedforge.train.terms import TermsWork
 from stages_for_tests import COMMON, alone, crash_in, gradients, recipe_of
-from training_for_tests import WORDS, assert_same_weights, logged, write_pairs
+from training_for_tests import WORDS, assert_same_weights, logged, weights, write_pairs
 
 
 def sentences(count: int, seed: int) -> list[str]:
@@ -304,3 +307,37 @@ def test_a_map_of_another_width_is_not_overwritten(
     recipe = recipe_of(tmp_path / "base", distil(texts, teacher))
     with pytest.raises(EmbedforgeError, match="7 numbers with the map that it has, the teacher's 24"):
         run(recipe, tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_two_ranks_train_the_model_that_one_does(tiny_base: Path, teacher: Path, tmp_path: Path) -> None:
+    """The first rank asks the teacher, the other waits; both have the map of one."""
+    write_pairs(tmp_path / "pairs.jsonl")
+    terms = [{"kind": "contrastive"}, {"kind": "distill", "teacher": str(teacher), "projection": "drop"}]
+    stage = {"name": "sum", **COMMON, "negatives": 1, "objective": {"kind": "sum", "terms": terms}}
+    recipe = recipe_of(tiny_base, stage | {"mix": {"sources": [{"path": str(tmp_path / "pairs.jsonl")}]}})
+    whole = run(recipe, tmp_path / "one")
+    (tmp_path / "recipe.json").write_text(recipe.model_dump_json())
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
+    command = [
+        "-m",
+        "embedforge",
+        "train",
+        tmp_path / "recipe.json",
+        "--out",
+        tmp_path / "two",
+        "--device",
+        "cpu",
+    ]
+    done = subprocess.run(
+        [*launcher, *map(str, command)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, two = weights(whole), weights(tmp_path / "two" / "model")
+    assert one.keys() == two.keys()
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=2e-4, msg=name)
