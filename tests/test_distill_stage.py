@@ -255,6 +255,19 @@ def test_pairs_texts_and_instructions_reach_the_teacher_as_it_should_see_them(
     assert not any("alone" in one.text or "again" in one.text for one in work.questions())
 
 
+def test_each_term_of_a_sum_is_logged_within_matryoshka_too(
+    tiny_base: Path, teacher: Path, tmp_path: Path
+) -> None:
+    write_pairs(tmp_path / "pairs.jsonl")
+    terms = [{"kind": "contrastive"}, {"kind": "distill", "teacher": str(teacher), "weight": 3.0}]
+    objective = {"kind": "matryoshka", "dims": [8], "objective": {"kind": "sum", "terms": terms}}
+    stage = {"name": "sum", **COMMON, "negatives": 1, "objective": objective}
+    recipe = recipe_of(tiny_base, stage | {"mix": {"sources": [{"path": str(tmp_path / "pairs.jsonl")}]}})
+    run(recipe, tmp_path / "run")
+    for kind in ("contrastive", "distill"):
+        assert len(logged(tmp_path / "run", f"term/{kind}")) == COMMON["steps"]
+
+
 def test_the_loss_falls_and_is_logged(tiny_base: Path, teacher: Path, texts: Path, tmp_path: Path) -> None:
     stage = distil(texts, teacher, ridge_texts=0) | {"steps": 20}
     run(recipe_of(tiny_base, stage), tmp_path / "run")

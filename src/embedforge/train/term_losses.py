@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import singledispatch
 
@@ -75,6 +75,8 @@ class TermVectors:
     """bool [U]"""
     dims: int | None = None
     """The beginning of the targets that `own` is compared with, where it has been cut."""
+    note: Callable[[str, float], None] = lambda kind, loss: None
+    """Told the mean loss of each term of a sum, by its kind, of whole vectors."""
 
 
 @singledispatch
@@ -108,9 +110,13 @@ def _(objective: PairObjective, step: TermVectors) -> Tensor:
 
 @term_losses.register
 def _(objective: Sum, step: TermVectors) -> Tensor:
-    return torch.stack(
-        [term.weight * term_losses(term, step) for term in vector_terms(objective)], dim=0
-    ).sum(dim=0)
+    total = torch.zeros(len(step.step.positive), dtype=step.own.dtype, device=step.own.device)
+    for term in vector_terms(objective):
+        losses = term_losses(term, step)
+        if step.dims is None:
+            step.note(term.kind, float(losses.detach().mean()))
+        total = total + term.weight * losses
+    return total
 
 
 @term_losses.register

@@ -20,14 +20,7 @@ from embedforge.model.encoder import EmbeddingModel
 from embedforge.model.projection import empty_map
 from embedforge.objectives.distill import Ridge
 from embedforge.recipe import Recipe, Stage
-from embedforge.recipe.terms import (
-    Distill,
-    Matryoshka,
-    Sum,
-    distillation_of,
-    parts_of,
-    vector_terms,
-)
+from embedforge.recipe.terms import Distill, Matryoshka, distillation_of, parts_of
 from embedforge.runtime import bfloat16_autocast
 from embedforge.text.batching import micro_batches
 from embedforge.text.render import Rendered
@@ -99,7 +92,7 @@ class TermsWork(ContrastiveWork):
 
     @override
     def step(self, model: nn.Module, number: int) -> StepFigures:
-        return replace(super().step(model, number), terms=self.by_term)
+        return replace(super().step(model, number), terms=dict(self.by_term))
 
     @override
     def finish(self) -> None:
@@ -137,21 +130,13 @@ class TermsWork(ContrastiveWork):
                 mapped=mapped if mapped.shape[1] else None,
                 targets=targets,
                 has_target=has_target,
+                note=self.by_term.__setitem__,
             )
-            losses = self._added_up(vectors)
+            losses = term_losses(self.stage.objective, vectors)
             per_query.copy_(losses.detach())
             return losses.mean()
 
         return loss
-
-    def _added_up(self, vectors: TermVectors) -> Tensor:
-        """Return each query's loss, [Q]; notes the mean of each term of a sum."""
-        objective = self.stage.objective
-        if not isinstance(objective, Sum):
-            return term_losses(objective, vectors)
-        by_term = [(term, term_losses(term, vectors)) for term in vector_terms(objective)]
-        self.by_term = {term.kind: float(losses.detach().mean()) for term, losses in by_term}
-        return torch.stack([term.weight * losses for term, losses in by_term]).sum(dim=0)
 
     def _asked(self, step: Step, rows: Rows) -> list[Question | None]:
         """Return what the teacher is asked for each kept text, None where the text has no target."""
