@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from torch.nn.functional import normalize
 
 from embedforge.data.example import Example
@@ -17,7 +18,7 @@ from embedforge.errors import EmbedforgeError
 from embedforge.objectives.contrastive import info_nce
 from embedforge.objectives.distill import relational_losses, target_losses
 from embedforge.objectives.spread_out import spread_out
-from embedforge.recipe import Stage, parse_recipe
+from embedforge.recipe import Stage, load_recipe, parse_recipe
 from embedforge.train.contrastive import step_candidates
 from embedforge.train.term_losses import Rows, TermVectors, strangers, term_losses
 from embedforge.train.terms import TermsWork
@@ -195,6 +196,16 @@ def test_a_resolved_recipe_reads_back() -> None:
     assert parse_recipe({"name": "r", "stages": [values]}, "test").stages[0] == stage
     assert "0.5" in stage.objective.describe(stage, 64)
     assert "distill from a and b" in stage.objective.describe(stage, 64)
+
+
+def test_a_term_is_set_by_its_kind(tmp_path: Path) -> None:
+    objective = {"kind": "sum", "terms": [{"kind": "contrastive"}, {"kind": "distill", "teacher": "t"}]}
+    values = {"name": "r", "stages": [{"name": "s", "steps": 3, "objective": objective}]}
+    values["stages"][0]["mix"] = {"sources": [{"path": "pairs.jsonl"}]}
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(values))
+    changes = ["stages.s.objective.terms.distill.weight=2", "stages.s.objective.terms.0.temperature=0.1"]
+    terms = load_recipe(str(tmp_path / "r.yaml"), changes).stages[0].objective.terms
+    assert (terms[1].weight, terms[0].temperature) == (2, 0.1)
 
 
 def test_lengths_of_matryoshka_are_shorter_than_the_vectors(tiny_model: Any, tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ class Stage(Section):
     document_max_tokens: PositiveInt | None = None
     learning_rate: Annotated[float, Field(gt=0)] = 2e-5
     pooling_learning_rate: Annotated[float, Field(gt=0)] | None = None
-    """Learning rate of the pooling block; the stage's own when absent."""
+    """Learning rate of the pooling block and a map after it; the stage's own when absent."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup_steps: Annotated[int, Field(ge=0)] = 50
     weight_decay: Annotated[float, Field(ge=0)] = 0.03
