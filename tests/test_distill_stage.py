@@ -228,8 +228,9 @@ def test_the_gradient_of_a_sum_is_the_same_for_every_micro_batch(
     assert any("head" in name or "projection" in name for name in whole)
     for other in found[1:]:
         assert other.keys() == whole.keys()
-        for name in whole:
-            torch.testing.assert_close(other[name], whole[name], rtol=2e-3, atol=2e-6, msg=name)
+        for name in whole:  # in float32, where a small element may be all rounding
+            apart = float((other[name] - whole[name]).norm() / whole[name].norm())
+            assert apart < 1e-4, (name, apart)
 
 
 def test_pairs_texts_and_instructions_reach_the_teacher_as_it_should_see_them(

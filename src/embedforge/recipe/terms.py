@@ -71,7 +71,7 @@ class Distill(VectorObjective):
     """The linear map from the student to the teacher: saved with the model, of this stage only, or none."""
     ridge_texts: Annotated[int, Field(ge=0)] = 4096
     """The map's first weights are the ridge regression on so many texts of the stage; random when 0."""
-    ridge_lambda: Annotated[float, Field(gt=0)] = 0.01
+    ridge_lambda: Annotated[float, Field(gt=0)] = 0.03
     """Of that regression, as a share of the mean variance of the student's numbers."""
     instructions: Mapping[str, str] = {}
     """By source: the instruction that the teacher gets, in place of the text's own."""
