@@ -17,7 +17,7 @@ from embedforge.recipe import Recipe, parse_recipe
 from embedforge.train.mixtures import read_mixture
 from embedforge.train.stages import prepare_model, work_of
 from embedforge.train.trainer import StageTrainer
-from embedforge.train.work import Place, Work
+from embedforge.train.work import StageContext, Work
 from training_for_tests import WORDS
 
 COMMON = {"steps": 4, "batch_queries": 6, "learning_rate": 3e-3, "warmup_steps": 1}
@@ -78,9 +78,9 @@ def recipe_of(
     return parse_recipe({**values, **changes}, "test")
 
 
-def alone() -> Place:
+def alone() -> StageContext:
     """The only rank, on the CPU."""
-    return Place(
+    return StageContext(
         device=torch.device("cpu"),
         rank=0,
         world=1,

@@ -25,6 +25,7 @@ VERBS = {
     "adapt": ("from their text alone", "LLM2Vec", "--minutes", "again to resume after Ctrl-C"),
     "train": ("sentence-transformers", "--set", "stages.retrieval.steps=100", "--resume"),
     "recipe": ("list", "copy one to edit", "Start with: embedforge recipe list"),
+    "base": ("list", "any other base is a folder or a hub id"),
     "show": ("row counts", "--schema", "--json"),
     "synthesize": ("nothing is paid twice", "OpenAI-compatible", "--corpus", "--max-cost", "the paper's 93"),
     "curate": ("What is dropped, and why", "--against", "catalog:NAME", "E5's filter"),

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from datasets_for_tests import TOPICS, sentence, write_jsonl
-from embedforge.curate.decontaminate import Evaluation, Settings, decontaminate
+from embedforge.curate.decontaminate import DecontaminationSettings, Evaluation, decontaminate
 from embedforge.curate.evaluation_texts import EvaluationTask, find_evaluation_tasks, mteb_task
 from embedforge.data.example import Example
 from embedforge.data.marks import (
@@ -71,8 +71,8 @@ def test_a_shared_run_of_words_counts_from_the_asked_length_on() -> None:
     (dropped,) = decontaminate([inside, shorter], Evaluation([task(LONG)])).dropped
     assert dropped.example is inside
     assert dropped.detail == "'" + " ".join(words[2:15]) + "'"
-    assert len(reasons([inside, shorter], Evaluation([task(LONG)], Settings(ngram=12)))) == 2
-    assert reasons([inside, shorter], Evaluation([task(LONG)], Settings(ngram=0))) == []
+    assert len(reasons([inside, shorter], Evaluation([task(LONG)], DecontaminationSettings(ngram=12)))) == 2
+    assert reasons([inside, shorter], Evaluation([task(LONG)], DecontaminationSettings(ngram=0))) == []
 
 
 def test_chinese_is_compared_by_characters() -> None:
@@ -90,7 +90,7 @@ def test_bm25_finds_paraphrases_with_the_same_rare_words() -> None:
         Example("golden bridge " + LONG, ("a",)),
         Example("?", ("who built the golden bridge of all",)),
     ]
-    evaluation = Evaluation([task(*queries)], Settings(bm25=0.8))
+    evaluation = Evaluation([task(*queries)], DecontaminationSettings(bm25=0.8))
     (dropped,) = decontaminate(rows, evaluation).dropped
     assert dropped.example is rows[0]  # the third holds much else; documents are not compared by BM25
     assert dropped.detail == "1.00 of 'who built the golden bridge'"
@@ -98,7 +98,7 @@ def test_bm25_finds_paraphrases_with_the_same_rare_words() -> None:
 
 def test_a_text_is_as_similar_to_itself_as_can_be() -> None:
     queries = [sentence(topic, i) for topic in TOPICS for i in range(8)]
-    similar = Evaluation([task(*queries)], Settings(bm25=0.5))._similar
+    similar = Evaluation([task(*queries)], DecontaminationSettings(bm25=0.5))._similar
     for query in queries:
         share, found, _ = similar.find(query)
         assert share == pytest.approx(1, abs=1e-5)
@@ -121,7 +121,7 @@ def test_bm25_finds_what_the_formula_says() -> None:
 
     asked = [*texts, "nothing of this", *(text.rpartition(" ")[0].rpartition(" ")[0] for text in texts)]
     for threshold in (0.5, 0.7, 0.9):
-        evaluation = Evaluation([task(*texts)], Settings(bm25=threshold, ngram=0))
+        evaluation = Evaluation([task(*texts)], DecontaminationSettings(bm25=threshold, ngram=0))
         for text in asked:
             own = words(text)
             share = max(score(own, e) / max(score(own, own), score(e, e)) for e in queries)
@@ -133,7 +133,9 @@ def test_documents_count_only_when_asked_for() -> None:
     tasks = [task("q", documents=("a shared passage",))]
     rows = [Example("train", ("a shared passage",))]
     assert reasons(rows, Evaluation(tasks)) == []
-    assert reasons(rows, Evaluation(tasks, Settings(documents="all"))) == ["equals a text of t"]
+    assert reasons(rows, Evaluation(tasks, DecontaminationSettings(documents="all"))) == [
+        "equals a text of t"
+    ]
 
 
 # --- tasks -----------------------------------------------------------------------------------------

@@ -11,13 +11,13 @@ import pytest
 from documents_for_tests import page, paragraph
 from embedforge.documents import read_folder
 from embedforge.documents import readers as readers_module
-from embedforge.documents.document import Document
+from embedforge.documents.document import ParsedFile
 from embedforge.documents.find_files import PassedOver
 from embedforge.documents.readers import read_document, suffix_of
 from embedforge.errors import EmbedforgeError
 
 
-def read(folder: Path, name: str, content: str | bytes) -> Document:
+def read(folder: Path, name: str, content: str | bytes) -> ParsedFile:
     (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
     return read_document(folder, name, 1_000_000, Counter())
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedforge.documents.chunks import chunks
-from embedforge.documents.document import Chunk, Document, Section
+from embedforge.documents.document import Chunk, ParsedFile, Section
 from embedforge.documents.find_files import PassedOver
 from embedforge.documents.headings import prose_document
 from embedforge.documents.html_text import html_document
@@ -82,7 +82,7 @@ def test_no_text_is_lost_and_none_is_there_twice(pieces, separator, characters, 
 )
 def test_no_code_is_lost(lines):
     text = "\n".join(lines)
-    document = Document("a.py", text, "code", (Section((), 0, 0, len(text)),), first_line=1)
+    document = ParsedFile("a.py", text, "code", (Section((), 0, 0, len(text)),), first_line=1)
     assert visible("".join(chunk.text for chunk in chunks(document, 200))) == visible(text)
 
 
@@ -123,7 +123,7 @@ def test_one_giant_line_is_cut_at_sentences_then_words_then_anywhere():
 def test_code_is_cut_where_definitions_begin():
     functions = [f"def f{n}(x):\n    y = x + {n}\n\n    return y * {n}" for n in range(30)]
     text = "\n\n\n".join(functions)
-    document = Document("a.py", text, "code", (Section((), 0, 0, len(text)),), first_line=1)
+    document = ParsedFile("a.py", text, "code", (Section((), 0, 0, len(text)),), first_line=1)
     assert all(chunk.text.startswith("def f") for chunk in chunks(document, 300))
 
 

@@ -88,7 +88,7 @@ def test_every_prediction_of_a_step_counts_the_same(tiny_base: Path, texts: Path
     figures = work.step(work.module, 0)
     losses = work.module(**inputs[0])
     torch.testing.assert_close(figures.loss, losses.mean().detach().double())
-    rows = inputs[0]["places"] // inputs[0]["input_ids"].shape[1]
+    rows = inputs[0]["positions"] // inputs[0]["input_ids"].shape[1]
     counts = torch.bincount(rows)
     assert len(set(counts.tolist())) > 1
     expected = torch.stack([losses[rows == row].mean() for row in range(6)])

@@ -25,7 +25,7 @@ from embedforge.recipe import Mix
 from embedforge.synthesize import run
 from embedforge.synthesize.ask import Patience
 from embedforge.synthesize.budget import Budget
-from embedforge.synthesize.run import Result, Settings, synthesize
+from embedforge.synthesize.run import Result, SynthesisSettings, synthesize
 from endpoint_for_tests import Act, Server, sentence, serve
 
 QUICK = Patience(retries=3, first_wait=0.01, longest_wait=0.05)
@@ -37,7 +37,9 @@ def no_key(monkeypatch):
 
 
 def make(out: Path, server: Server, passages=None, budget=Budget(), **changes: Any) -> Result:  # noqa: B008
-    settings = Settings(server.url, "tiny", **{"examples": 30, "concurrency": 4, "timeout": 20.0, **changes})
+    settings = SynthesisSettings(
+        server.url, "tiny", **{"examples": 30, "concurrency": 4, "timeout": 20.0, **changes}
+    )
     return synthesize(out, settings, passages=passages, budget=budget, patience=QUICK)
 
 
@@ -116,8 +118,8 @@ def kill_when(process: subprocess.Popen[bytes], server: Server, requests: int) -
 SCRIPT = """
 import sys
 from pathlib import Path
-from embedforge.synthesize.run import Settings, synthesize
-synthesize(Path(sys.argv[1]), Settings(sys.argv[2], "tiny", examples=60, concurrency=4))
+from embedforge.synthesize.run import SynthesisSettings, synthesize
+synthesize(Path(sys.argv[1]), SynthesisSettings(sys.argv[2], "tiny", examples=60, concurrency=4))
 """
 
 
@@ -278,7 +280,7 @@ def test_the_key_comes_from_the_environment_and_goes_nowhere_else(tmp_path, monk
 
 
 def test_preview_asks_nothing_and_shows_both_steps():
-    plan = run.plan_of(Settings("http://127.0.0.1:9", "tiny", languages=("English", "French")), None)
+    plan = run.plan_of(SynthesisSettings("http://127.0.0.1:9", "tiny", languages=("English", "French")), None)
     prompts = run.preview(plan)
     assert {name: len(texts) for name, texts in prompts.items()} == {
         "short-long": 2,
@@ -305,7 +307,7 @@ def test_preview_asks_nothing_and_shows_both_steps():
     ],
 )
 def test_settings_that_make_no_sense(tmp_path, changes, message):
-    settings = Settings(**{"endpoint": "http://127.0.0.1:9", "model": "tiny", **changes})
+    settings = SynthesisSettings(**{"endpoint": "http://127.0.0.1:9", "model": "tiny", **changes})
     with pytest.raises(EmbedforgeError, match=message):
         synthesize(tmp_path, settings)
     assert not list(tmp_path.iterdir())

@@ -25,7 +25,7 @@ from embedforge.synthesize.client import (
     retry_after,
 )
 from embedforge.synthesize.plan import Sampling
-from embedforge.synthesize.run import Result, Settings, synthesize
+from embedforge.synthesize.run import Result, SynthesisSettings, synthesize
 from endpoint_for_tests import Act, Server, good_answer, serve
 from test_synthesize import journal_of, rows_of
 
@@ -39,7 +39,7 @@ def no_key(monkeypatch):
 
 def make(out, server: Server, patience: Patience = QUICK, **changes: Any) -> Result:
     settings = {"examples": 12, "concurrency": 3, "timeout": 20.0, "groups": ("sts",), **changes}
-    return synthesize(out, Settings(server.url, "tiny", **settings), patience=patience)
+    return synthesize(out, SynthesisSettings(server.url, "tiny", **settings), patience=patience)
 
 
 def first_time(act: Act):
@@ -162,7 +162,7 @@ def test_the_answers_format_is_found_out_once(tmp_path, formats, found, requests
 
 
 def test_a_budget_that_ends_while_the_format_is_found_out_loses_nothing(tmp_path):
-    settings = Settings("", "tiny", examples=6, groups=("sts",))
+    settings = SynthesisSettings("", "tiny", examples=6, groups=("sts",))
     with serve(refusing("json_schema")) as server:
         settings = replace(settings, endpoint=server.url)
         assert synthesize(tmp_path, settings, budget=Budget(max_requests=1)).stopped
@@ -203,7 +203,7 @@ def test_an_endpoint_that_is_not_there(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    settings = Settings(f"http://127.0.0.1:{port}", "tiny", examples=12)
+    settings = SynthesisSettings(f"http://127.0.0.1:{port}", "tiny", examples=12)
     with pytest.raises(EmbedforgeError, match=r"cannot be reached .*is the server running"):
         synthesize(tmp_path, settings, patience=QUICK)
 

@@ -16,7 +16,7 @@ from transformers.utils.import_utils import is_serve_available
 
 pytest.importorskip("openai", reason="the extra 'synthesize' is not installed")
 
-from embedforge.synthesize.run import Settings, synthesize
+from embedforge.synthesize.run import SynthesisSettings, synthesize
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def wait_for(server: subprocess.Popen[bytes], port: int, log: Path) -> None:
 @pytest.mark.skipif(not is_serve_available(), reason="transformers[serving] is not installed")
 def test_noise_of_a_real_model_is_dropped_counted_and_explained(served, tmp_path):
     endpoint, model = served
-    settings = Settings(endpoint, model, examples=10, concurrency=2, max_answer_tokens=32)
+    settings = SynthesisSettings(endpoint, model, examples=10, concurrency=2, max_answer_tokens=32)
     report = synthesize(tmp_path / "out", settings).report
     assert report["totals"] == {"planned": 10, "not asked yet": 0, "kept": 0, "dropped": 10}
     assert set(report["dropped"]) <= {"no task", "does not parse", "cut off at the token limit"}

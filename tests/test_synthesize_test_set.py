@@ -17,7 +17,7 @@ from embedforge.cli import app
 from embedforge.data.readers import read_corpus, read_qrels, read_queries
 from embedforge.data.task_folder import find_datasets, task_name
 from embedforge.errors import EmbedforgeError
-from embedforge.synthesize.run import Settings, read_documents, synthesize
+from embedforge.synthesize.run import SynthesisSettings, read_documents, synthesize
 from embedforge.synthesize.test_set import TestSet
 from endpoint_for_tests import Act, sentence, serve
 
@@ -88,7 +88,7 @@ def test_a_test_set_and_training_data_do_not_share_a_folder(tmp_path, documents)
     found = read_documents(documents, seed=0)
     test = TestSet("docs", found.train)
     with serve(asked_passage) as server:
-        settings = Settings(server.url, "tiny", examples=4)
+        settings = SynthesisSettings(server.url, "tiny", examples=4)
         synthesize(tmp_path / "one", settings, passages=found.train)
         synthesize(tmp_path / "other", settings, passages=found.held_out, test=test)
         asked = len(server.bodies)

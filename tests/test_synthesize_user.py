@@ -24,7 +24,7 @@ from embedforge.synthesize.ask import Patience
 from embedforge.synthesize.budget import Budget
 from embedforge.synthesize.client import Dialect, adapt, error_words, normal_url
 from embedforge.synthesize.plan import Sampling
-from embedforge.synthesize.run import Result, Settings, read_documents, synthesize
+from embedforge.synthesize.run import Result, SynthesisSettings, read_documents, synthesize
 from embedforge.synthesize.terminal import print_result
 from endpoint_for_tests import Act, Server, good_answer, serve
 from test_synthesize import journal_of, rows_of
@@ -42,7 +42,7 @@ def make(out: Path, server: Server, console: Console | None = None, **changes: A
     budget = changes.pop("budget", Budget())
     settings = {"examples": 12, "concurrency": 3, "timeout": 20.0, "groups": ("sts",), **changes}
     return synthesize(
-        out, Settings(server.url, "tiny", **settings), budget=budget, patience=QUICK, console=console
+        out, SynthesisSettings(server.url, "tiny", **settings), budget=budget, patience=QUICK, console=console
     )
 
 
@@ -170,7 +170,7 @@ def test_a_redirect_that_loses_the_request_is_named(tmp_path):
 
 def test_a_model_without_name_is_refused(tmp_path):
     with pytest.raises(EmbedforgeError, match="--model"):
-        synthesize(tmp_path / "out", Settings("http://127.0.0.1:9", " "))
+        synthesize(tmp_path / "out", SynthesisSettings("http://127.0.0.1:9", " "))
 
 
 def test_refusals_in_the_answer_are_counted_as_such(tmp_path):

@@ -101,8 +101,8 @@ def encode(
             window = model.renderer.render(
                 texts[start : start + TEXTS_PER_WINDOW], prefix, suffix=suffix, max_tokens=max_tokens
             )
-            found, tokens_per_batch = _embed_window(window, tokens_per_batch, embed, report)
-            vectors.append(found)
+            window_vectors, tokens_per_batch = _embed_window(window, tokens_per_batch, embed, report)
+            vectors.append(window_vectors)
     finally:
         model.train(was_training)
     return np.concatenate(vectors) if vectors else np.empty((0, 0), dtype=np.float32)
@@ -119,16 +119,16 @@ def _embed_window(
     Out of memory, the budget is halved and what is missing is embedded in smaller batches.
     """
     lengths = [len(text.input_ids) for text in window]
-    found: dict[int, np.ndarray] = {}
-    while left := [row for row in range(len(window)) if row not in found]:
+    vectors: dict[int, np.ndarray] = {}
+    while left := [row for row in range(len(window)) if row not in vectors]:
         try:
             for batch in micro_batches([lengths[row] for row in left], budget):
-                rows = [left[place] for place in batch]
-                found.update(zip(rows, embed([window[row] for row in rows]), strict=True))
+                rows = [left[index] for index in batch]
+                vectors.update(zip(rows, embed([window[row] for row in rows]), strict=True))
                 progress(len(rows))
             continue
         except Exception as error:  # the class differs by device and by version of torch
-            longest = max(lengths[row] for row in left if row not in found)
+            longest = max(lengths[row] for row in left if row not in vectors)
             smaller = halved_budget(
                 error, budget, longest, "use a lower limit of tokens (--max-tokens), or another device"
             )
@@ -136,4 +136,4 @@ def _embed_window(
         logger.warning("out of memory with %d tokens a batch; going on with %d", budget, smaller)
         budget = smaller
         empty_cache()
-    return np.stack([found[row] for row in range(len(window))]), budget
+    return np.stack([vectors[row] for row in range(len(window))]), budget

@@ -64,7 +64,7 @@ def _tokens(text: str) -> Iterator[str]:
         if pairs is None or len(pairs) == 1:
             yield run[0]
         else:
-            yield from (pairs[place : place + 2] for place in range(len(pairs) - 1))
+            yield from (pairs[start : start + 2] for start in range(len(pairs) - 1))
 
 
 def _with_parts(text: str) -> Iterator[str]:
@@ -186,10 +186,10 @@ class QueryTerms:
         for row, text in enumerate(documents):
             tokens = self._tokenize(text)
             lengths.append(len(tokens))
-            found = Counter(number for token in tokens if (number := self.numbers.get(token)) is not None)
-            terms.extend(found.keys())
-            counts.extend(found.values())
-            rows.extend([row] * len(found))
+            tally = Counter(number for token in tokens if (number := self.numbers.get(token)) is not None)
+            terms.extend(tally.keys())
+            counts.extend(tally.values())
+            rows.extend([row] * len(tally))
         order = np.argsort(np.array(terms, dtype=np.int32), kind="stable")
         starts = np.zeros(len(self.numbers) + 1, dtype=np.int64)
         np.cumsum(np.bincount(np.array(terms, dtype=np.int64), minlength=len(self.numbers)), out=starts[1:])
@@ -203,7 +203,7 @@ class QueryTerms:
     def scores(
         self, postings: Postings, collection: Collection, queries: Iterable[int]
     ) -> Iterator[tuple[int, Floats]]:
-        """Yield each asked query's number and the scores of the part's documents, float32 [documents].
+        """Yield each requested query's number and the scores of the part's documents, float32 [documents].
 
         The array is used again for the next query.
         """
@@ -238,8 +238,8 @@ class Collection:
         for part in parts:
             documents += len(part.lengths)
             length += int(part.lengths.sum(dtype=np.int64))
-            found = np.diff(part.starts)
-            frequencies = found if not len(frequencies) else frequencies + found
+            in_part = np.diff(part.starts)
+            frequencies = in_part if not len(frequencies) else frequencies + in_part
         if not length:
             raise EmbedforgeError(f"BM25 found no word to index in {documents} documents")
         return Collection(documents, length / documents, frequencies)

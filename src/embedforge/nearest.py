@@ -151,15 +151,15 @@ class Nearest:
         order = torch.argsort(row * (int(document.max()) + 1) + document) if len(row) else row
         row, document, score = row[order], document[order], score[order]
         counts = torch.bincount(row, minlength=len(self._scores[rows]))
-        place = torch.arange(len(row), device=self.device) - (counts.cumsum(0) - counts)[row]
+        slot = torch.arange(len(row), device=self.device) - (counts.cumsum(0) - counts)[row]
         width = max(k, 64)
         for start in range(0, int(counts.max()), width):
-            now = (place >= start) & (place < start + width)
+            now = (slot >= start) & (slot < start + width)
             span = min(width, int(counts.max()) - start)
             new_scores = torch.full((len(counts), span), -torch.inf, device=self.device)
             new_indices = torch.full((len(counts), span), NOTHING, device=self.device)
-            new_scores[row[now], place[now] - start] = score[now]
-            new_indices[row[now], place[now] - start] = document[now]
+            new_scores[row[now], slot[now] - start] = score[now]
+            new_indices[row[now], slot[now] - start] = document[now]
             scores = torch.cat([self._scores[rows], new_scores], dim=1)
             indices = torch.cat([self._indices[rows], new_indices], dim=1)
             # Stable, and earlier documents stand first: ties stay in the order of their numbers.
@@ -206,9 +206,9 @@ def _at_least(products: Tensor, limits: Tensor) -> tuple[Tensor, Tensor]:
     limits = limits.to(products.dtype)[:, None]
     width = products.shape[1] // _GROUP
     groups = products.view(len(products), _GROUP, width)
-    row, place = (groups.amax(dim=1) >= limits).nonzero(as_tuple=True)
-    found, member = (groups[row, :, place] >= limits[row]).nonzero(as_tuple=True)
-    return row[found], member * width + place[found]
+    row, group = (groups.amax(dim=1) >= limits).nonzero(as_tuple=True)
+    hit, member = (groups[row, :, group] >= limits[row]).nonzero(as_tuple=True)
+    return row[hit], member * width + group[hit]
 
 
 def _pair_scores(queries: Tensor, documents: Tensor, row: Tensor, column: Tensor) -> Tensor:

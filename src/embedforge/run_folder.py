@@ -26,12 +26,12 @@ PACKAGES = ("torch", "transformers", "sentence-transformers", "tokenizers", "pef
 """What figures depend on, besides embedforge itself."""
 
 
-def claim(out: Path, asked: Mapping[str, Any], plan_file: str, kind: str) -> dict[str, Any]:
+def claim(out: Path, settings: Mapping[str, Any], plan_file: str, kind: str) -> dict[str, Any]:
     """Note what is asked in a new folder, or check that an earlier run there was asked the same.
 
     Args:
         out: the folder of the run; made if it is not there.
-        asked: the settings of the run, as JSON holds them.
+        settings: of the run, as JSON holds them.
         plan_file: the file in `out` that holds them, under "asked", beside what the run decides later on.
         kind: what a run is called in errors ("quickstart").
 
@@ -46,15 +46,15 @@ def claim(out: Path, asked: Mapping[str, Any], plan_file: str, kind: str) -> dic
     if not path.exists():
         if out.exists() and any(out.iterdir()):
             raise EmbedforgeError(f"{out}: this folder is not empty and no {kind} run; choose another --out")
-        write_json(path, {"asked": dict(asked)})
-        return {"asked": dict(asked)}
+        write_json(path, {"asked": dict(settings)})
+        return {"asked": dict(settings)}
     plan = read_object(path)
     if len(plan) == 1 and {item.name for item in out.iterdir()} <= {plan_file, PHASES}:
         # It stopped before its first result (a misspelt folder, say): nothing to go on with or to lose.
-        write_json(path, {"asked": dict(asked)})
-        return {"asked": dict(asked)}
+        write_json(path, {"asked": dict(settings)})
+        return {"asked": dict(settings)}
     before = plan.get("asked", {})
-    if difference := first_difference({key: before.get(key) for key in asked}, dict(asked)):
+    if difference := first_difference({key: before.get(key) for key in settings}, dict(settings)):
         raise EmbedforgeError(
             f"{out}: the run there is another one, {difference}; choose another --out, or remove the folder"
         )
@@ -70,11 +70,11 @@ def first_difference(old: Any, new: Any, key: str = "") -> str:
     if isinstance(old, dict) and isinstance(new, dict):
         pairs = [(name, old.get(name), new.get(name)) for name in {**old, **new}]
     elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        pairs = [(str(place), one, other) for place, (one, other) in enumerate(zip(old, new, strict=True))]
+        pairs = [(str(index), one, other) for index, (one, other) in enumerate(zip(old, new, strict=True))]
     else:
         return "" if old == new else f"{key} was {old!r}, is {new!r}"
-    found = (first_difference(one, other, f"{key}.{name}".lstrip(".")) for name, one, other in pairs)
-    return next(filter(None, found), "")
+    differences = (first_difference(one, other, f"{key}.{name}".lstrip(".")) for name, one, other in pairs)
+    return next(filter(None, differences), "")
 
 
 class Phases:
@@ -142,11 +142,11 @@ def facts(packages: Sequence[str] = PACKAGES, *, device: object = None) -> dict[
 
 def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
     """Return the installed versions of embedforge and of those of `packages` that are there."""
-    found = {"embedforge": __version__}
+    installed = {"embedforge": __version__}
     for name in packages:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
+            installed[name] = importlib.metadata.version(name)
+    return installed
 
 
 def machine(device: object = None) -> str:

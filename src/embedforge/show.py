@@ -77,13 +77,13 @@ def read_mixtures(recipe: Recipe, source_folder: Path | None) -> dict[str, Mixtu
     """Return each stage's mixture by the stage's name, or what is wrong with it."""
     from embedforge.train.mixtures import read_mixture
 
-    found: dict[str, Mixture | EmbedforgeError] = {}
+    mixtures: dict[str, Mixture | EmbedforgeError] = {}
     for stage in recipe.stages:
         try:
-            found[stage.name] = read_mixture(stage, recipe.seed, source_folder)
+            mixtures[stage.name] = read_mixture(stage, recipe.seed, source_folder)
         except EmbedforgeError as error:
-            found[stage.name] = error
-    return found
+            mixtures[stage.name] = error
+    return mixtures
 
 
 def mixture_tree(recipe: Recipe, mixtures: Mapping[str, Mixture | EmbedforgeError]) -> Tree:
@@ -116,19 +116,19 @@ def warnings(
     """
     from embedforge.train.mixtures import read_held_out, training_instructions, unseen_instruction
 
-    found = []
+    messages = []
     read = {name: mixture for name, mixture in mixtures.items() if not isinstance(mixture, EmbedforgeError)}
     unread = [source for stage in recipe.stages if stage.name not in read for source in stage.mix.sources]
     written = [source.instruction for source in unread if not source.texts_alone]
     unseen = unseen_instruction(recipe.contract, [*training_instructions(recipe, read), *written])
     if unseen:
-        found.append(unseen)
+        messages.append(unseen)
     if recipe.training.eval_steps is not None:
         try:
             read_held_out(recipe, source_folder)
         except EmbedforgeError as error:
-            found.append(str(error))
-    return found
+            messages.append(str(error))
+    return messages
 
 
 def show_probe(base: str, attention_implementation: str, device: str | None) -> None:

@@ -184,13 +184,13 @@ def _resampled_pairs(
     if predictions.shape[1] != len(gold):
         raise EmbedforgeError(f"{predictions.shape[1]} predictions for {len(gold)} gold scores")
     rng = np.random.default_rng(seed)
-    found = np.empty((len(predictions), resamples))
+    scores = np.empty((len(predictions), resamples))
     block = max(1, _BLOCK_NUMBERS // (8 * len(gold)))
     for start in range(0, resamples, block):
         rows = rng.integers(len(gold), size=(min(block, resamples - start), len(gold)))
-        for row, prediction in zip(found, predictions, strict=True):
+        for row, prediction in zip(scores, predictions, strict=True):
             row[start : start + len(rows)] = _PAIR_METRICS[metric](prediction[rows], gold[rows])
-    return found
+    return scores
 
 
 def _spearman(x: Floats, y: Floats) -> Floats:

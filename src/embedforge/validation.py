@@ -19,21 +19,21 @@ def explain(error: ValidationError, section: type[BaseModel]) -> str:
 
 
 def _explain(item: Any, section: type[BaseModel]) -> str:
-    sections, path = _place(section, item["loc"][:-1])
+    sections, path = _sections_at(section, item["loc"][:-1])
     is_key = item["type"] in {"missing", "extra_forbidden"}
     last = [part for part in item["loc"][-1:] if is_key or not _member(sections, part)]
-    place = ".".join(map(str, (*path, *last))) or section.__name__.lower()
+    key = ".".join(map(str, (*path, *last))) or section.__name__.lower()
     if item["type"] == "union_tag_invalid":
         kinds = [kind.strip("'") for kind in item["ctx"]["expected_tags"].split(", ")]
         kind = item["ctx"]["tag"]
-        return f"  {place}.kind: {unknown_kind(kind, kinds)}"
+        return f"  {key}.kind: {unknown_kind(kind, kinds)}"
     if item["type"] == "extra_forbidden":
         known = list(sections[0].model_fields) if sections else []
         hint = did_you_mean(str(item["loc"][-1]), known)
-        return f"  {place}: unknown key.{hint or ' Known here: ' + ', '.join(known) + '.'}"
+        return f"  {key}: unknown key.{hint or ' Known here: ' + ', '.join(known) + '.'}"
     message = item["msg"].removeprefix("Value error, ")
-    found = "" if item["type"] in {"missing", "value_error"} else f" (found {item['input']!r:.80})"
-    return f"  {place}: {message}{found}"
+    given = "" if item["type"] in {"missing", "value_error"} else f" (found {item['input']!r:.80})"
+    return f"  {key}: {message}{given}"
 
 
 def unknown_kind(kind: str, known: Sequence[str]) -> str:
@@ -45,11 +45,11 @@ def unknown_kind(kind: str, known: Sequence[str]) -> str:
 def _follows_from_another(item: Any, items: Sequence[Any]) -> bool:
     """A list whose items are wrong is also "too short" to pydantic: say only what is wrong inside."""
     inside = (other["loc"] for other in items if len(other["loc"]) > len(item["loc"]))
-    return item["type"] == "too_short" and any(place[: len(item["loc"])] == item["loc"] for place in inside)
+    return item["type"] == "too_short" and any(path[: len(item["loc"])] == item["loc"] for path in inside)
 
 
-def _place(section: Any, path: Sequence[str | int]) -> tuple[list[Any], list[str | int]]:
-    """The sections that can stand at a place, and the place as it is written: without the names of kinds."""
+def _sections_at(section: Any, path: Sequence[str | int]) -> tuple[list[Any], list[str | int]]:
+    """The sections that can stand at a path, and the path as it is written: without the names of kinds."""
     sections, written = [section], []
     for part in path:
         if member := _member(sections, part):

@@ -12,12 +12,21 @@ import sys
 import typer
 
 # The order of the imports is that of the verbs in --help.
-from embedforge.cli import train_verbs, recipe_verbs  # isort: skip
+from embedforge.cli import train_verbs, recipe_verbs, base_verbs  # isort: skip
 from embedforge.cli import curate_verbs, data_verbs, model_verbs
 from embedforge.cli.app import app
 from embedforge.errors import EmbedforgeError
 
-__all__ = ["app", "curate_verbs", "data_verbs", "main", "model_verbs", "recipe_verbs", "train_verbs"]
+__all__ = [
+    "app",
+    "base_verbs",
+    "curate_verbs",
+    "data_verbs",
+    "main",
+    "model_verbs",
+    "recipe_verbs",
+    "train_verbs",
+]
 
 
 class _Notes(logging.Handler):
@@ -45,6 +54,6 @@ def main() -> None:
         typer.echo(f"embedforge: {error}", err=True)
         sys.exit(1)
     except OSError as error:
-        place = f"{error.filename}: " if error.filename is not None else ""
-        typer.echo(f"embedforge: {place}{error.strerror or error}", err=True)
+        file = f"{error.filename}: " if error.filename is not None else ""
+        typer.echo(f"embedforge: {file}{error.strerror or error}", err=True)
         sys.exit(1)

@@ -35,8 +35,8 @@ Overrides = Annotated[
 ]
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(value: bool) -> None:
+    if value:
         typer.echo(f"embedforge {__version__}")
         raise typer.Exit
 

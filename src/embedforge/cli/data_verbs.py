@@ -85,7 +85,7 @@ def synthesize(
     from embedforge.synthesize.budget import Budget
     from embedforge.synthesize.test_set import TestSet
 
-    settings = run.Settings(
+    settings = run.SynthesisSettings(
         endpoint,
         model,
         examples=examples,

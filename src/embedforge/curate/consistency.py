@@ -36,7 +36,7 @@ def sample_passages(examples: Sequence[Example], size: int, seed: int) -> list[s
     if len(passages) <= size:
         return passages
     chosen = random.Random(f"{seed}/consistency").sample(range(len(passages)), size)
-    return [passages[place] for place in sorted(chosen)]
+    return [passages[row] for row in sorted(chosen)]
 
 
 def drop_inconsistent(examples: Sequence[Example], ranks: Ranks, *, top_k: int = TOP_K) -> Outcome:
@@ -54,17 +54,17 @@ def drop_inconsistent(examples: Sequence[Example], ranks: Ranks, *, top_k: int =
         if isinstance(example, RowText):
             kept.append(example)
             continue
-        places = next(ranked)
-        lost = {place for place, rank in enumerate(places) if rank > top_k}
-        if len(lost) == len(places):
-            best = min(range(len(places)), key=places.__getitem__)
+        own_ranks = next(ranked)
+        lost = {index for index, rank in enumerate(own_ranks) if rank > top_k}
+        if len(lost) == len(own_ranks):
+            best = min(range(len(own_ranks)), key=own_ranks.__getitem__)
             dropped.append(
-                Dropped(example, "example", example.positives[best], _REASON, f"rank {places[best]:,}")
+                Dropped(example, "example", example.positives[best], _REASON, f"rank {own_ranks[best]:,}")
             )
             continue
         dropped += [
-            Dropped(example, "positive", example.positives[place], _REASON, f"rank {places[place]:,}")
-            for place in sorted(lost)
+            Dropped(example, "positive", example.positives[index], _REASON, f"rank {own_ranks[index]:,}")
+            for index in sorted(lost)
         ]
         kept.append(without(example, lost, set()))
     return Outcome(kept, dropped)
@@ -169,11 +169,11 @@ def _passage_vectors(passages: Sequence[str], teacher: Teacher, path: Path) -> N
     """Write the passages' vectors block by block; return them as a memory map."""
     vectors: NDArray[np.float32] | None = None
     for start in range(0, len(passages), PASSAGES_PER_BLOCK):
-        found = teacher.documents(passages[start : start + PASSAGES_PER_BLOCK])
+        block = teacher.documents(passages[start : start + PASSAGES_PER_BLOCK])
         if vectors is None:
-            shape = (len(passages), found.shape[1])
+            shape = (len(passages), block.shape[1])
             vectors = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
-        vectors[start : start + len(found)] = found
+        vectors[start : start + len(block)] = block
     assert vectors is not None, "there are passages, for every Example has a positive"
     return vectors
 
@@ -197,8 +197,8 @@ def _count_better(
     better = np.zeros(len(owner), dtype=np.int64)
     for start in range(0, len(vectors), PASSAGES_PER_BLOCK):
         scores = queries @ np.asarray(vectors[start : start + PASSAGES_PER_BLOCK]).T
-        for row, places in enumerate(excluded):
-            inside = [place - start for place in places if start <= place < start + scores.shape[1]]
+        for row, columns in enumerate(excluded):
+            inside = [column - start for column in columns if start <= column < start + scores.shape[1]]
             scores[row, inside] = -np.inf
         for first in range(0, len(owner), EXAMPLES_PER_BLOCK):
             rows = slice(first, first + EXAMPLES_PER_BLOCK)

@@ -32,7 +32,7 @@ _REMEMBERED = 100_000
 """Judgements: many Examples share a document."""
 
 
-class Settings(NamedTuple):
+class DecontaminationSettings(NamedTuple):
     """How similar a training text may be to an evaluation task."""
 
     documents: Documents = "none"
@@ -44,7 +44,7 @@ class Settings(NamedTuple):
     own, is a copy; 0 for no such check."""
 
 
-DEFAULTS = Settings()
+DEFAULTS = DecontaminationSettings()
 
 
 class _Known:
@@ -59,9 +59,9 @@ class _Known:
         """Return (which of `hashes`, its task) of the first that is known, None if none is."""
         if not len(self.hashes) or not len(hashes):
             return None
-        places = np.minimum(np.searchsorted(self.hashes, hashes), len(self.hashes) - 1)
-        hits: NDArray[np.int64] = np.flatnonzero(self.hashes[places] == hashes)
-        return (int(hits[0]), int(self._tasks[places[hits[0]]])) if len(hits) else None
+        positions = np.minimum(np.searchsorted(self.hashes, hashes), len(self.hashes) - 1)
+        hits: NDArray[np.int64] = np.flatnonzero(self.hashes[positions] == hashes)
+        return (int(hits[0]), int(self._tasks[positions[hits[0]]])) if len(hits) else None
 
 
 class Evaluation:
@@ -78,7 +78,7 @@ class Evaluation:
     def __init__(
         self,
         tasks: Sequence[EvaluationTask],
-        settings: Settings = DEFAULTS,
+        settings: DecontaminationSettings = DEFAULTS,
         progress: Callable[[int], None] = lambda _: None,
     ) -> None:
         self.names = [task.name for task in tasks]
@@ -106,16 +106,16 @@ class Evaluation:
             (self._exact, text, "equals a text of"),
             (self._plain, leak_key(text), "equals, but for case and punctuation, a text of"),
         ):
-            found = known.find(np.array([stable_hash(key)], dtype=np.uint64))
-            if found:
-                return Fault(f"{reason} {self.names[found[1]]}")
+            match = known.find(np.array([stable_hash(key)], dtype=np.uint64))
+            if match:
+                return Fault(f"{reason} {self.names[match[1]]}")
         if self.settings.ngram:
             spoken = words_of(text)
-            found = self._runs.find(self._ngrams.hashes(spoken))
-            if found:
-                shared = " ".join(spoken[found[0] : found[0] + self.settings.ngram])
+            match = self._runs.find(self._ngrams.hashes(spoken))
+            if match:
+                shared = " ".join(spoken[match[0] : match[0] + self.settings.ngram])
                 return Fault(
-                    f"shares {self.settings.ngram} words with {self.names[found[1]]}",
+                    f"shares {self.settings.ngram} words with {self.names[match[1]]}",
                     f"'{shorten(shared, 2 * _SHOWN, mark=_CUT)}'",
                 )
         if self._similar is not None and part == "query":
@@ -170,9 +170,9 @@ class _Similar:
         texts = [text for text, _ in queries]
         self._index = Bm25(texts, k1=_K1, b=_B)
         tokens = [words(text) for text in texts]
-        self._frequency = Counter(word for found in tokens for word in set(found))
+        self._frequency = Counter(word for query_tokens in tokens for word in set(query_tokens))
         self._mean_length = sum(map(len, tokens)) / len(tokens)
-        self._own = np.array([self._with_itself(found) for found in tokens])
+        self._own = np.array([self._with_itself(query_tokens) for query_tokens in tokens])
 
     def find(self, text: str) -> tuple[float, str, int] | None:
         """Return the similarity, the evaluation query and its task, if the threshold is reached."""

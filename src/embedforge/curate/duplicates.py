@@ -29,12 +29,12 @@ def drop_exact_duplicates(examples: Sequence[Example], *, unit: Unit = "pair") -
     first: dict[tuple[int, ...], int] = {}
     kept: list[Example] = []
     dropped: list[Dropped] = []
-    for place, example in enumerate(examples):
+    for row, example in enumerate(examples):
         key: tuple[int, ...] = (stable_hash(word_key(example.query)),)
         if unit == "pair":
             key += tuple(sorted({stable_hash(word_key(text)) for text in example.positives}))
-        earlier = first.setdefault(key, place)
-        if earlier == place:
+        earlier = first.setdefault(key, row)
+        if earlier == row:
             kept.append(example)
         else:
             dropped.append(_repeats(example, examples[earlier], "exact duplicate"))

@@ -72,7 +72,7 @@ def find_evaluation_tasks(tasks: Sequence[str], split: str = "test") -> list[Eva
         EmbedforgeError: a folder without a dataset, a name that mteb does not know, two datasets of one name,
             or a split where there is no folder.
     """
-    found: dict[str, EvaluationTask] = {}
+    by_name: dict[str, EvaluationTask] = {}
     folders = 0
     for name in (name for item in tasks for name in _names(item)):
         if "/" in name and not Path(name).exists():
@@ -85,7 +85,7 @@ def find_evaluation_tasks(tasks: Sequence[str], split: str = "test") -> list[Eva
             purpose = f"decontaminating against '{name}', which is no folder,"
             chosen = [mteb_task(task) for task in hub_tasks(name, option="--against", purpose=purpose)]
         for task in chosen:
-            if found.setdefault(task.name, task).fingerprint != task.fingerprint:
+            if by_name.setdefault(task.name, task).fingerprint != task.fingerprint:
                 raise EmbedforgeError(
                     f"--against {name}: there are two datasets '{task.name}' with different data, and marks "
                     "know them by this name; rename one"
@@ -94,7 +94,7 @@ def find_evaluation_tasks(tasks: Sequence[str], split: str = "test") -> list[Eva
         raise EmbedforgeError(
             f"--against-split {split} has no effect without a folder in --against; tasks of mteb have theirs"
         )
-    return list(found.values())
+    return list(by_name.values())
 
 
 def _names(item: str) -> list[str]:

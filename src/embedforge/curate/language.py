@@ -36,15 +36,15 @@ def detector(languages: Sequence[str]) -> Callable[[str], Guess]:
     Raises:
         EmbedforgeError: no such language, or py3langid is not installed.
     """
-    found = LanguageDetector("curate", "the language filter")
-    known = sorted(found.known)
+    language_detector = LanguageDetector("curate", "the language filter")
+    known = sorted(language_detector.known)
     for language in languages:
         if language not in known:
             raise EmbedforgeError(
                 f"--languages: '{language}' is no ISO 639-1 code that the detector knows; it knows "
                 f"{', '.join(known)}.{did_you_mean(language, known)}"
             )
-    return lambda text: found.guess(text[:_JUDGED_CHARACTERS])
+    return lambda text: language_detector.guess(text[:_JUDGED_CHARACTERS])
 
 
 def drop_languages(
@@ -65,10 +65,10 @@ def drop_languages(
     def judge(text: str, part: Part) -> Fault | None:
         if len(text) < least_characters:
             return None
-        found = guess(text)
-        if found.language in languages or found.probability < confidence:
+        guessed = guess(text)
+        if guessed.language in languages or guessed.probability < confidence:
             return None
         what = "query" if part == "query" else "document"
-        return Fault(f"{what} in another language", f"{found.language}, {found.probability:.2f}")
+        return Fault(f"{what} in another language", f"{guessed.language}, {guessed.probability:.2f}")
 
     return judge_texts(examples, judge, progress)

@@ -85,13 +85,13 @@ def judge_texts(
             kept.append(example)
             continue
         positives = [judge(text, "positive") for text in example.positives]
-        lost = [(place, fault) for place, fault in enumerate(positives) if fault is not None]
+        lost = [(index, fault) for index, fault in enumerate(positives) if fault is not None]
         if len(lost) == len(positives):
-            place, fault = lost[0]
-            dropped.append(Dropped(example, "example", example.positives[place], *fault))
+            index, fault = lost[0]
+            dropped.append(Dropped(example, "example", example.positives[index], *fault))
             continue
         negatives = [judge(text, "negative") for text in example.negatives]
-        dropped += [Dropped(example, "positive", example.positives[place], *fault) for place, fault in lost]
+        dropped += [Dropped(example, "positive", example.positives[index], *fault) for index, fault in lost]
         dropped += [
             Dropped(example, "negative", text, *fault)
             for text, fault in zip(example.negatives, negatives, strict=True)
@@ -100,15 +100,15 @@ def judge_texts(
         kept.append(
             without(
                 example,
-                {place for place, _ in lost},
-                {place for place, fault in enumerate(negatives) if fault is not None},
+                {index for index, _ in lost},
+                {index for index, fault in enumerate(negatives) if fault is not None},
             )
         )
     return Outcome(kept, dropped)
 
 
 def without(example: Example, positives: set[int], negatives: set[int]) -> Example:
-    """Return the Example without the documents at these places; ids go with their texts."""
+    """Return the Example without the documents at these indices; ids go with their texts."""
     if not positives and not negatives:
         return example
     return replace(
@@ -120,5 +120,5 @@ def without(example: Example, positives: set[int], negatives: set[int]) -> Examp
     )
 
 
-def _left(texts: tuple[str, ...], places: set[int]) -> tuple[str, ...]:
-    return tuple(text for place, text in enumerate(texts) if place not in places)
+def _left(texts: tuple[str, ...], indices: set[int]) -> tuple[str, ...]:
+    return tuple(text for index, text in enumerate(texts) if index not in indices)

@@ -13,8 +13,7 @@ from rich.text import Text
 
 from embedforge.console import say
 from embedforge.curate.outcome import Dropped, Outcome
-from embedforge.report.page import Bar, Cell, Headline, Report, Samples, Share, Table, percent
-from embedforge.report.page import Sample as ShownSample
+from embedforge.report.page import Bar, Cell, Headline, Report, Sample, Samples, Share, Table, percent
 from embedforge.text.words import shorten
 
 SAMPLES = 5
@@ -23,7 +22,7 @@ _SHOWN = 300
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class DroppedSample:
     """One thing that was dropped, to read."""
 
     source: str
@@ -46,7 +45,7 @@ class StepSummary:
     """Part (example, positive, negative) -> reason -> how many, most frequent first."""
     by_source: dict[str, int]
     """Whole Examples dropped of each source."""
-    samples: list[Sample]
+    samples: list[DroppedSample]
 
     @property
     def removed(self) -> int:
@@ -133,11 +132,11 @@ def summary_of(
     )
 
 
-def _sample(item: Dropped) -> Sample:
+def _sample(item: Dropped) -> DroppedSample:
     text = (
         item.text if item.part != "example" or item.text != item.example.query else item.example.positives[0]
     )
-    return Sample(
+    return DroppedSample(
         item.example.source,
         item.part,
         item.reason,
@@ -222,11 +221,11 @@ def _value(key: str, value: Any) -> str:
     return value if isinstance(value, str) else f"{value:,}"
 
 
-def _shown(sample: Sample) -> ShownSample:
+def _shown(sample: DroppedSample) -> Sample:
     part = "" if sample.part == "example" else f" ({sample.part})"
     texts = {"query": sample.query or "–", "document": sample.text or "–", "source": sample.source}
     why = f"{sample.reason}{part}" + (f": {sample.detail}" if sample.detail else "")
-    return ShownSample(texts, why, "bad")
+    return Sample(texts, why, "bad")
 
 
 def print_summary(summary: CurationSummary, console: Console) -> None:

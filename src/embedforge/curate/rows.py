@@ -66,13 +66,13 @@ def _texts(
     source: Source, records: Iterable[Record], seed: int, convert: Callable[[Record], Example]
 ) -> list[Example]:
     name = source_name(source)
-    found = [
+    examples = [
         replace(convert(record), source=name, instruction=source.instruction)
         for record in drawn(source, records, seed)
     ]
-    if not found:
+    if not examples:
         raise EmbedforgeError(f"{source.path}: there is no text in its records")
-    return found
+    return examples
 
 
 def _labelled(record: Record) -> Example:
@@ -92,15 +92,15 @@ def _without_empty_texts(
         values = {key: _filled(value) for key, value in record.values.items()}
         lacking = _lacking(values)
         row = Example(_query(values), ("",), source=source)
-        place = f"{record.unit} {record.number} of {Path(record.path).name}"
+        location = f"{record.unit} {record.number} of {Path(record.path).name}"
         if lacking is not None:
             what = "query" if lacking in _QUERIES else "document"
-            drop(Dropped(row, "example", "", f"empty {what}", place))
+            drop(Dropped(row, "example", "", f"empty {what}", location))
             continue
         for key in values:
             if key.startswith(("positive", "negative")) and values[key] != record.values[key]:
                 part: Literal["positive", "negative"] = "positive" if key.startswith("p") else "negative"
-                drop(Dropped(row, part, "", "empty document", place))
+                drop(Dropped(row, part, "", "empty document", location))
         yield replace(record, values=values)
 
 

@@ -115,9 +115,9 @@ def _read(
     row = add_row(bar, "reading", len(sources))
     for source in sources:
         bar.update(row, description=f"reading {source_name(source)}")
-        found = read_rows(source, seed=seed, folder=folder)
-        examples += found.kept
-        empty += found.dropped
+        outcome = read_rows(source, seed=seed, folder=folder)
+        examples += outcome.kept
+        empty += outcome.dropped
         bar.advance(row)
     return examples, empty
 

@@ -63,8 +63,8 @@ def _with(
 
 
 def _name_and_path(argument: str) -> tuple[str | None, str]:
-    found = None if Path(argument).exists() else _NAMED.fullmatch(argument)
-    return (found[1], found[2]) if found else (None, argument)
+    match = None if Path(argument).exists() else _NAMED.fullmatch(argument)
+    return (match[1], match[2]) if match else (None, argument)
 
 
 def _told_kind(path: str) -> str | None:

@@ -10,7 +10,7 @@ from rich.progress import Progress
 
 from embedforge.console import advancing
 from embedforge.curate import consistency, duplicates, language, lengths
-from embedforge.curate.decontaminate import NGRAM, Evaluation, Settings, decontaminate
+from embedforge.curate.decontaminate import NGRAM, DecontaminationSettings, Evaluation, decontaminate
 from embedforge.curate.evaluation_texts import DOCUMENTS, Documents, EvaluationTask
 from embedforge.curate.lengths import UNITS, Limits, Unit
 from embedforge.curate.outcome import Outcome, RowText
@@ -47,7 +47,7 @@ class Curation:
     device: str | None = None
 
 
-class Step(NamedTuple):
+class CurationStep(NamedTuple):
     """One step, ready to be run."""
 
     name: str
@@ -113,7 +113,7 @@ def _refuse_unused(curation: Curation) -> None:
             raise EmbedforgeError(f"{option} {value} has no effect without {needed}")
 
 
-def planned(curation: Curation, bar: Progress) -> list[Step]:
+def planned(curation: Curation, bar: Progress) -> list[CurationStep]:
     """Return the steps that the curation asks for, in their order, with all that they need.
 
     Lengths, languages, exact duplicates, near duplicates, decontamination, consistency. Evaluation tasks are
@@ -135,7 +135,7 @@ def planned(curation: Curation, bar: Progress) -> list[Step]:
     return steps
 
 
-def _lengths(curation: Curation, bar: Progress) -> Iterator[Step]:
+def _lengths(curation: Curation, bar: Progress) -> Iterator[CurationStep]:
     query, document = curation.query_length, curation.document_length
     if query is None and document is None:
         return
@@ -148,10 +148,10 @@ def _lengths(curation: Curation, bar: Progress) -> Iterator[Step]:
             examples, query or Limits(), document or Limits(), measure, curation.unit, advance
         )
 
-    yield Step("lengths", settings, run)
+    yield CurationStep("lengths", settings, run)
 
 
-def _languages(curation: Curation, bar: Progress) -> Iterator[Step]:
+def _languages(curation: Curation, bar: Progress) -> Iterator[CurationStep]:
     if not curation.languages:
         return
     guess, confidence = language.detector(curation.languages), curation.language_confidence
@@ -162,13 +162,13 @@ def _languages(curation: Curation, bar: Progress) -> Iterator[Step]:
             examples, curation.languages, guess, confidence=confidence, progress=advance
         )
 
-    yield Step("languages", {"languages": list(curation.languages), "confidence": confidence}, run)
+    yield CurationStep("languages", {"languages": list(curation.languages), "confidence": confidence}, run)
 
 
-def _duplicates(curation: Curation, bar: Progress) -> Iterator[Step]:
+def _duplicates(curation: Curation, bar: Progress) -> Iterator[CurationStep]:
     unit, near = curation.duplicates_of, curation.near
     if curation.exact:
-        yield Step(
+        yield CurationStep(
             "exact duplicates",
             {"of": unit},
             lambda examples: duplicates.drop_exact_duplicates(examples, unit=unit),
@@ -180,13 +180,13 @@ def _duplicates(curation: Curation, bar: Progress) -> Iterator[Step]:
         advance = advancing(bar, "near duplicates", len(examples))
         return duplicates.drop_near_duplicates(examples, threshold=near, unit=unit, progress=advance)
 
-    yield Step("near duplicates", {"of": unit, "similarity": near}, run)
+    yield CurationStep("near duplicates", {"of": unit, "similarity": near}, run)
 
 
-def _decontamination(curation: Curation, bar: Progress) -> Iterator[Step]:
+def _decontamination(curation: Curation, bar: Progress) -> Iterator[CurationStep]:
     if not curation.tasks:
         return
-    settings = Settings(curation.documents, curation.ngram, curation.bm25)
+    settings = DecontaminationSettings(curation.documents, curation.ngram, curation.bm25)
     reading = advancing(bar, "reading the evaluation", len(curation.tasks))
     evaluation = Evaluation(curation.tasks, settings, progress=reading)
 
@@ -194,10 +194,10 @@ def _decontamination(curation: Curation, bar: Progress) -> Iterator[Step]:
         return decontaminate(examples, evaluation, advancing(bar, "decontamination", len(examples)))
 
     shown = {"against": evaluation.names, "texts": evaluation.texts, **settings._asdict()}
-    yield Step("decontamination", shown, run)
+    yield CurationStep("decontamination", shown, run)
 
 
-def _consistency(curation: Curation, bar: Progress) -> Iterator[Step]:
+def _consistency(curation: Curation, bar: Progress) -> Iterator[CurationStep]:
     name = curation.teacher
     if name is None:
         return
@@ -215,7 +215,7 @@ def _consistency(curation: Curation, bar: Progress) -> Iterator[Step]:
             ranks = consistency.ranks_by_vectors(pairs, passages, teacher, progress=advance)
         return consistency.drop_inconsistent(examples, ranks, top_k=curation.top_k)
 
-    yield Step("consistency", {"teacher": name, "top_k": curation.top_k, "pool": curation.pool}, run)
+    yield CurationStep("consistency", {"teacher": name, "top_k": curation.top_k, "pool": curation.pool}, run)
 
 
 _MAKERS = (_lengths, _languages, _duplicates, _decontamination, _consistency)

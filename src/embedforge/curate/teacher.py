@@ -58,12 +58,12 @@ class ModelTeacher:
         contract = self._model.contract
         for instruction in dict.fromkeys(example.instruction for example in examples):
             rows = [row for row, example in enumerate(examples) if example.instruction == instruction]
-            found = self._encode(
+            encoded = self._encode(
                 [examples[row].query for row in rows],
                 contract.query_prefix(instruction),
                 contract.query_suffix(instruction),
             )
-            vectors.update(zip(rows, found, strict=True))
+            vectors.update(zip(rows, encoded, strict=True))
         return np.stack([vectors[row] for row in range(len(examples))])
 
     def documents(self, texts: Sequence[str]) -> Floats:

@@ -40,22 +40,22 @@ def check_entries(entries: Mapping[str, Entry], api: Any | None = None) -> list[
     except ImportError:
         raise missing_extra("huggingface_hub", "data", "checking the catalogue") from None
     ask = (api or huggingface_hub.HfApi()).dataset_info
-    found: list[Reached] = []
+    checked: list[Reached] = []
     unanswered = 0
     for name, entry in entries.items():
-        found.append(_check(name, entry, ask))
-        if found[-1].detail.startswith(_NO_ANSWER):
+        checked.append(_check(name, entry, ask))
+        if checked[-1].detail.startswith(_NO_ANSWER):
             unanswered += 1
-        asked = sum(item.state != "by hand" for item in found)
-        if unanswered == asked == _TRIES:
+        queried = sum(item.state != "by hand" for item in checked)
+        if unanswered == queried == _TRIES:
             break
-    if unanswered and unanswered == sum(item.state != "by hand" for item in found):
-        reason = found[-1].detail.removeprefix(_NO_ANSWER)
+    if unanswered and unanswered == sum(item.state != "by hand" for item in checked):
+        reason = checked[-1].detail.removeprefix(_NO_ANSWER)
         raise EmbedforgeError(
             f"the hub cannot be reached, so nothing was checked ({reason}). Check the network, and that "
             "HF_HUB_OFFLINE is not set"
         )
-    return found
+    return checked
 
 
 _TRIES = 3

@@ -86,8 +86,8 @@ def _chosen(name: str | None, paper: str | None, kind: str | None) -> dict[str, 
         if (paper is None or paper in entry.used_by) and (kind is None or entry.kind == kind)
     }
     if not chosen:
-        asked = [f"of kind '{kind}'"] * (kind is not None) + [f"used by '{paper}'"] * (paper is not None)
-        raise EmbedforgeError(f"no entry is {' and '.join(asked)}")
+        filters = [f"of kind '{kind}'"] * (kind is not None) + [f"used by '{paper}'"] * (paper is not None)
+        raise EmbedforgeError(f"no entry is {' and '.join(filters)}")
     return chosen
 
 
@@ -130,7 +130,7 @@ def _print_entry(name: str, entry: Entry, console: Console) -> None:
 
 
 def _facts(name: str, entry: Entry) -> list[tuple[str, str]]:
-    place = entry.hub or "nowhere: bring the file"
+    hub = entry.hub or "nowhere: bring the file"
     columns = [
         f"{key} <- {value if isinstance(value, str) else ' + '.join(value)}"
         for key, value in entry.columns.items()
@@ -139,7 +139,7 @@ def _facts(name: str, entry: Entry) -> list[tuple[str, str]]:
         ("name", name),
         ("title", entry.title),
         ("in a recipe", f"path: catalog:{name}"),
-        ("hub", place),
+        ("hub", hub),
         ("configurations", ", ".join(entry.configs)),
         ("files", ", ".join(entry.files)),
         ("split", entry.split if entry.hub else ""),
@@ -152,7 +152,7 @@ def _facts(name: str, entry: Entry) -> list[tuple[str, str]]:
     for family, texts in entry.instructions.items():
         mark = " (recalled)" if family in RECALLED else ""
         title = f"instruction, {family}{mark}"
-        facts += [(title if place == 0 else "", text) for place, text in enumerate(texts)]
+        facts += [(title if index == 0 else "", text) for index, text in enumerate(texts)]
     for paper, use in entry.used_by.items():
         source = "recalled, not verified" if use.mark == "memory" else "read in the paper"
         count = "number not said" if use.examples is None else f"{use.examples:,} Examples ({source})"

@@ -77,12 +77,12 @@ def prepared_file(name: str, folder: str | Path | None = None) -> Path | None:
     """
     data = Path(folder or "") / PREPARED_FOLDER
     files = [name + ending for ending in PREPARED_ENDINGS]
-    found = [
+    paths = [
         path for file in files for path in (data / file, *sorted(data.glob(f"*/{file}"))) if path.is_file()
     ]
-    if len(found) > 1:
-        raise EmbedforgeError(f"catalog:{name}: {found[0]} and {found[1]} are both there; keep one")
-    return found[0] if found else None
+    if len(paths) > 1:
+        raise EmbedforgeError(f"catalog:{name}: {paths[0]} and {paths[1]} are both there; keep one")
+    return paths[0] if paths else None
 
 
 def read_entry(entry: Entry, *, split: str | None = None) -> Iterator[Record]:

@@ -131,16 +131,16 @@ def _documents(record: Record, key: str) -> list[tuple[str, str]]:
     """Return the (text, id) of the documents under a key, whether a list or one alone."""
     value = record.require(key)
     items = value if isinstance(value, list) else [value]
-    return [_document(record, item, f"{key}[{place}]") for place, item in enumerate(items)]
+    return [_document(record, item, f"{key}[{index}]") for index, item in enumerate(items)]
 
 
-def _document(record: Record, item: Any, place: str) -> tuple[str, str]:
+def _document(record: Record, item: Any, key: str) -> tuple[str, str]:
     if not isinstance(item, dict):
-        return record.check_text(item, place), ""
+        return record.check_text(item, key), ""
     inner = Record(item, record.path, record.number, record.unit)
     inner.refuse_unknown(_DOCUMENT_KEYS)
     text = join_title(inner.optional_text("title"), inner.text("text"))
-    return text, _identifier(record, item.get("id"), f"{place}.id")
+    return text, _identifier(record, item.get("id"), f"{key}.id")
 
 
 def _identifier(record: Record, value: Any, key: str) -> str:

@@ -44,12 +44,12 @@ def from_classes(records: Iterable[Record], *, seed: str | int, negatives: int) 
             continue
         # From the end of its own class, once round to its start, the ring holds the other classes' texts.
         outside = len(ring) - len(own)
-        places = draw.sample(range(outside), min(negatives, outside))
+        offsets = draw.sample(range(outside), min(negatives, outside))
         start = first[label] + len(own)
         yield Example(
             query=text,
             positives=(positive,),
-            negatives=tuple(ring[(start + place) % len(ring)] for place in places),
+            negatives=tuple(ring[(start + offset) % len(ring)] for offset in offsets),
             in_batch_negatives=False,
             symmetric=True,
         )
@@ -70,15 +70,15 @@ def from_labels(records: Iterable[Record], *, seed: str | int, negatives: int) -
     """
     rows = _labelled(records, texts_only=True)
     names = list(dict.fromkeys(_label_text(label) for _, label in rows))
-    place_of = {name: place for place, name in enumerate(names)}
+    index_of = {name: index for index, name in enumerate(names)}
     others = len(names) - 1
     for row, (text, label) in enumerate(rows):
-        own = place_of[_label_text(label)]
-        places = random.Random(f"{seed}/{row}").sample(range(others), min(negatives, others))
+        own = index_of[_label_text(label)]
+        drawn = random.Random(f"{seed}/{row}").sample(range(others), min(negatives, others))
         yield Example(
             query=text,
             positives=(names[own],),
-            negatives=tuple(names[place + (place >= own)] for place in places),
+            negatives=tuple(names[index + (index >= own)] for index in drawn),
             in_batch_negatives=False,
         )
 

@@ -53,13 +53,13 @@ def read_mark(path: Path) -> Mark | None:
     Raises:
         EmbedforgeError: there is a mark that cannot be read.
     """
-    place = path if path.is_dir() else path.parent
-    if not (place / FILE_NAME).is_file():
+    folder = path if path.is_dir() else path.parent
+    if not (folder / FILE_NAME).is_file():
         return None
     try:
-        mark = Mark.model_validate(read_object(place / FILE_NAME))
+        mark = Mark.model_validate(read_object(folder / FILE_NAME))
     except ValidationError as error:
-        raise EmbedforgeError(f"{place / FILE_NAME}:\n{explain(error, Mark)}") from None
+        raise EmbedforgeError(f"{folder / FILE_NAME}:\n{explain(error, Mark)}") from None
     if path.is_dir():
         return mark if not mark.files else None
     return mark if path.is_file() and mark.files.get(path.name) == file_hash(path) else None

@@ -36,7 +36,7 @@ class Mixture:
     **Draws.** An Example gives one positive, starting at a random one and moving to the next at each
     visit, and up to `negatives` negatives: a window over its list that starts at the list's head (mined
     lists begin with the hardest), begins at each visit where the last one ended, and wraps. So all its
-    texts get used, as in SimLM's loader (whose window moves by one place an epoch).
+    texts get used, as in SimLM's loader (whose window moves by one position an epoch).
     """
 
     def __init__(

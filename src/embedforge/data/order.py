@@ -74,9 +74,9 @@ def visits(plan: Plan, step: int) -> list[Visit]:
     """Return the rows of a step, counted from 0 without end; epochs follow one another."""
     if step < 0:
         raise IndexError(f"steps count from 0, asked for step {step}")
-    epoch, place = divmod(step, plan.steps_per_epoch)
+    epoch, position = divmod(step, plan.steps_per_epoch)
     batch = plan.batch_queries
-    slots = _epoch_order(plan, epoch)[place * batch : (place + 1) * batch]
+    slots = _epoch_order(plan, epoch)[position * batch : (position + 1) * batch]
     return [_visit(plan, int(slot), epoch) for slot in slots]
 
 

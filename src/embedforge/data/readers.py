@@ -228,11 +228,11 @@ def read_beir(folder: str | Path, split: str) -> Retrieval:
     queries = dict(read_queries(folder, only={judgement.query_id for judgement in judgements}))
     documents = dict(read_corpus(folder, only={judgement.document_id for judgement in judgements}))
     for judgement in judgements:
-        for what, found, name in (
+        for what, texts, name in (
             ("query", queries, judgement.query_id),
             ("document", documents, judgement.document_id),
         ):
-            if name not in found:
+            if name not in texts:
                 raise EmbedforgeError(
                     f"{_qrels_path(folder, split)}, line {judgement.line}: there is no {what} '{name}' in "
                     f"{_beir_file(folder, 'queries' if what == 'query' else 'corpus')}; "

@@ -26,13 +26,13 @@ def sampled(items: Iterable[Item], size: int, draw: random.Random) -> list[Item]
     kept = list(enumerate(itertools.islice(stream, size)))
     if len(kept) < size:
         return [item for _, item in kept]
-    place, bound = size - 1, 1.0
+    position, bound = size - 1, 1.0
     while True:
         bound *= _uniform(draw) ** (1 / size)
         skipped = _skipped(bound, _uniform(draw))
-        place += skipped + 1
+        position += skipped + 1
         for item in itertools.islice(stream, skipped, skipped + 1):
-            kept[draw.randrange(size)] = (place, item)
+            kept[draw.randrange(size)] = (position, item)
             break
         else:
             return [item for _, item in sorted(kept, key=lambda pair: pair[0])]

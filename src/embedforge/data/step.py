@@ -27,7 +27,7 @@ class Text:
 
 
 class Draw(NamedTuple):
-    """An Example with the positive and the negatives that one step uses of it, as places in its tuples."""
+    """An Example with the positive and the negatives that one step uses of it, as indices in its tuples."""
 
     example: Example
     positive: int
@@ -39,7 +39,7 @@ class Step:
     """The texts of a step, Q queries and M documents, and which document belongs to which query.
 
     The documents of a query stand together: its positive, then its negatives. A column is a document's
-    place among the documents.
+    index among the documents.
     """
 
     index: int
@@ -76,7 +76,7 @@ def build_step(index: int, draws: Sequence[Draw]) -> Step:
         positive.append(len(documents))
         instruction = example.instruction if example.symmetric else ""
         drawn = [_document(example, "positive", draw.positive)]
-        drawn += [_document(example, "negative", place) for place in draw.negatives]
+        drawn += [_document(example, "negative", negative) for negative in draw.negatives]
         documents += [Text(text, instruction, "document") for text, _ in drawn]
         document_keys += [keys for _, keys in drawn]
         owner += [row] * len(drawn)
@@ -97,18 +97,18 @@ def build_step(index: int, draws: Sequence[Draw]) -> Step:
 
 
 def _document(
-    example: Example, kind: Literal["positive", "negative"], place: int
+    example: Example, kind: Literal["positive", "negative"], index: int
 ) -> tuple[str, tuple[int, ...]]:
     texts, ids = (
         (example.positives, example.positive_ids)
         if kind == "positive"
         else (example.negatives, example.negative_ids)
     )
-    return texts[place], _keys("document", example.source, texts[place], ids[place] if ids else "")
+    return texts[index], _keys("document", example.source, texts[index], ids[index] if ids else "")
 
 
 def _listed(example: Example) -> tuple[int, ...]:
-    listed = (_document(example, "positive", place)[1] for place in range(len(example.positives)))
+    listed = (_document(example, "positive", index)[1] for index in range(len(example.positives)))
     return tuple(dict.fromkeys(key for keys in listed for key in keys))
 
 

@@ -33,14 +33,14 @@ def find_datasets(folder: Path, split: str = "test") -> list[Path]:
         datasets = sorted(p for p in folder.iterdir() if p.is_dir())
     else:
         datasets = sorted(p for kind in TYPES for p in (folder / kind).glob("*") if p.is_dir())
-    found = [dataset for dataset in datasets if has_split(dataset, split)]
-    if not found:
+    with_split = [dataset for dataset in datasets if has_split(dataset, split)]
+    if not with_split:
         state = f"none of its {len(datasets)} datasets has" if datasets else "no datasets, so none with"
         raise EmbedforgeError(
             f"{folder}: {state} a split '{split}'. Expected TYPE/DATASET/{split}.jsonl, or "
             f"retrieval/DATASET/qrels/{split}.tsv; types are: {', '.join(TYPES)}"
         )
-    return found
+    return with_split
 
 
 def task_name(dataset: Path) -> str:

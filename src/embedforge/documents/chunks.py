@@ -10,7 +10,7 @@ import itertools
 import re
 from collections.abc import Iterator
 
-from embedforge.documents.document import Chunk, Document, Section
+from embedforge.documents.document import Chunk, ParsedFile, Section
 from embedforge.documents.headings import fence_after
 from embedforge.documents.sentences import SPACE, cut_span
 
@@ -20,7 +20,7 @@ REMNANT = 1 / 4
 """A section's last piece shorter than this share of a chunk stays with the piece before."""
 
 Span = tuple[int, int]
-"""From and to, in characters of `Document.text`."""
+"""From and to, in characters of `ParsedFile.text`."""
 
 _LINE = re.compile(r"\n")
 _BLANK_LINE = re.compile(r"\n[ \t]*\n")
@@ -29,30 +29,30 @@ _FENCE_CUTS = (_BLANK_LINE, _LINE, SPACE)
 _CLOSING = re.compile(r"[)\]}]|end\b|EOF\b", re.IGNORECASE)
 
 
-def chunks(document: Document, characters: int) -> list[Chunk]:
+def chunks(document: ParsedFile, characters: int) -> list[Chunk]:
     """Cut a document into chunks of about `characters`, in the order of the text.
 
     A chunk is at most 1.25 times as long, plus its heading. Code fences are cut only where one is longer
     than a chunk, source code at what begins at the margin after a blank line.
     """
-    found: list[Chunk] = []
-    place = Places(document)
+    passages: list[Chunk] = []
+    locate = Locator(document)
     for start, end, headings in _joined(document, characters):
         text = document.text[start:end]
         begin = start + len(text) - len(text.lstrip("\n"))
         text = text.strip("\n").rstrip()
         if text.strip():
-            found.append(Chunk(text, document.file, place(begin), headings, document.kind, begin))
-    return found
+            passages.append(Chunk(text, document.file, locate(begin), headings, document.kind, begin))
+    return passages
 
 
 def code_passages(code: str, characters: int) -> list[str]:
     """Cut source code into passages of at most about `characters`, as `chunks` does."""
-    document = Document("", code, "code", (Section((), 0, 0, len(code)),))
+    document = ParsedFile("", code, "code", (Section((), 0, 0, len(code)),))
     return [chunk.text for chunk in chunks(document, characters)]
 
 
-def section_pieces(document: Document, section: Section, characters: int) -> list[Span]:
+def section_pieces(document: ParsedFile, section: Section, characters: int) -> list[Span]:
     """Cut a section's body, without its heading, into pieces of about `characters`."""
     pieces: list[Span] = []
     for block in _blocks(document, section.body, section.end, characters):
@@ -66,10 +66,10 @@ def section_pieces(document: Document, section: Section, characters: int) -> lis
     return pieces
 
 
-class Places:
+class Locator:
     """Says where in the file a character of the document's text is."""
 
-    def __init__(self, document: Document) -> None:
+    def __init__(self, document: ParsedFile) -> None:
         self._document = document
         newlines = re.finditer("\n", document.text) if document.first_line else ()
         self._lines = [match.end() for match in newlines]
@@ -92,7 +92,7 @@ Piece = tuple[int, int, tuple[str, ...]]
 """From, to, and the headings that all of it lies under."""
 
 
-def _joined(document: Document, characters: int) -> Iterator[Piece]:
+def _joined(document: ParsedFile, characters: int) -> Iterator[Piece]:
     """Yield the pieces of all sections, headings included, short neighbours joined."""
     last: Piece | None = None
     bare = False  # `last` is nothing but headings
@@ -129,7 +129,7 @@ def _join(left: Piece, right: Piece, bare: bool, characters: int) -> Piece | Non
     return None
 
 
-def _blocks(document: Document, start: int, end: int, characters: int) -> Iterator[Span]:
+def _blocks(document: ParsedFile, start: int, end: int, characters: int) -> Iterator[Span]:
     """Yield paragraphs and whole fences, or pieces of code, none longer than `characters`."""
     rows = _code_rows if document.kind == "code" else _prose_rows
     for block_start, block_end, fenced in rows(document.text, start, end):

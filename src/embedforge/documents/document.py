@@ -12,7 +12,7 @@ PairKind = Literal["title", "heading", "description", "cloze"]
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A heading and what stands below it up to the next heading: a span of `Document.text`."""
+    """A heading and what stands below it up to the next heading: a span of `ParsedFile.text`."""
 
     headings: tuple[str, ...]
     """The heading's words after those that it lies under, from the title down; empty before the first."""
@@ -37,7 +37,7 @@ class Described:
 
 
 @dataclass(frozen=True, slots=True)
-class Document:
+class ParsedFile:
     """A file's text, with the structure that its author gave it."""
 
     file: str
@@ -68,7 +68,7 @@ class Chunk:
     """The headings that all of it lies under, from the title down."""
     kind: TextKind
     start: int
-    """Character of `Document.text` at which it begins: (file, start) is unique."""
+    """Character of `ParsedFile.text` at which it begins: (file, start) is unique."""
 
     @property
     def id(self) -> str:
@@ -93,7 +93,7 @@ class Pair:
     place: str
     """As in `Chunk`."""
     start: int
-    """Character of `Document.text` at which the passage begins."""
+    """Character of `ParsedFile.text` at which the passage begins."""
 
 
 @dataclass(frozen=True)

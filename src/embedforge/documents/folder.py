@@ -138,12 +138,12 @@ def readable_files(folder: Path, excludes: Collection[str] = DEFAULT_EXCLUDES) -
 
 def _readable_files(folder: Path, excludes: Collection[str]) -> tuple[list[str], Counter[str], list[str]]:
     """List the files to read; counts and notices say what else was found."""
-    found, excluded = find_files(folder, excludes)
-    counts: Counter[str] = Counter(files_found=len(found), folders_excluded=excluded)
+    all_files, excluded = find_files(folder, excludes)
+    counts: Counter[str] = Counter(files_found=len(all_files), folders_excluded=excluded)
     counts.update(files_of_other_kind=0, files_boilerplate=0, files_without_reader=0)
     files: list[str] = []
     missing: Counter[str] = Counter()
-    for file in found:
+    for file in all_files:
         suffix = suffix_of(file)
         package = missing_package(suffix)
         if not suffix:
@@ -160,7 +160,7 @@ def _readable_files(folder: Path, excludes: Collection[str]) -> tuple[list[str],
         missing_extra(name, "documents", f"Reading {n} files of {folder}") for name, n in missing.items()
     ]
     if not files:
-        raise errors[0] if errors else _nothing_readable(folder, found)
+        raise errors[0] if errors else _nothing_readable(folder, all_files)
     return files, counts, [f"{error} They are passed over." for error in errors]
 
 
@@ -168,8 +168,8 @@ def _group(suffix: str) -> str:
     return "text" if suffix in PLAIN else "html" if suffix in HTML else "pdf" if suffix in PDF else "code"
 
 
-def _nothing_readable(folder: Path, found: Sequence[str]) -> EmbedforgeError:
-    suffixes = Counter(PurePosixPath(file).suffix.lower() or "no suffix" for file in found)
+def _nothing_readable(folder: Path, files: Sequence[str]) -> EmbedforgeError:
+    suffixes = Counter(PurePosixPath(file).suffix.lower() or "no suffix" for file in files)
     listed = ", ".join(f"{suffix} {count}" for suffix, count in suffixes.most_common(12))
     return EmbedforgeError(
         f"{folder}: nothing to read. Found: {listed or 'no file'}. What is read: .txt, .md, .rst, .html, "
@@ -251,16 +251,17 @@ def _pairs(
     counts: Counter[str],
 ) -> tuple[list[Pair], list[Pair]]:
     """Return the pairs of held-out text and of training text."""
-    found = [pair for cut in cuts for pair in cut.pairs]
-    found.sort(key=lambda pair: not _is_held_out(pair, starts))  # of equal passages the held-out one is kept
-    kept, dropped = usable(found)
-    counts.update(pairs_found=len(found), **dropped)
-    asked = [pair for pair in kept if _is_held_out(pair, starts)]
+    candidates = [pair for cut in cuts for pair in cut.pairs]
+    # Of equal passages the held-out one is kept.
+    candidates.sort(key=lambda pair: not _is_held_out(pair, starts))
+    kept, dropped = usable(candidates)
+    counts.update(pairs_found=len(candidates), **dropped)
+    held_out_pairs = [pair for pair in kept if _is_held_out(pair, starts)]
     others = [pair for pair in kept if not _is_held_out(pair, starts)]
-    pairs = _drawn(asked, max_pairs, seed)
+    pairs = _drawn(held_out_pairs, max_pairs, seed)
     train_pairs = _drawn(others, max_train_pairs, seed)
     counts["pairs_over_limit"] = len(kept) - len(pairs) - len(train_pairs)
-    clean = without_copied_pairs(train_pairs, asked, held_out)
+    clean = without_copied_pairs(train_pairs, held_out_pairs, held_out)
     counts["train_pairs_near_held_out"] = len(train_pairs) - len(clean)
     return pairs, clean
 
@@ -281,11 +282,11 @@ def _descriptions(cuts: Sequence[Cut], starts: dict[str, int]) -> list[str]:
 
 
 def _too_little(
-    folder: Path, found: int, needed: int, characters: int, counts: Counter[str]
+    folder: Path, available: int, needed: int, characters: int, counts: Counter[str]
 ) -> EmbedforgeError:
     listed = ", ".join(f"{name} {count}" for name, count in counts.items() if count)
     return EmbedforgeError(
-        f"{folder}: too little text: {counts['characters']:,} characters give {found} chunks of about "
+        f"{folder}: too little text: {counts['characters']:,} characters give {available} chunks of about "
         f"{characters} characters for training, at least {needed} are needed (about "
         f"{int(1.2 * needed * characters):,} characters). Counted: {listed}. "
         "Give a folder with more text."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from embedforge.documents.document import Document, Section
+from embedforge.documents.document import ParsedFile, Section
 
 TITLE_CHARACTERS = 120
 
@@ -21,14 +21,14 @@ FindHeading = Callable[[list[str], int, list[str]], Heading | None]
 """The heading that starts at a row of the lines, given the marks of levels seen so far."""
 
 
-def prose_document(text: str, file: str, suffix: str, title: str = "") -> Document:
+def prose_document(text: str, file: str, suffix: str, title: str = "") -> ParsedFile:
     r"""Find the headings of a text; code fences and front matter hold none.
 
     Front matter and comments of HTML are left out of the document's text.
 
     Args:
         text: the file's text, line ends "\n".
-        file: its name in `Document.file`.
+        file: its name in `ParsedFile.file`.
         suffix: decides which headings are looked for: ".rst", ".txt" (at most a title), or else Markdown.
         title: what all headings lie under, unless front matter names another.
     """
@@ -37,7 +37,7 @@ def prose_document(text: str, file: str, suffix: str, title: str = "") -> Docume
     text = _without_comments(text)
     sections = _sections(text, title, suffix)
     first = next((section.headings[0] for section in sections if section.headings), "")
-    return Document(file, text, "prose", tuple(sections), title or first, 1 + skipped)
+    return ParsedFile(file, text, "prose", tuple(sections), title or first, 1 + skipped)
 
 
 def _sections(text: str, title: str, suffix: str) -> list[Section]:

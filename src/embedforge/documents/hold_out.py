@@ -146,8 +146,8 @@ def without_copied_pairs(
 
 
 def _mostly_known(chunk: Chunk, texts: dict[str, str], known: set[str]) -> bool:
-    found = sum(len(text) for name, text in texts.items() if name in known)
-    return found > 0 and found >= MOSTLY * len(chunk.text)
+    repeated = sum(len(text) for name, text in texts.items() if name in known)
+    return repeated > 0 and repeated >= MOSTLY * len(chunk.text)
 
 
 def distinct(texts: Iterable[str]) -> list[str]:

@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 from embedforge.documents.decode import decode
-from embedforge.documents.document import Document
+from embedforge.documents.document import ParsedFile
 from embedforge.documents.headings import prose_document
 
 NEVER_TEXT = ["script", "style", "noscript", "template", "svg", "head", "iframe", "object", "annotation"]
@@ -22,7 +22,7 @@ _DECLARED = re.compile(rb"""<meta[^>]+charset\s*=\s*["']?\s*([\w.:-]+)""", re.IG
 _PILCROW = re.compile(r"(?<=\w)[ \t]*[¶§]$", re.MULTILINE)
 
 
-def html_document(source: bytes, file: str) -> tuple[Document, int, bool]:
+def html_document(source: bytes, file: str) -> tuple[ParsedFile, int, bool]:
     """Read a page of HTML.
 
     Returns:

@@ -7,8 +7,8 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
-from embedforge.documents.chunks import Places, section_pieces
-from embedforge.documents.document import Chunk, Document, Pair, PairKind, Section
+from embedforge.documents.chunks import Locator, section_pieces
+from embedforge.documents.document import Chunk, Pair, PairKind, ParsedFile, Section
 from embedforge.documents.draw import keyed_fraction
 from embedforge.documents.sentences import sentence_ends
 from embedforge.documents.words import QUERY_CHARACTERS, count_words
@@ -41,7 +41,7 @@ _ITEM = re.compile(r"\s*(?:(?:[-*+•]|\d{1,3}[.)]|#{1,6}|>)\s+)+")
 
 
 def structure_pairs(
-    document: Document, chunks: Sequence[Chunk], characters: int, seed: int
+    document: ParsedFile, chunks: Sequence[Chunk], characters: int, seed: int
 ) -> Iterator[Pair]:
     """Yield the pairs of a document, those that `usable` would drop included.
 
@@ -54,17 +54,17 @@ def structure_pairs(
         characters: a passage is at most about so long; of a longer section the beginning is taken.
         seed: draws the sentences.
     """
-    place = Places(document)
+    locate = Locator(document)
 
     def pair(kind: PairKind, query: str, answer: str, start: int) -> Pair:
         query = shorten(query, QUERY_CHARACTERS, at=" ")
         name = f"{document.file}#{start}:{kind}"
-        return Pair(name, query, answer, kind, document.file, place(start), start)
+        return Pair(name, query, answer, kind, document.file, locate(start), start)
 
     if document.kind == "code":
         for item in document.described:
             code = shorten(item.code, characters, at="\n")
-            yield pair("description", item.description, code, place.start(item.line))
+            yield pair("description", item.description, code, locate.start(item.line))
         return
     headed = [section for section in document.sections if section.headings]
     answered = -1
@@ -120,7 +120,7 @@ def mostly_links(text: str) -> bool:
     return sum("](" in line for line in written) > MOSTLY * len(written)
 
 
-def _is_title(document: Document, section: Section) -> bool:
+def _is_title(document: ParsedFile, section: Section) -> bool:
     """The document's title, over its first text."""
     first = next(other for other in document.sections if other.headings)
     return section is first and section.headings == (document.title,)

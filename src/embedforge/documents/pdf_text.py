@@ -8,7 +8,7 @@ import logging
 import re
 from collections import Counter
 
-from embedforge.documents.document import Document, Section
+from embedforge.documents.document import ParsedFile, Section
 from embedforge.documents.find_files import PassedOver
 
 EDGE_LINES = 3
@@ -21,8 +21,8 @@ _NUMBER = re.compile(r"\d+|\b[ivxlc]+\b")
 _HYPHENATED = re.compile(r"([^\W\d_])[-\u2010\u00ad]\n[ \t]*(?=[^\W\d_])")
 
 
-def pdf_document(source: bytes, file: str) -> tuple[Document, int]:
-    """Read a PDF; each page's text begins where `Document.pages` says.
+def pdf_document(source: bytes, file: str) -> tuple[ParsedFile, int]:
+    """Read a PDF; each page's text begins where `ParsedFile.pages` says.
 
     Words hyphenated at a line's end are joined if the next line goes on in lower case, and running headers,
     footers and page numbers dropped.
@@ -48,7 +48,7 @@ def pdf_document(source: bytes, file: str) -> tuple[Document, int]:
     lengths = (len(page) + len(joint) for page, joint in zip(texts, joints, strict=False))
     starts = tuple(itertools.accumulate(lengths, initial=0))
     section = Section((), 0, 0, len(text))
-    return Document(file, text, "prose", (section,), pages=starts), dropped
+    return ParsedFile(file, text, "prose", (section,), pages=starts), dropped
 
 
 def _pages(source: bytes) -> list[str]:

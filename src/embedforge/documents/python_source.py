@@ -58,7 +58,7 @@ def python_definitions(source: bytes) -> tuple[list[Described], Counter[str]]:
         warnings.simplefilter("ignore")  # invalid escapes in other people's strings
         tree = ast.parse(text)
     cutter = _Cutter(text)
-    found: list[Described] = []
+    described: list[Described] = []
     counts: Counter[str] = Counter()
     for node, kind in _definitions(tree.body, "function"):
         docstring = ast.get_docstring(node, clean=False)
@@ -73,8 +73,8 @@ def python_definitions(source: bytes) -> tuple[list[Described], Counter[str]]:
         elif all(_is_stub(statement) for statement in node.body[1:]):
             counts["definitions_without_code"] += 1
         else:
-            found.append(Described(query, cutter.code(node), node.lineno, kind))
-    return found, counts
+            described.append(Described(query, cutter.code(node), node.lineno, kind))
+    return described, counts
 
 
 def summary(docstring: str, name: str) -> str:

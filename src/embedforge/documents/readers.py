@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 
 from embedforge.documents.decode import decode
-from embedforge.documents.document import Described, Document, Section
+from embedforge.documents.document import Described, ParsedFile, Section
 from embedforge.documents.find_files import PassedOver, read_bytes
 from embedforge.documents.headings import prose_document
 from embedforge.documents.html_text import html_document
@@ -53,7 +53,7 @@ def missing_package(suffix: str) -> str | None:
     return package if package and find_spec(package) is None else None
 
 
-def read_document(folder: Path, file: str, max_bytes: int, counts: Counter[str]) -> Document:
+def read_document(folder: Path, file: str, max_bytes: int, counts: Counter[str]) -> ParsedFile:
     """Read one file; `counts` takes what was dropped of it.
 
     Args:
@@ -87,7 +87,7 @@ def read_document(folder: Path, file: str, max_bytes: int, counts: Counter[str])
     return document
 
 
-def _prose_document(source: bytes, file: str, suffix: str, counts: Counter[str]) -> Document:
+def _prose_document(source: bytes, file: str, suffix: str, counts: Counter[str]) -> ParsedFile:
     text, guessed = decode(source)
     counts["files_encoding_guessed"] += guessed
     document = prose_document(text, file, ".txt" if suffix == ".text" else suffix)
@@ -95,7 +95,7 @@ def _prose_document(source: bytes, file: str, suffix: str, counts: Counter[str])
     return document
 
 
-def _code_document(source: bytes, file: str, suffix: str, counts: Counter[str]) -> Document:
+def _code_document(source: bytes, file: str, suffix: str, counts: Counter[str]) -> ParsedFile:
     """Python that does not parse, of another version say, is read as any other language."""
     described: list[Described]
     try:
@@ -111,4 +111,4 @@ def _code_document(source: bytes, file: str, suffix: str, counts: Counter[str]) 
         raise PassedOver("files_generated")
     text = text.removeprefix("\ufeff")
     sections = (Section((), 0, 0, len(text)),)
-    return Document(file, text, "code", sections, first_line=1, described=tuple(described))
+    return ParsedFile(file, text, "code", sections, first_line=1, described=tuple(described))

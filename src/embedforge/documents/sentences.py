@@ -32,7 +32,7 @@ _SIGN = re.compile(r"[^\w\s]|_")
 
 
 def sentence_ends(text: str, start: int, end: int) -> Iterator[int]:
-    """Yield the places in `text[start:end]` just after a sentence.
+    """Yield the positions in `text[start:end]` just after a sentence.
 
     A full stop ends one unless it belongs to an abbreviation or a lower-case letter follows; the full stops
     of Chinese and Japanese end one wherever they stand.
@@ -58,16 +58,16 @@ def sentences(text: str) -> list[str]:
     >>> sentences("# On doors\n\nNo. See `open`: it *opens* the door. It never closes, e.g. at night.")
     ['No. See open: it opens the door.', 'It never closes, e.g. at night.']
     """
-    found: list[str] = []
+    texts: list[str] = []
     for paragraph in _paragraphs(text):
-        found += _joined(_split(paragraph))
-    return found
+        texts += _joined(_split(paragraph))
+    return texts
 
 
 def cut_span(text: str, start: int, end: int, most: int, boundaries: Sequence[re.Pattern[str] | None]) -> int:
     """Return where to cut `text[start:end]` so that the first part has at most `most` characters.
 
-    The last place in the second half of what fits where the first of `boundaries` ends that is there at
+    The last position in the second half of what fits where the first of `boundaries` ends that is there at
     all; None stands for the end of a sentence. Where there is none, a word is cut.
     """
     low, high = start + most // 2, min(start + most, end)
@@ -127,17 +127,17 @@ def _split(paragraph: str) -> Iterator[str]:
 
 def _joined(parts: Iterator[str]) -> list[str]:
     """Join sentences that are too short with the next, the last with the one before."""
-    found: list[str] = []
+    joined: list[str] = []
     waiting = ""
     for part in filter(None, parts):
         together = _BETWEEN_HAN.sub("", f"{waiting} {part}".strip())
         waiting = together if len(together) <= SENTENCE_CHARACTERS else part
         if count_words(waiting) >= MINIMUM_WORDS:
-            found.append(waiting)
+            joined.append(waiting)
             waiting = ""
-    if waiting and found and len(found[-1]) + len(waiting) < SENTENCE_CHARACTERS:
-        found[-1] = _BETWEEN_HAN.sub("", f"{found[-1]} {waiting}")
-    return [text for text in found if _is_prose(text)]
+    if waiting and joined and len(joined[-1]) + len(waiting) < SENTENCE_CHARACTERS:
+        joined[-1] = _BETWEEN_HAN.sub("", f"{joined[-1]} {waiting}")
+    return [text for text in joined if _is_prose(text)]
 
 
 def _is_prose(text: str) -> bool:

@@ -69,7 +69,7 @@ def described_code(text: str, comment: re.Pattern[str]) -> list[Described]:
         comment: how a line of comment begins, from `COMMENTS`.
     """
     lines = text.split("\n")
-    found: list[Described] = []
+    described: list[Described] = []
     for first, code in _comment_blocks(lines, comment):
         description = _words(lines[first:code])
         if count_words(description) < MINIMUM_WORDS or _NOT_DESCRIBING.search(description):
@@ -77,8 +77,8 @@ def described_code(text: str, comment: re.Pattern[str]) -> list[Described]:
         end = _definition_end(lines, code)
         if end - code >= FEWEST_LINES and not _NOT_DEFINING.match(lines[code]):
             body = _dedented(lines[code:end])
-            found.append(Described(description, body, code + 1, "definition"))
-    return found
+            described.append(Described(description, body, code + 1, "definition"))
+    return described
 
 
 def _comment_blocks(lines: Sequence[str], comment: re.Pattern[str]) -> Iterator[tuple[int, int]]:

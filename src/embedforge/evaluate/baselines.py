@@ -50,15 +50,15 @@ class Bm25Search:
         """
         if self._index is None:
             raise EmbedforgeError("BM25 has to index a corpus before it can search")
-        places = {name: i for i, name in enumerate(self._ids)} if top_ranked else {}
+        positions = {name: i for i, name in enumerate(self._ids)} if top_ranked else {}
         results: dict[str, dict[str, float]] = {}
         for query_id, text in zip(queries["id"], queries["text"], strict=True):
             if top_ranked:
                 scores = self._index.scores(text)
-                results[query_id] = {d: float(scores[places[d]]) for d in top_ranked[query_id]}
+                results[query_id] = {d: float(scores[positions[d]]) for d in top_ranked[query_id]}
             else:
-                found, values = self._index.search([text], top_k)
-                rows = zip(found[0], values[0], strict=True)
+                documents, values = self._index.search([text], top_k)
+                rows = zip(documents[0], values[0], strict=True)
                 hits = {self._ids[d]: float(score) for d, score in rows if score > 0}
                 # A query without any hit must still be counted, as a failure.
                 results[query_id] = hits or {self._ids[-1]: 0.0}

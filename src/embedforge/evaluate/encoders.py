@@ -87,8 +87,8 @@ class Encoder:
         published = task_metadata.prompt
         if isinstance(published, dict):
             published = published.get("query")
-        found = instruction_of(task_metadata.name, task_metadata.type, self._instructions, published)
-        return self._model.contract.default_instruction if found is None else found
+        instruction = instruction_of(task_metadata.name, task_metadata.type, self._instructions, published)
+        return self._model.contract.default_instruction if instruction is None else instruction
 
     def encode(
         self,

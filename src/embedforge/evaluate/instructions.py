@@ -32,15 +32,15 @@ def instruction_of(
     """
     own, table = own or {}, _table()
     unversioned = re.sub(r"(\.v\d+|HardNegatives)+$", "", name)
-    for found in (
+    for instruction in (
         own.get(name),
         own.get(task_type),
         table["tasks"].get(unversioned),
         published,
         table["types"].get(task_type),
     ):
-        if found is not None:
-            return str(found)
+        if instruction is not None:
+            return str(instruction)
     return None
 
 

@@ -13,7 +13,7 @@ PACKAGES = ("torch", "transformers", "sentence-transformers", "mteb", "bm25s")
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class EvaluationSettings:
     """What decides about the numbers, besides model and data."""
 
     split: str = "test"

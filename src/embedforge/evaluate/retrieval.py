@@ -33,10 +33,10 @@ def per_query_metrics(
         gains = np.array(sorted((g for g in judged.values() if g > 0), reverse=True), dtype=np.float64)
         if not len(gains):
             raise EmbedforgeError(f"query {q} has no relevant document: leave it out, it cannot be scored")
-        found = np.array([max(judged.get(int(d), 0.0), 0.0) for d in ranking[:k]], dtype=np.float64)
-        hits = np.flatnonzero(found)
+        ranked_gains = np.array([max(judged.get(int(d), 0.0), 0.0) for d in ranking[:k]], dtype=np.float64)
+        hits = np.flatnonzero(ranked_gains)
         rows[q] = (
-            found @ discounts[: len(found)] / (gains[:k] @ discounts[: len(gains)]),
+            ranked_gains @ discounts[: len(ranked_gains)] / (gains[:k] @ discounts[: len(gains)]),
             len(hits) / len(gains),
             1 / (hits[0] + 1) if len(hits) else 0.0,
         )

@@ -21,7 +21,7 @@ from embedforge.data.task_folder import checked_name
 from embedforge.errors import EmbedforgeError, missing_extra
 from embedforge.evaluate.decontamination import unchecked_tasks
 from embedforge.evaluate.instructions import check_names, instruction_of
-from embedforge.evaluate.results import Results, Settings, versions
+from embedforge.evaluate.results import EvaluationSettings, Results, versions
 from embedforge.files import read_json, write_json
 from embedforge.model.folder import BUNDLED, find_folder, require_model
 
@@ -80,18 +80,18 @@ def evaluate(
     from embedforge.evaluate.summary import write_summary
     from embedforge.evaluate.tasks import find_tasks
 
-    found = find_tasks([str(tasks)] if isinstance(tasks, Path) else tasks, split)
-    check_names(instructions or {}, [t.metadata.name for t in found], [t.metadata.type for t in found])
-    settings = Settings(split, dtype, max_tokens, tokens_per_batch, instructions)
-    table: dict[str, dict[str, dict[str, Any] | None]] = {task.metadata.name: {} for task in found}
+    selected = find_tasks([str(tasks)] if isinstance(tasks, Path) else tasks, split)
+    check_names(instructions or {}, [t.metadata.name for t in selected], [t.metadata.type for t in selected])
+    settings = EvaluationSettings(split, dtype, max_tokens, tokens_per_batch, instructions)
+    table: dict[str, dict[str, dict[str, Any] | None]] = {task.metadata.name: {} for task in selected}
     with _quiet(), progress_bar() as progress:
         for model, label in zip(names, labels, strict=True):
-            runner = _Runner(model, label, settings, device, progress, len(found))
-            for task in found:
+            runner = _Runner(model, label, settings, device, progress, len(selected))
+            for task in selected:
                 table[task.metadata.name][label] = runner.result(task, out, resume=resume)
     revisions = {  # tasks of mteb have no split of ours
         checked_name(task.metadata.name, getattr(task, "split", "test")): str(task.metadata.revision)
-        for task in found
+        for task in selected
     }
     unchecked = unchecked_tasks(dict(zip(labels, names, strict=True)), revisions)
     results = Results(out, labels, table, unchecked)
@@ -106,7 +106,7 @@ class _Runner:
         self,
         model: str,
         label: str,
-        settings: Settings,
+        settings: EvaluationSettings,
         device: str | None,
         progress: Progress,
         tasks: int,

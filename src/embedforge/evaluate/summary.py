@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from embedforge.evaluate.decontamination import sentence
-from embedforge.evaluate.results import PACKAGES, Results, Settings
+from embedforge.evaluate.results import PACKAGES, EvaluationSettings, Results
 from embedforge.evaluate.units import Units, compare, interval
 from embedforge.files import write_json
 from embedforge.report.charts import grouped_bars
@@ -29,14 +29,16 @@ _MOST_BARS = 40
 _MOST_SENTENCES = 8
 
 
-def write_summary(results: Results, settings: Settings) -> None:
+def write_summary(results: Results, settings: EvaluationSettings) -> None:
     """Write `results.json` and `report.html` into the folder of the results."""
     tests = {model: _tests(results, model) for model in results.models[1:]}
     write_json(results.folder / "results.json", summary(results, tests, settings))
     write_report(results.folder / "report.html", _report(results, tests, settings))
 
 
-def summary(results: Results, tests: dict[str, dict[str, PairedTest]], settings: Settings) -> dict[str, Any]:
+def summary(
+    results: Results, tests: dict[str, dict[str, PairedTest]], settings: EvaluationSettings
+) -> dict[str, Any]:
     """Return the content of `results.json`: all scores and settings, without the scores of single queries."""
     tasks = {}
     for name, row in results.tasks.items():
@@ -71,7 +73,9 @@ def _tests(results: Results, model: str) -> dict[str, PairedTest]:
     return tests
 
 
-def _report(results: Results, tests: dict[str, dict[str, PairedTest]], settings: Settings) -> Report:
+def _report(
+    results: Results, tests: dict[str, dict[str, PairedTest]], settings: EvaluationSettings
+) -> Report:
     intervals: dict[str, dict[str, Interval | float | None]] = {
         name: {model: _score(result) for model, result in row.items()} for name, row in results.tasks.items()
     }
@@ -161,7 +165,7 @@ def _task_sentence(results: Results, name: str, model: str, test: PairedTest) ->
     return finding(f"{model}, {name}: {metric}", test, unit=result["units"]["kind"])
 
 
-def _details(results: Results, settings: Settings) -> dict[str, object]:
+def _details(results: Results, settings: EvaluationSettings) -> dict[str, object]:
     details: dict[str, object] = {
         "Packages": ", ".join(f"{name} {number}" for name, number in versions(PACKAGES).items()),
         "Machine": machine(),

@@ -134,8 +134,8 @@ class FolderClustering(_FolderTask, AbsTaskClustering):
         loader = create_dataloader(
             data_split, task_metadata=self.metadata, input_column="sentences", num_proc=None, **options
         )
-        place = {"hf_split": settings["hf_split"], "hf_subset": settings["hf_subset"]}
-        vectors = np.asarray(model.encode(loader, task_metadata=self.metadata, **place, **options))
+        split_options = {"hf_split": settings["hf_split"], "hf_subset": settings["hf_subset"]}
+        vectors = np.asarray(model.encode(loader, task_metadata=self.metadata, **split_options, **options))
         values = v_measure(vectors, data_split["labels"], seed=self.seed)
         return {"v_measure": float(values.mean()), "v_measures": {"halves": values.tolist()}}
 
@@ -210,18 +210,18 @@ def find_tasks(tasks: str | Sequence[str], split: str = "test") -> list[AbsTask]
     """
     # A comma inside parentheses belongs to a benchmark's name: "MTEB(eng, v2)".
     names = re.split(r",\s*(?![^(]*\))", tasks.strip()) if isinstance(tasks, str) else list(tasks)
-    found: list[AbsTask] = []
+    resolved: list[AbsTask] = []
     for name in names:
         if Path(name).is_dir():
-            found += folder_tasks(Path(name), split)
+            resolved += folder_tasks(Path(name), split)
         else:
-            found += hub_tasks(name, option="--tasks", purpose="embedforge evaluate")
+            resolved += hub_tasks(name, option="--tasks", purpose="embedforge evaluate")
     seen: set[str] = set()
-    for task in found:
+    for task in resolved:
         if task.metadata.name in seen:
             raise EmbedforgeError(f"--tasks: '{task.metadata.name}' is named twice; each task once")
         seen.add(task.metadata.name)
-    return found
+    return resolved
 
 
 def folder_tasks(folder: Path, split: str = "test") -> list[AbsTask]:

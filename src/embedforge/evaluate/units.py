@@ -126,17 +126,17 @@ def _pairs(task: Any, split: str, predictions: Mapping[str, Any], scores: Mappin
 
 def _subset_values(task: Any, subset: str, split: str, predictions: Mapping[str, Any]) -> Any:
     """Return the scores [n] of a subset's queries or texts; None where the task has no such scores."""
-    found = predictions.get(subset, {}).get(split)
-    if found is None:
+    predicted = predictions.get(subset, {}).get(split)
+    if predicted is None:
         return None
     if isinstance(task, AbsTaskRetrieval):
-        return _query_scores(task, task.dataset[subset][split]["relevant_docs"], found)
+        return _query_scores(task, task.dataset[subset][split]["relevant_docs"], predicted)
     if isinstance(task, AbsTaskBitextMining):
-        nearest = next(iter(found.values())) if isinstance(found, dict) else found
+        nearest = next(iter(predicted.values())) if isinstance(predicted, dict) else predicted
         return np.array([float(int(hit["corpus_id"]) == i) for i, hit in enumerate(nearest)])
     if isinstance(task, AbsTaskClassification) and task.metadata.main_score == "accuracy":
         truth = np.array(_rows(task, subset, split)[task.label_column_name])
-        return (np.array(found) == truth).mean(axis=0)
+        return (np.array(predicted) == truth).mean(axis=0)
     return None
 
 

@@ -121,8 +121,8 @@ class _Sample:
             positives += block.positives[drawn]
             for decision in _REASONS:
                 self.by_reason[decision].append(block.scores[drawn][block.decisions[drawn] == decision])
-            for decision, found in self.suspects.items():
-                self.suspects[decision] = _most(found + _suspects(block, decision))
+            for decision, suspects in self.suspects.items():
+                self.suspects[decision] = _most(suspects + _suspects(block, decision))
         self.scores, self.decisions = _stacked(scores, -np.inf), _stacked(decisions, Decision.NOTHING)
         self.limits = np.concatenate(limits)
         self.positives = _finite(np.concatenate(positives))
@@ -204,8 +204,8 @@ def _summary(sample: _Sample, selection: Selection, facts: Mapping[str, Any]) ->
 def _sources(counts: Mapping[str, Mapping[str, int]]) -> Table:
     """Count decisions, those that occur."""
     total = _total(counts)
-    found = {reason.name.lower(): text for reason, text in _REASONS.items() if total[reason.name.lower()]}
-    shown = {"examples": "Examples", "without a negative": "without a negative", **found}
+    reasons = {reason.name.lower(): text for reason, text in _REASONS.items() if total[reason.name.lower()]}
+    shown = {"examples": "Examples", "without a negative": "without a negative", **reasons}
     rows: list[list[str | int]] = [[name, *(own[key] for key in shown)] for name, own in counts.items()]
     return Table("What became of the candidates, by source", ["source", *shown.values()], rows)
 

@@ -11,7 +11,7 @@ from embedforge.data.example import Example
 from embedforge.ranking import NOTHING, Floats, Indices
 
 FUSION_CONSTANT = 60
-"""Added to a rank before it is inverted (Cormack et al., 2009): first places do not outweigh agreement."""
+"""Added to a rank before it is inverted (Cormack et al., 2009): first ranks do not outweigh agreement."""
 
 
 class QueryBlock(NamedTuple):
@@ -46,7 +46,7 @@ class Ranker(Protocol):
         """
 
     def scores(self, block: QueryBlock, query: Indices, document: Indices) -> Floats:
-        """Score pairs, [P] places in the block and [P] documents: float32 [P], NaN where not known."""
+        """Score pairs, [P] indices in the block and [P] documents: float32 [P], NaN where not known."""
 
 
 def fuse(rankings: Sequence[Indices]) -> Indices:

@@ -90,14 +90,14 @@ class Corpus:
 
     def documents(self, rows: Indices) -> dict[int, Passage]:
         """Read some documents, in any order; returns row -> document."""
-        found = {}
+        passages = {}
         for shard, positions in self._by_shard(np.unique(rows)):
             starts = np.load(_path(self.folder, shard.number, "lines.npy"), allow_pickle=False)
             with _path(self.folder, shard.number, "jsonl").open("rb") as lines:
                 for position in positions:
                     lines.seek(int(starts[position]))
-                    found[shard.first + int(position)] = Passage(*json.loads(lines.readline()))
-        return found
+                    passages[shard.first + int(position)] = Passage(*json.loads(lines.readline()))
+        return passages
 
     def text_keys(self, rows: Indices) -> NDArray[np.uint64]:
         """Return the hashes of the texts of documents, of the shape of `rows`; 0 for negative rows."""
@@ -189,9 +189,9 @@ def build_corpus(
     origin = hash_of([VERSION, SHARD_ROWS, source, [list(document) for document in positives]])
     path = folder / CORPUS_FILE
     if source and path.exists() and (facts := read_object(path)).get("origin") == origin:
-        found = Corpus(folder, tuple(Shard(**shard) for shard in facts["shards"]), facts["added"])
-        progress(len(found))
-        return found
+        corpus = Corpus(folder, tuple(Shard(**shard) for shard in facts["shards"]), facts["added"])
+        progress(len(corpus))
+        return corpus
     folder.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
     shards: list[Shard] = []

@@ -66,9 +66,9 @@ class DenseRanker:
         """See `Ranker`."""
         queries = read_vectors(self.query_file(block))
         if self._index is not None:
-            found = self._index.search(queries, self._k, self._files)
+            result = self._index.search(queries, self._k, self._files)
             self._progress(len(queries) * sum(self._rows))
-            return found
+            return result
         return self._exact(block, queries)
 
     def _exact(self, block: QueryBlock, queries: Floats) -> tuple[Indices, Floats]:

@@ -86,12 +86,12 @@ class EndpointTeacher:
         return self._embed(self._prompts.document_texts(texts))
 
     def _embed(self, texts: Sequence[str]) -> Floats:
-        found = _map_in_threads(self._request, list(_batches(texts)))
-        if len(widths := {vectors.shape[1] for vectors in found}) > 1:
+        blocks = _map_in_threads(self._request, list(_batches(texts)))
+        if len(widths := {vectors.shape[1] for vectors in blocks}) > 1:
             raise EmbedforgeError(
                 f"{self.name}: gave vectors of {' and of '.join(map(str, sorted(widths)))} dimensions"
             )
-        return np.concatenate(found)
+        return np.concatenate(blocks)
 
     def _request(self, texts: list[str]) -> Floats:
         try:
@@ -118,32 +118,32 @@ def _map_in_threads(request: Callable[[list[str]], Floats], batches: Sequence[li
     """
     waiting: SimpleQueue[int] = SimpleQueue()
     done: SimpleQueue[tuple[int, Floats | BaseException]] = SimpleQueue()
-    for place in range(len(batches)):
-        waiting.put(place)
+    for index in range(len(batches)):
+        waiting.put(index)
 
     def work() -> None:
         with contextlib.suppress(Empty):
             while True:
-                place = waiting.get_nowait()
+                index = waiting.get_nowait()
                 try:
-                    done.put((place, request(batches[place])))
+                    done.put((index, request(batches[index])))
                 except BaseException as error:
-                    done.put((place, error))
+                    done.put((index, error))
 
     for _ in range(min(REQUESTS_AT_ONCE, len(batches))):
         Thread(target=work, daemon=True).start()
-    found: dict[int, Floats] = {}
+    results: dict[int, Floats] = {}
     try:
-        while len(found) < len(batches):
-            place, result = done.get()
+        while len(results) < len(batches):
+            index, result = done.get()
             if isinstance(result, BaseException):
                 raise result
-            found[place] = result
+            results[index] = result
     finally:
         with contextlib.suppress(Empty):
             while True:
                 waiting.get_nowait()
-    return [found[place] for place in range(len(batches))]
+    return [results[index] for index in range(len(batches))]
 
 
 def _vectors_of(answer: Any, count: int) -> Floats:
@@ -155,10 +155,10 @@ def _vectors_of(answer: Any, count: int) -> Floats:
     vectors = {item.index: _numbers(item.embedding) for item in items}
     if vectors.keys() != set(range(count)):
         raise ValueError(f"its vectors are numbered {[item.index for item in items]!r:.40}, not from 0 on")
-    found = np.array([vectors[place] for place in range(count)], dtype=np.float32)
-    if found.ndim != 2 or not found.shape[1] or not np.isfinite(found).all():
-        raise ValueError(f"its vectors have shape {found.shape}, or are not finite")
-    return np.asarray(found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12))
+    matrix = np.array([vectors[index] for index in range(count)], dtype=np.float32)
+    if matrix.ndim != 2 or not matrix.shape[1] or not np.isfinite(matrix).all():
+        raise ValueError(f"its vectors have shape {matrix.shape}, or are not finite")
+    return np.asarray(matrix / np.maximum(np.linalg.norm(matrix, axis=1, keepdims=True), 1e-12))
 
 
 def _numbers(embedding: Any) -> Any:

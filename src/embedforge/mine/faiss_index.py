@@ -104,12 +104,12 @@ class FaissIndex:
     def search(self, queries: Floats, k: int, files: Sequence[Path]) -> tuple[Indices, Floats]:
         """Return the best `k` of what the index finds, scored exactly: int64 and float32 [queries, k]."""
         width = min(WIDER * k, self._rows)
-        _, found = self._index.search(queries, width)
-        query, place = np.nonzero(found != NOTHING)
-        scores = np.full(found.shape, -np.inf, dtype=np.float32)
-        scores[query, place] = pair_scores(queries, files, query, found[query, place])
-        order = np.lexsort((found, -scores), axis=1)[:, :k]
-        return np.take_along_axis(found, order, axis=1), np.take_along_axis(scores, order, axis=1)
+        _, documents = self._index.search(queries, width)
+        query, column = np.nonzero(documents != NOTHING)
+        scores = np.full(documents.shape, -np.inf, dtype=np.float32)
+        scores[query, column] = pair_scores(queries, files, query, documents[query, column])
+        order = np.lexsort((documents, -scores), axis=1)[:, :k]
+        return np.take_along_axis(documents, order, axis=1), np.take_along_axis(scores, order, axis=1)
 
     def recall(self, queries: Floats, k: int) -> float:
         """Return which share of the true best `k` the index finds, over at most 100 of the queries."""
@@ -120,8 +120,8 @@ class FaissIndex:
         for block in self._blocks():
             nearest.add(block)
         truth, _ = nearest.result()
-        found, _ = self.search(some, k, self._files)
-        return float(np.mean([len(set(a) & set(b)) / len(a) for a, b in zip(truth, found, strict=True)]))
+        retrieved, _ = self.search(some, k, self._files)
+        return float(np.mean([len(set(a) & set(b)) / len(a) for a, b in zip(truth, retrieved, strict=True)]))
 
 
 def _said(error: RuntimeError) -> str:

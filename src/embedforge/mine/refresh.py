@@ -48,8 +48,8 @@ def refresh_stage(
     Raises:
         EmbedforgeError: see `refresh`; no source allows in-batch negatives.
     """
-    asked = stage.mine_again
-    if asked is None:
+    settings = stage.mine_again
+    if settings is None:
         raise EmbedforgeError(f"stage '{stage.name}' has no mine_again")
     open_sources = [name for name, rows in examples.items() if any(row.in_batch_negatives for row in rows)]
     if not open_sources:
@@ -57,9 +57,9 @@ def refresh_stage(
             f"stage '{stage.name}': mine_again has nothing to do, for all its sources have "
             "in_batch_negatives: false, where what is not listed may be a positive too; leave it out"
         )
-    rule = KeepRule(asked.rule, asked.value, asked.sample_from)
-    selection = Selection(stage.negatives, asked.candidates, rule, seed)
-    corpus = Path(folder or "", asked.corpus) if asked.corpus else None
+    rule = KeepRule(settings.rule, settings.value, settings.sample_from)
+    selection = Selection(stage.negatives, settings.candidates, rule, seed)
+    corpus = Path(folder or "", settings.corpus) if settings.corpus else None
     return {
         name: refresh(
             model,
@@ -67,7 +67,7 @@ def refresh_stage(
             work / name,
             selection,
             corpus=corpus,
-            memory_gb=asked.memory_gb,
+            memory_gb=settings.memory_gb,
             progress=progress,
         )
         if name in open_sources

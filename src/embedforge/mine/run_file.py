@@ -20,14 +20,14 @@ from embedforge.ranking import NOTHING, Floats, Indices
 PREFIX = "run:"
 
 
-class Ranked(NamedTuple):
+class RunEntry(NamedTuple):
     """A document of a run, and its score."""
 
     document_id: str
     score: float
 
 
-def read_run(path: Path, queries: Container[str], depth: int) -> dict[str, list[Ranked]]:
+def read_run(path: Path, queries: Container[str], depth: int) -> dict[str, list[RunEntry]]:
     """Read the rankings of some queries, each by descending score, ties in the file's order.
 
     As in trec_eval the scores decide, not the ranks. Of more than `depth` documents the best are kept.
@@ -40,17 +40,17 @@ def read_run(path: Path, queries: Container[str], depth: int) -> dict[str, list[
     Raises:
         EmbedforgeError: a line of another form, or a document twice for one query; names file and line.
     """
-    found: defaultdict[str, dict[str, float]] = defaultdict(dict)
+    scores: defaultdict[str, dict[str, float]] = defaultdict(dict)
     for number, line in _lines(path):
         if not line.strip():
             continue
         query, document, score = _columns(path, number, line)
         if query not in queries:
             continue
-        if document in found[query]:
+        if document in scores[query]:
             raise EmbedforgeError(f"{path}, line {number}: query '{query}' has '{document}' a second time")
-        found[query][document] = score
-    return {query: _best(documents, depth) for query, documents in found.items()}
+        scores[query][document] = score
+    return {query: _best(documents, depth) for query, documents in scores.items()}
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -78,8 +78,8 @@ def _columns(path: Path, number: int, line: str) -> tuple[str, str, float]:
     return query, document, value
 
 
-def _best(documents: dict[str, float], depth: int) -> list[Ranked]:
-    ranked = [Ranked(document, score) for document, score in documents.items()]
+def _best(documents: dict[str, float], depth: int) -> list[RunEntry]:
+    ranked = [RunEntry(document, score) for document, score in documents.items()]
     return sorted(ranked, key=lambda item: -item.score)[:depth]
 
 

@@ -185,8 +185,8 @@ def pair_scores(
         start, stop = np.searchsorted(ascending, [first, first + rows])
         if start < stop:
             vectors = _Reader(path)
-            for place in range(start, stop, ROWS_PER_READ):
-                pairs = order[place : min(place + ROWS_PER_READ, stop)]
+            for offset in range(start, stop, ROWS_PER_READ):
+                pairs = order[offset : min(offset + ROWS_PER_READ, stop)]
                 block = vectors.rows(document[pairs] - first)
                 scores[pairs] = np.einsum("ij,ij->i", queries[query[pairs]], block)
         first += rows
@@ -202,9 +202,9 @@ class _Reader:
             _, self._width = _read_header(file, path)
             self._start = file.tell()
 
-    def rows(self, places: Indices) -> Floats:
-        """Return the vectors at ascending places, which may repeat: [places, dimensions]."""
-        wanted, back = np.unique(places, return_inverse=True)
+    def rows(self, positions: Indices) -> Floats:
+        """Return the vectors at ascending positions, which may repeat: [positions, dimensions]."""
+        wanted, back = np.unique(positions, return_inverse=True)
         vectors = np.empty((len(wanted), self._width), dtype="<f4")
         runs = np.split(np.arange(len(wanted)), np.flatnonzero(np.diff(wanted) > 1) + 1)
         with self._path.open("rb", buffering=0) as file:

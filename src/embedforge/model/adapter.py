@@ -72,8 +72,8 @@ def stack_lora(
         parameter.requires_grad_(False)
     decoder.add_adapter(name, _config(plain, rank, alpha, dropout, targets))
     decoder.base_model.set_adapter([*earlier, name])
-    for place, parameter in decoder.named_parameters():
-        parameter.requires_grad_(f".{name}." in place)
+    for path, parameter in decoder.named_parameters():
+        parameter.requires_grad_(f".{name}." in path)
 
 
 def _check_targets(decoder: Any, targets: tuple[str, ...] | Literal["all-linear"]) -> None:

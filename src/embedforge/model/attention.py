@@ -197,8 +197,8 @@ def _plain_implementation(model: PreTrainedModel) -> Iterator[None]:
 
 def _configs(model: nn.Module) -> list[PreTrainedConfig]:
     """Every config object that a part of the model reads: mostly one, shared by all."""
-    found = (getattr(module, "config", None) for module in model.modules())
-    return list({id(config): config for config in found if isinstance(config, PreTrainedConfig)}.values())
+    configs = (getattr(module, "config", None) for module in model.modules())
+    return list({id(config): config for config in configs if isinstance(config, PreTrainedConfig)}.values())
 
 
 def _set_module_flags(model: nn.Module, *, causal: bool) -> None:

@@ -45,5 +45,5 @@ def _makes_golden_ids(folder: Path, contract: Contract, options: dict[str, str])
     except Exception:  # Whatever a class of some family makes of files that are not its own.
         return False
     texts = [golden.prefix + golden.text + golden.suffix for golden in contract.goldens]
-    found = tokenizer(texts, truncation=True, max_length=contract.max_tokens)["input_ids"]
-    return all(tuple(row) == golden.input_ids for row, golden in zip(found, contract.goldens, strict=True))
+    ids = tokenizer(texts, truncation=True, max_length=contract.max_tokens)["input_ids"]
+    return all(tuple(row) == golden.input_ids for row, golden in zip(ids, contract.goldens, strict=True))

@@ -25,7 +25,7 @@ _PROBE_TOKENS = 16
 _NOISE_MARGIN = 10
 
 
-class _Place(NamedTuple):
+class _DropoutRate(NamedTuple):
     """A probability of dropout in a live module: a number, or the `p` of an nn.Dropout."""
 
     module: Any
@@ -58,10 +58,10 @@ def attention_dropout(decoder: nn.Module, probability: float) -> Iterator[None]:
     """
     if not 0 <= probability < 1:
         raise EmbedforgeError(f"attention dropout is a probability from 0 to below 1, not {probability}")
-    places = _attention_places(decoder)
-    if probability and not places:
+    rates = _attention_rates(decoder)
+    if probability and not rates:
         raise _without_dropout(decoder, "has no attention dropout that could be set")
-    with _all_at(places, probability):
+    with _all_at(rates, probability):
         yield
 
 
@@ -86,7 +86,7 @@ def require_attention_dropout(decoder: nn.Module) -> None:
     try:
         model.train()
         # Half of the weights dropped, so that chance does not spare all of so few.
-        with _all_at(_places(model), 0.0), attention_dropout(model, 0.5):
+        with _all_at(_rates(model), 0.0), attention_dropout(model, 0.5):
             acts = passes_differ(
                 lambda batch: model(**batch, use_cache=False).last_hidden_state,
                 {"input_ids": ids, "attention_mask": torch.ones_like(ids)},
@@ -104,9 +104,7 @@ def dropout_sources(model: nn.Module) -> list[str]:
     Of each kind (attention, LoRA, hidden, layer) and probability one entry, however many modules have it.
     What a module says is believed here: `passes_differ` shows whether it is so.
     """
-    return sorted(
-        {f"{place.kind} {place.probability:g}" for place in _places(model) if place.probability > 0}
-    )
+    return sorted({f"{rate.kind} {rate.probability:g}" for rate in _rates(model) if rate.probability > 0})
 
 
 @torch.no_grad()
@@ -130,22 +128,22 @@ def _seeded(embed: Callable[[dict[str, Tensor]], Tensor], batch: dict[str, Tenso
     return embed(batch).double()
 
 
-def _attention_places(model: nn.Module) -> list[_Place]:
-    return [place for place in _places(model) if place.kind == "attention"]
+def _attention_rates(model: nn.Module) -> list[_DropoutRate]:
+    return [rate for rate in _rates(model) if rate.kind == "attention"]
 
 
-def _places(model: nn.Module) -> list[_Place]:
+def _rates(model: nn.Module) -> list[_DropoutRate]:
     """Find every probability of dropout; those of lists and dicts of modules are their entries' own."""
-    found = []
+    rates = []
     for path, module in model.named_modules():
         if isinstance(module, nn.Dropout):
             owner, _, name = path.rpartition(".")
-            found.append(_Place(module, "p", _kind(model.get_submodule(owner), name, path)))
+            rates.append(_DropoutRate(module, "p", _kind(model.get_submodule(owner), name, path)))
             continue
         for name, value in vars(module).items():
             if "drop" in name and isinstance(value, int | float) and not isinstance(value, bool):
-                found.append(_Place(module, name, _kind(module, name, path)))
-    return found
+                rates.append(_DropoutRate(module, name, _kind(module, name, path)))
+    return rates
 
 
 def _kind(owner: nn.Module, name: str, path: str) -> str:
@@ -161,15 +159,15 @@ def _kind(owner: nn.Module, name: str, path: str) -> str:
 
 
 @contextlib.contextmanager
-def _all_at(places: list[_Place], probability: float) -> Iterator[None]:
-    before = [getattr(place.module, place.name) for place in places]
-    for place in places:
-        setattr(place.module, place.name, probability)
+def _all_at(rates: list[_DropoutRate], probability: float) -> Iterator[None]:
+    before = [getattr(rate.module, rate.name) for rate in rates]
+    for rate in rates:
+        setattr(rate.module, rate.name, probability)
     try:
         yield
     finally:
-        for place, value in zip(places, before, strict=True):
-            setattr(place.module, place.name, value)
+        for rate, value in zip(rates, before, strict=True):
+            setattr(rate.module, rate.name, value)
 
 
 @contextlib.contextmanager

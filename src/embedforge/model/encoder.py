@@ -214,9 +214,9 @@ def embedding_model(st: SentenceTransformer) -> EmbeddingModel:
     """
     modules = list(st)
     if len(modules) < 2 or not (isinstance(modules[0], TextEncoder) and isinstance(modules[1], Pool)):
-        found = ", ".join(type(module).__name__ for module in modules)
+        names = ", ".join(type(module).__name__ for module in modules)
         raise EmbedforgeError(
-            f"this SentenceTransformer is made of {found}, not of embedforge's modules; "
+            f"this SentenceTransformer is made of {names}, not of embedforge's modules; "
             "load a folder that embedforge saved with embedforge.load"
         )
     encoder, pool = modules[:2]

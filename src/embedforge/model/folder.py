@@ -7,6 +7,7 @@ from importlib import resources
 from pathlib import Path
 
 from embedforge.errors import EmbedforgeError, did_you_mean
+from embedforge.model.named_bases import NAMED, named_folder
 
 BUNDLED = "embedforge:base"
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -18,7 +19,7 @@ def find_folder(base: str) -> Path:
     """Return the local folder of a model; a hub id is downloaded (no pickles) or taken from the cache.
 
     Args:
-        base: `embedforge:base` (the decoder in the package), a folder, or a hub id.
+        base: `embedforge:base` (the decoder in the package), a folder, a named base, or a hub id.
 
     Raises:
         EmbedforgeError: no such folder; the hub does not have it, or cannot be reached.
@@ -29,6 +30,8 @@ def find_folder(base: str) -> Path:
     folder = Path(base).expanduser()
     if folder.is_dir():
         return folder
+    if base in NAMED:
+        return named_folder(base)
     import huggingface_hub  # its HTTP client, of use for hub ids only
 
     try:
@@ -52,6 +55,9 @@ def require_model(base: str) -> None:
     folder = Path(base).expanduser()
     if base == BUNDLED or folder.is_dir():
         return
+    if base in NAMED:
+        named_folder(base)
+        return
     if folder.exists():
         raise EmbedforgeError(f"{base}: this is a file; a model is a folder with config.json and weights")
     if not HUB_ID.fullmatch(base) or base.startswith("."):
@@ -63,7 +69,7 @@ def _hint(base: str) -> str:
     beside = (
         [str(parent / item.name) for item in parent.iterdir() if item.is_dir()] if parent.is_dir() else []
     )
-    return did_you_mean(base, [*beside, BUNDLED])
+    return did_you_mean(base, [*beside, BUNDLED, *NAMED])
 
 
 def _bundled() -> Path:

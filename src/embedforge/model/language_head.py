@@ -84,11 +84,11 @@ def _read(base: str, plain: PreTrainedModel, dtype: torch.dtype) -> PreTrainedMo
     family = _headed_class(plain)
     folder = find_folder(base)
     list_tensors(folder)  # Refuses missing and cut off files by name.
-    found = read_object(folder / "config.json").get("model_type")
-    if found != plain.config.model_type:
+    model_type = read_object(folder / "config.json").get("model_type")
+    if model_type != plain.config.model_type:
         raise EmbedforgeError(
             f"{folder}: the language-model head of a {plain.config.model_type} decoder is asked for, and "
-            f"this is a model of type '{found}'. {_WAY_OUT}"
+            f"this is a model of type '{model_type}'. {_WAY_OUT}"
         )
 
     class Headed(family):  # type: ignore[misc, valid-type]
@@ -205,7 +205,7 @@ def _prove(head: LanguageModelHead, plain: PreTrainedModel) -> None:
     training = {module: module.training for module in (*plain.modules(), *head.modules())}
     plain.eval()
     try:
-        found = head(plain(input_ids=ids, use_cache=False).last_hidden_state[0])
+        logits = head(plain(input_ids=ids, use_cache=False).last_hidden_state[0])
         setattr(causal_lm, name, plain)
         expected = causal_lm.eval()(input_ids=ids, use_cache=False).logits[0]
     except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError) as error:
@@ -217,8 +217,8 @@ def _prove(head: LanguageModelHead, plain: PreTrainedModel) -> None:
         setattr(causal_lm, name, emptied)
         for module, mode in training.items():
             module.training = mode
-    tolerance = _TOLERANCE.get(found.dtype, 1e-2) * expected.abs().max()
-    if found.shape != expected.shape or not (found - expected).abs().max() <= tolerance:
+    tolerance = _TOLERANCE.get(logits.dtype, 1e-2) * expected.abs().max()
+    if logits.shape != expected.shape or not (logits - expected).abs().max() <= tolerance:
         raise EmbedforgeError(
             f"{family}: {type(causal_lm).__name__} makes its logits of more than the last hidden states, so "
             "its head cannot be used alone. Choose another decoder (docs/families.md), or train with an "

@@ -155,8 +155,8 @@ def difference_of_stock(folder: Path, contract: Contract) -> str | None:
         texts = [golden.text for golden in goldens]
         expected = np.array([golden.vector for golden in goldens])
         for batch_size in (1, len(texts)):  # Some decoders differ with padding only, or without.
-            found = stock.encode(texts, prompt=prefix, batch_size=batch_size, normalize_embeddings=True)
-            apart = np.linalg.norm(found[:, : expected.shape[1]] - expected, axis=1)
+            vectors = stock.encode(texts, prompt=prefix, batch_size=batch_size, normalize_embeddings=True)
+            apart = np.linalg.norm(vectors[:, : expected.shape[1]] - expected, axis=1)
             apart /= np.linalg.norm(expected, axis=1)
             worst = int(apart.argmax())
             if not apart[worst] <= TOLERANCE:  # NaN counts as different.

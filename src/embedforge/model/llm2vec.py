@@ -44,7 +44,7 @@ _EOS_TEXT = {"llama": " </s>", "mistral": " </s>", "gemma": "<eos>", "qwen2": "<
 """What LLM2Vec appends by model type in mode eos_token. The space is a token of its own in SentencePiece."""
 
 
-class Settings(BaseModel):
+class PublishedSettings(BaseModel):
     """What llm2vec_config.json holds, with the package's defaults."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -160,21 +160,21 @@ def _named_base(adapter: Path) -> str:
     return base
 
 
-def _settings(folder: Path, **given: Any) -> Settings:
+def _settings(folder: Path, **given: Any) -> PublishedSettings:
     """Read llm2vec_config.json where there is one; what the caller gives comes first."""
     file = folder / SETTINGS
     stored = read_object(file) if file.exists() else {}
     chosen = {key: value for key, value in given.items() if value is not None}
-    for place, values in ((str(file), stored), ("LLM2Vec settings", stored | chosen)):
+    for origin, values in ((str(file), stored), ("LLM2Vec settings", stored | chosen)):
         try:
-            settings = Settings.model_validate(values)
+            settings = PublishedSettings.model_validate(values)
         except ValidationError as error:
-            raise EmbedforgeError(f"{place}:\n{explain(error, Settings)}") from None
+            raise EmbedforgeError(f"{origin}:\n{explain(error, PublishedSettings)}") from None
     return settings
 
 
 def _contract(
-    settings: Settings,
+    settings: PublishedSettings,
     tokenizer: PreTrainedTokenizerBase,
     decoder: PreTrainedModel,
     **given: Any,

@@ -31,15 +31,15 @@ def mask_token_id(tokenizer: PreTrainedTokenizerBase, name: str, rows: int) -> i
             entries that would do.
     """
     ids = tokenizer.get_vocab()
-    found = tokenizer.eos_token_id if name == EOS else ids.get(name)
-    if found is not None and found < rows:
-        return int(found)
+    mask_id = tokenizer.eos_token_id if name == EOS else ids.get(name)
+    if mask_id is not None and mask_id < rows:
+        return int(mask_id)
     usual = (str(tokenizer.mask_token), *_USUAL)
     others = [f"'{other}'" for other in dict.fromkeys(usual) if other != name and ids.get(other, rows) < rows]
     way_out = f"Use {', '.join([*others, EOS])}, or set add_mask_token: true to add one as '<mask>'"
-    if found is not None:
+    if mask_id is not None:
         raise EmbedforgeError(
-            f"mask token '{name}' has the id {found}, and the decoder has only {rows} embeddings. {way_out}"
+            f"mask token '{name}' has the id {mask_id}, and the decoder has only {rows} embeddings. {way_out}"
         )
     pieces = tokenizer.tokenize(name, add_special_tokens=False) if name else []
     raise EmbedforgeError(

@@ -153,12 +153,12 @@ class TextEncoder(ExactRotary, InputModule):
                 f"{model_name_or_path}: the contract decides about tokens and attention; "
                 "processor_kwargs, config_kwargs and backends other than torch cannot be used with this model"
             )
-        found = cls.load_dir_path(
+        path = cls.load_dir_path(
             model_name_or_path, subfolder, token, cache_folder, revision, local_files_only
         )
-        if found is None:
+        if path is None:
             raise EmbedforgeError(f"{model_name_or_path}: there is no such model")
-        folder = Path(found)
+        folder = Path(path)
         contract = Contract.load(folder)
         options = dict(model_kwargs or {})
         dtype = options.pop("dtype", None) or options.pop("torch_dtype", None) or contract.dtype

@@ -289,15 +289,15 @@ def _open(folder: Path, attention_implementation: str | None = None) -> _Checkpo
 def _check_names_and_shapes(
     folder: Path, entries: Iterable[TensorEntry], expected: Mapping[str, Tensor]
 ) -> None:
-    found = {entry.name: entry.shape for entry in entries}
+    stored = {entry.name: entry.shape for entry in entries}
     wrong = [
-        f"{name} has shape {list(found[name])} instead of {list(tensor.shape)}"
+        f"{name} has shape {list(stored[name])} instead of {list(tensor.shape)}"
         for name, tensor in expected.items()
-        if name in found and found[name] != tuple(tensor.shape)
+        if name in stored and stored[name] != tuple(tensor.shape)
     ]
     problems = {
-        "missing": sorted(expected.keys() - found.keys()),
-        "unexpected": sorted(found.keys() - expected.keys()),
+        "missing": sorted(expected.keys() - stored.keys()),
+        "unexpected": sorted(stored.keys() - expected.keys()),
         "not as config.json says": wrong,
     }
     lines = [f"  {len(names)} {what}: {', '.join(names[:6])}" for what, names in problems.items() if names]

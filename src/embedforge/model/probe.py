@@ -146,17 +146,17 @@ def decoder_layers(model: nn.Module) -> list[nn.Module]:
     """
     config: Any = model.config
     count = config.get_text_config().num_hidden_layers
-    found = [
+    candidates = [
         (name.count("."), -sum(weight.numel() for weight in module.parameters()), module)
         for name, module in model.named_modules()
         if isinstance(module, nn.ModuleList) and len(module) == count
     ]
-    if not found:
+    if not candidates:
         raise EmbedforgeError(
             f"{type(model).__name__}: found no list of {count} layers (config.num_hidden_layers), so its "
             "attention cannot be checked; use a decoder that keeps its layers in a torch.nn.ModuleList"
         )
-    return list(min(found, key=lambda item: item[:2])[2])
+    return list(min(candidates, key=lambda item: item[:2])[2])
 
 
 def position_ids(attention_mask: Tensor) -> Tensor:

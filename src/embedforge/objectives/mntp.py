@@ -10,7 +10,7 @@ predicted that token, so that the head fits from the first step on.
     labels        -     -     river   -      -     closed
     predicted at        ^                    ^
 
-What the decoder computes in between stays with the caller, who needs logits at the predicting places only:
+What the decoder computes in between stays with the caller, who needs logits at the predicting positions only:
 
 >>> generator = torch.Generator().manual_seed(36)
 >>> ids = torch.tensor([[1, 11, 12, 13, 14, 15]])
@@ -19,8 +19,8 @@ What the decoder computes in between stays with the caller, who needs logits at 
 ... )
 >>> seen.tolist(), labels.tolist()
 ([[1, 11, 9, 13, 14, 9]], [[-100, -100, 12, -100, -100, 15]])
->>> places, targets = predictions_of(labels)
->>> places.tolist(), targets.tolist()
+>>> positions, targets = predictions_of(labels)
+>>> positions.tolist(), targets.tolist()
 ([1, 4], [12, 15])
 """
 
@@ -78,7 +78,7 @@ def mask_tokens(
     allowed[:, 0] = False
     draw = torch.rand(input_ids.shape, generator=generator)
     chosen = allowed & (draw < probability)
-    # The smallest of independent uniform draws is at each place equally likely.
+    # The smallest of independent uniform draws is at each position equally likely.
     nearest = torch.zeros_like(allowed)
     nearest.scatter_(1, draw.masked_fill(~allowed, torch.inf).argmin(1, keepdim=True), True)
     chosen |= nearest & allowed & ~chosen.any(1, keepdim=True)
@@ -100,8 +100,8 @@ def predictions_of(labels: Tensor) -> tuple[Tensor, Tensor]:
         labels: int64 [rows, tokens], -100 where nothing is predicted. One in the first position is dropped.
 
     Returns:
-        The places [n] of the predicting states among the rows * tokens states of the batch, in their order
-        (`states.flatten(0, 1)[places]`), and the ids [n] to predict there; both int64.
+        The positions [n] of the predicting states among the rows * tokens states of the batch, in their order
+        (`states.flatten(0, 1)[positions]`), and the ids [n] to predict there; both int64.
     """
     rows, before = (labels[:, 1:] != NO_LABEL).nonzero(as_tuple=True)
     return rows * labels.shape[1] + before, labels[rows, before + 1]
@@ -111,7 +111,7 @@ def mntp_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """Return the cross-entropy of each prediction, in nats: -log softmax(logits)[target].
 
     Args:
-        logits: [n, vocabulary], any floating dtype, at the places of `predictions_of`.
+        logits: [n, vocabulary], any floating dtype, at the positions of `predictions_of`.
         targets: int64 [n].
 
     Returns:

@@ -102,14 +102,12 @@ def measure_again(model: EmbeddingModel, folder: Folder, measured: Measured, see
 
 def _timed(model: EmbeddingModel, texts: Sequence[str]) -> float:
     """Return the texts encoded in a second; the first batch, which sets things up, is not counted."""
-    encode(model, texts[:8])
-    started, done = time.monotonic(), 0
-    for start in range(0, len(texts), 64):
-        part = texts[start : start + 64]
-        encode(model, part)
-        done += len(part)
-        if time.monotonic() - started > TIMED_SECONDS:
-            break
+    encode(model, texts[:4])
+    started, done, size = time.monotonic(), 0, 4
+    while done < len(texts) and time.monotonic() - started < TIMED_SECONDS:
+        encode(model, texts[done : done + size])
+        done += len(texts[done : done + size])
+        size = min(64, 2 * size)  # a slow model is timed on a few texts
     return done / max(time.monotonic() - started, 1e-6)
 
 

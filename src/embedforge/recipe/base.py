@@ -46,12 +46,12 @@ class Kinds(Section):
     @classmethod
     def kinds(cls) -> dict[str, type[Self]]:
         """Return the class of each kind, in the order in which they were defined."""
-        found: dict[str, type[Self]] = {}
+        by_kind: dict[str, type[Self]] = {}
         for subclass in cls.__subclasses__():
             if subclass._is_a_kind() and "kind" in subclass.__annotations__:  # not one that inherits it
-                found[subclass.model_fields["kind"].default] = subclass
-            found |= subclass.kinds()
-        return found
+                by_kind[subclass.model_fields["kind"].default] = subclass
+            by_kind |= subclass.kinds()
+        return by_kind
 
     @classmethod
     def _is_a_kind(cls) -> bool:

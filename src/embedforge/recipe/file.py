@@ -104,10 +104,10 @@ def _find(path: Path, name: str) -> Path:
     A file may extend the shipped recipe of its own name; only without one does it extend itself.
     """
     file = name if Path(name).suffix in ENDINGS else f"{name}.yaml"
-    found = [folder / file for folder in (path.parent, SHIPPED) if (folder / file).exists()]
-    if found:
-        others = (other for other in found if other.resolve() != path.resolve())
-        return next(others, found[0])
+    files = [folder / file for folder in (path.parent, SHIPPED) if (folder / file).exists()]
+    if files:
+        others = (other for other in files if other.resolve() != path.resolve())
+        return next(others, files[0])
     known = {item.stem for folder in (path.parent, SHIPPED) for item in folder.glob("*.yaml")}
     raise EmbedforgeError(
         f"{path}: it extends '{name}', and there is no file {path.parent / file} nor a shipped recipe of "
@@ -137,11 +137,11 @@ def _joined_stages(below: list[Any], above: list[Any]) -> list[Any]:
         if not isinstance(stage, dict) or _name(stage) not in names:
             stages.append(stage)
             continue
-        place = names.index(_name(stage))
-        if stage == {"name": names[place], "skip": True}:
-            del stages[place]
+        index = names.index(_name(stage))
+        if stage == {"name": names[index], "skip": True}:
+            del stages[index]
         else:
-            stages[place] = _joined(stages[place], stage)
+            stages[index] = _joined(stages[index], stage)
     return stages
 
 
@@ -186,9 +186,9 @@ def _set(values: dict[str, Any], override: str) -> None:
     if not separator:
         raise EmbedforgeError(f"--set takes key=value, for example training.save_steps=100; got '{override}'")
     *parents, last = key.split(".")
-    place: Any = values
+    node: Any = values
     for parent in parents:
-        place = _step(place, parent, override)
+        node = _step(node, parent, override)
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -196,20 +196,20 @@ def _set(values: dict[str, Any], override: str) -> None:
             f"--set {override}: the value is not valid YAML ({_problem(error)}); put quotes around text with "
             f"special characters: --set '{key}=\"…\"'"
         ) from None
-    if isinstance(place, list):
-        place[_index(place, last, override)] = value
+    if isinstance(node, list):
+        node[_index(node, last, override)] = value
     else:
-        place[last] = value
+        node[last] = value
 
 
-def _step(place: Any, key: str, override: str) -> Any:
-    if isinstance(place, list):
-        return place[_index(place, key, override)]
-    if place.get(key) is None:
-        place[key] = {}
-    if not isinstance(place[key], dict | list):
-        raise EmbedforgeError(f"--set {override}: '{key}' is {place[key]!r}, there is nothing below it")
-    return place[key]
+def _step(node: Any, key: str, override: str) -> Any:
+    if isinstance(node, list):
+        return node[_index(node, key, override)]
+    if node.get(key) is None:
+        node[key] = {}
+    if not isinstance(node[key], dict | list):
+        raise EmbedforgeError(f"--set {override}: '{key}' is {node[key]!r}, there is nothing below it")
+    return node[key]
 
 
 def _index(items: list[Any], key: str, override: str) -> int:

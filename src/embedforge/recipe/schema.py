@@ -61,7 +61,7 @@ def _describe(schema: dict[str, Any]) -> None:
 
 def _meanings(section: type[BaseModel]) -> dict[str, str]:
     """Return what stands in the source below each key of a section, its own and inherited ones."""
-    found: dict[str, str] = {}
+    meanings: dict[str, str] = {}
     for owner in reversed(section.__mro__):
         if owner is section or (issubclass(owner, Section) and owner is not Section):
             try:
@@ -70,5 +70,5 @@ def _meanings(section: type[BaseModel]) -> dict[str, str]:
                 continue
             for key, below in pairwise(body.body if isinstance(body, ast.ClassDef) else []):
                 if isinstance(key, ast.AnnAssign) and isinstance(below, ast.Expr):
-                    found[ast.unparse(key.target)] = inspect.cleandoc(ast.literal_eval(below.value))
-    return found
+                    meanings[ast.unparse(key.target)] = inspect.cleandoc(ast.literal_eval(below.value))
+    return meanings

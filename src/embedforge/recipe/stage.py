@@ -106,12 +106,12 @@ class Stage(Section):
     def _sources_fit_the_objective(self) -> Stage:
         kind, wanted = self.objective.kind, self.objective.learns_from
         for source in self.mix.sources:
-            found = f"source '{source.path}' has kind '{source.kind}'"
+            phrase = f"source '{source.path}' has kind '{source.kind}'"
             if wanted == "pairs" and source.texts_alone:
                 raise ValueError(
-                    f"{found}, and texts alone have no positives: use objective mntp, simcse or distill, or "
+                    f"{phrase}, and texts alone have no positives: use objective mntp, simcse or distill, or "
                     "pairs"
                 )
             if wanted == "texts" and not source.texts_alone:
-                raise ValueError(f"objective '{kind}' learns from texts alone, and {found}: use kind texts")
+                raise ValueError(f"objective '{kind}' learns from texts alone, and {phrase}: use kind texts")
         return self

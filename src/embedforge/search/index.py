@@ -180,8 +180,8 @@ class Index:
 
         rows, scores = exact_search(query[None, :], self.vectors, k)
         with (self.folder / "documents.jsonl").open("rb") as file:
-            found = []
+            hits = []
             for row, score in zip(rows[0], scores[0], strict=True):
                 file.seek(int(self.offsets[row]))
-                found.append(Hit(Document(**json.loads(file.readline())), float(score)))
-        return found
+                hits.append(Hit(Document(**json.loads(file.readline())), float(score)))
+        return hits

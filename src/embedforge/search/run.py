@@ -28,17 +28,17 @@ def search(folder: Path, query: str, *, k: int = 5, device: str | None = None) -
     """
     if not query.strip():
         raise EmbedforgeError("the query is empty; say what to look for, in words")
-    place = folder / "index" if (folder / "index" / INDEX_FILE).exists() else folder
-    if not (place / INDEX_FILE).exists():
+    index_folder = folder / "index" if (folder / "index" / INDEX_FILE).exists() else folder
+    if not (index_folder / INDEX_FILE).exists():
         raise EmbedforgeError(
             f"{folder}: there is no index here; make one with: embedforge quickstart --out {folder}, or adapt"
         )
-    index = Index.load(place)
+    index = Index.load(index_folder)
     model_folder = next(
         (folder / name for name in MODEL_FOLDERS if (folder / name).exists()), Path(index.model)
     )
     if not model_folder.exists():
-        raise EmbedforgeError(f"{place}: its model '{model_folder}' is not there any more")
+        raise EmbedforgeError(f"{index_folder}: its model '{model_folder}' is not there any more")
     from embedforge.encode import encode  # torch, once it is known that there is something to search
     from embedforge.model.encoder import embedding_model, load
     from embedforge.runtime import pick_device

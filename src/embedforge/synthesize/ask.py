@@ -186,14 +186,14 @@ class Asker:
         return min(2, self._patience.retries) if is_absent else self._patience.retries
 
     async def _wait(self, error: EndpointError, tries: float) -> None:
-        asked, now = error.retry_after, time.monotonic()
+        delay, now = error.retry_after, time.monotonic()
         if now - self._heard >= SILENCE:
             self._tell(f"No answer for {now - self._heard:,.0f} s; {error.message}; asking again")
             self._heard = now
-        if asked is not None and asked > LONGEST_WAIT:
-            self.stop.set(f"the endpoint asks to wait {asked:,.0f} s ({error.message})")
-        elif asked:  # for all requests: each of them would be sent away as well
-            self._quiet_until = max(self._quiet_until, time.monotonic() + asked)
+        if delay is not None and delay > LONGEST_WAIT:
+            self.stop.set(f"the endpoint asks to wait {delay:,.0f} s ({error.message})")
+        elif delay:  # for all requests: each of them would be sent away as well
+            self._quiet_until = max(self._quiet_until, time.monotonic() + delay)
         else:
             await self.stop.sleep(self._patience.wait(tries))
 
@@ -202,9 +202,9 @@ class Asker:
         self._has_answered, self._failures, self._heard = True, 0, time.monotonic()
         if not self._is_settled or dialect != self._dialect:
             self._dialect, self._is_settled = dialect, True
-            place = {"endpoint": self._endpoint.url, "model": self._sampling.model}
-            found = place | dataclasses.asdict(dialect)
-            self._journal.append({"kind": "dialect", "dialect": found, "time": int(time.time())})
+            server = {"endpoint": self._endpoint.url, "model": self._sampling.model}
+            settled = server | dataclasses.asdict(dialect)
+            self._journal.append({"kind": "dialect", "dialect": settled, "time": int(time.time())})
         self.confirm()
 
     def confirm(self) -> None:
@@ -228,26 +228,24 @@ class Asker:
         if self.stop.reason:
             return
         self._failures += 1
-        place, model = self._endpoint.url, self._sampling.model
+        url, model = self._endpoint.url, self._sampling.model
         if error.kind == "not_allowed":
             hint = "is the key in the environment (OPENAI_API_KEY, or --key-variable NAME) the right one?"
-            self.stop.set(f"{place} does not let us in ({error.message}); {hint}", is_error=True)
+            self.stop.set(f"{url} does not let us in ({error.message}); {hint}", is_error=True)
         elif error.kind == "unknown":
             hint = "check the model's name and the path of --endpoint, which often ends in /v1"
             self.stop.set(
-                f"{place} does not know model '{model}' or the address ({error.message}); {hint}",
+                f"{url} does not know model '{model}' or the address ({error.message}); {hint}",
                 is_error=True,
             )
         elif error.kind == "connection" and not self._has_answered:
-            self.stop.set(
-                f"{place} cannot be reached ({error.message}); is the server running?", is_error=True
-            )
+            self.stop.set(f"{url} cannot be reached ({error.message}); is the server running?", is_error=True)
         elif error.kind == "broken_answer" and not self._has_answered:
             hint = "check the address of --endpoint, whose path often ends in /v1"
-            self.stop.set(f"{place} answers with {error.message}; {hint}", is_error=True)
+            self.stop.set(f"{url} answers with {error.message}; {hint}", is_error=True)
         elif self._failures >= FAILURES_IN_A_ROW:
             failed = f"{self._failures} requests in a row failed, the last with: {error.message}"
-            self.stop.set(f"{place}: {failed}{self._way_out(error)}", is_error=True)
+            self.stop.set(f"{url}: {failed}{self._way_out(error)}", is_error=True)
 
     def _way_out(self, error: EndpointError) -> str:
         if error.kind != "refused":
@@ -261,10 +259,10 @@ class Asker:
 
 def _known_dialect(journal: Journal, url: str, model: str) -> tuple[Dialect, bool]:
     """Return the dialect of the endpoint and model, and whether the journal tells it."""
-    found = dict(journal.dialect or {})
-    if (found.pop("endpoint", None), found.pop("model", None)) != (url, model):
+    stored = dict(journal.dialect or {})
+    if (stored.pop("endpoint", None), stored.pop("model", None)) != (url, model):
         return Dialect(), False
-    return Dialect(**found), True
+    return Dialect(**stored), True
 
 
 def _answer(reply: Reply) -> dict[str, Any]:

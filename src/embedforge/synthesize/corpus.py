@@ -66,8 +66,8 @@ class CorpusPlan:
 
     def step(self, index: int, lookup: Lookup) -> Item:
         """Return the request for the query of example `index`."""
-        turn, place = divmod(index, len(self.passages))
-        passage = self.passages[place]
+        turn, row = divmod(index, len(self.passages))
+        passage = self.passages[row]
         here = (self._seed, passage.text, turn)
         kinds = self._group.kinds
         first = int(fraction(self._seed, passage.text, "kind") * len(kinds))
@@ -96,7 +96,7 @@ class Neighbours:
 
         self._passages = passages
         self._shingler = Shingler()
-        self._place = {passage.text: place for place, passage in enumerate(passages)}
+        self._row_of = {passage.text: row for row, passage in enumerate(passages)}
         self._index = Bm25([passage.text for passage in passages], tokenization="identifiers")
 
     def negative(self, query: str, passage: Chunk) -> Chunk | None:
@@ -105,10 +105,10 @@ class Neighbours:
         It is from another file, no near-duplicate of `passage`, shares a word with the query, and scores less
         than `SHARE_OF_POSITIVE` of what `passage` does: one that scores as high may well answer too.
         """
-        limit = SHARE_OF_POSITIVE * float(self._index.scores(query)[self._place[passage.text]])
-        places, scores = self._index.search([query], CANDIDATES)
-        for place, score in zip(places[0].tolist(), scores[0].tolist(), strict=True):
-            other = self._passages[place]
+        limit = SHARE_OF_POSITIVE * float(self._index.scores(query)[self._row_of[passage.text]])
+        rows, scores = self._index.search([query], CANDIDATES)
+        for row, score in zip(rows[0].tolist(), scores[0].tolist(), strict=True):
+            other = self._passages[row]
             if not 0 < score < limit or other.file == passage.file:
                 continue
             if word_key(other.text) == word_key(query):

@@ -83,13 +83,13 @@ def longest_run(query: list[str], within: list[str]) -> int:
     >>> longest_run(["a", "b", "c"], ["x", "b", "c"])
     2
     """
-    places: dict[str, list[int]] = {}
-    for place, word in enumerate(within):
-        places.setdefault(word, []).append(place)
+    positions: dict[str, list[int]] = {}
+    for position, word in enumerate(within):
+        positions.setdefault(word, []).append(position)
     best = 0
     ending: dict[int, int] = {}
     for word in query:
-        ending = {place: ending.get(place - 1, 0) + 1 for place in places.get(word, ())}
+        ending = {position: ending.get(position - 1, 0) + 1 for position in positions.get(word, ())}
         best = max(best, *ending.values(), 0)
     return best
 
@@ -107,13 +107,13 @@ def useless_negative(draft: Draft) -> str:
 def wrong_language(draft: Draft, detector: Detector) -> str:
     """A text is, for certain, not in the language that was asked for."""
     query_language = draft.query_language or detector.language(draft.positive)
-    if query_language and (found := detector.is_other(draft.query, query_language)):
-        return f"the query is in '{found}' instead of '{query_language}'"
+    if query_language and (language := detector.is_other(draft.query, query_language)):
+        return f"the query is in '{language}' instead of '{query_language}'"
     if not draft.document_language:
         return ""
     for role, text in (("positive", draft.positive), ("negative", draft.negative)):
-        if found := detector.is_other(text, draft.document_language):
-            return f"the {role} is in '{found}' instead of '{draft.document_language}'"
+        if language := detector.is_other(text, draft.document_language):
+            return f"the {role} is in '{language}' instead of '{draft.document_language}'"
     return ""
 
 

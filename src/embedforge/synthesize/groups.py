@@ -77,12 +77,12 @@ def tasks_serve() -> PositiveInt:
 def languages() -> dict[str, Language]:
     """Return the languages of XLM-R by their names, with the paper's weights."""
     values = _yaml("languages.yaml")
-    found = {}
+    by_name = {}
     for kind in ("frequent", "rare"):
         for name, code in values[kind].items():
             weight = values["weights"].get(name, values["weights"][kind])
-            found[name] = Language(name=name, code=code, weight=weight)
-    return found
+            by_name[name] = Language(name=name, code=code, weight=weight)
+    return by_name
 
 
 @cache

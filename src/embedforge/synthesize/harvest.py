@@ -25,7 +25,7 @@ SAMPLED_QUERIES = 2000
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class ExampleOutcome:
     """What became of one example of the plan."""
 
     index: int
@@ -39,14 +39,14 @@ class Outcome:
     answer: str = ""
 
 
-class Sample:
+class Reservoir:
     """A few of many, drawn by a number that depends on each one's index alone."""
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self._heap: list[tuple[float, int, Outcome]] = []
+        self._heap: list[tuple[float, int, ExampleOutcome]] = []
 
-    def add(self, outcome: Outcome) -> None:
+    def add(self, outcome: ExampleOutcome) -> None:
         """Offer one."""
         entry = (-fraction("sample", outcome.index), outcome.index, outcome)
         if len(self._heap) < self._size:
@@ -54,7 +54,7 @@ class Sample:
         else:
             heapq.heappushpop(self._heap, entry)
 
-    def values(self) -> list[Outcome]:
+    def values(self) -> list[ExampleOutcome]:
         """Return those drawn, in the order of the plan."""
         return sorted((outcome for _, _, outcome in self._heap), key=lambda outcome: outcome.index)
 
@@ -74,17 +74,17 @@ class Tally:
     """Kept examples that have no hard negative though their group asks for one."""
     languages: Counter[str] = field(default_factory=Counter)
     instructions: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
-    queries: defaultdict[str, Sample] = field(
-        default_factory=lambda: defaultdict(lambda: Sample(SAMPLED_QUERIES))
+    queries: defaultdict[str, Reservoir] = field(
+        default_factory=lambda: defaultdict(lambda: Reservoir(SAMPLED_QUERIES))
     )
-    kept_samples: defaultdict[str, Sample] = field(
-        default_factory=lambda: defaultdict(lambda: Sample(SAMPLES))
+    kept_samples: defaultdict[str, Reservoir] = field(
+        default_factory=lambda: defaultdict(lambda: Reservoir(SAMPLES))
     )
-    dropped_samples: defaultdict[str, Sample] = field(
-        default_factory=lambda: defaultdict(lambda: Sample(SAMPLES))
+    dropped_samples: defaultdict[str, Reservoir] = field(
+        default_factory=lambda: defaultdict(lambda: Reservoir(SAMPLES))
     )
 
-    def add(self, outcome: Outcome) -> None:
+    def add(self, outcome: ExampleOutcome) -> None:
         """Count one outcome."""
         name = outcome.group.name
         self.planned[name] += 1
@@ -96,7 +96,7 @@ class Tally:
         elif outcome.item is not None and outcome.example is not None:
             self._add_kept(name, outcome, outcome.item, outcome.example)
 
-    def _add_kept(self, name: str, outcome: Outcome, item: Item, example: Example) -> None:
+    def _add_kept(self, name: str, outcome: ExampleOutcome, item: Item, example: Example) -> None:
         self.kept[name] += 1
         from_corpus = item.passage is not None and self.wants_negatives
         wants_negative = "negative" in outcome.group.answer.values() or from_corpus
@@ -135,7 +135,7 @@ class Harvest:
         self.used: set[str] = set()
         """Keys of the journal's answers that the plan has a use for."""
 
-    def outcomes(self) -> Iterator[Outcome]:
+    def outcomes(self) -> Iterator[ExampleOutcome]:
         """Yield what became of each example, in the order of the plan."""
         lookup = lookup_in(self._journal, self._sampling, self.used)
         for index in range(len(self._plan)):
@@ -143,29 +143,29 @@ class Harvest:
             if isinstance(step, Item):
                 yield self._judge(index, step)
             elif isinstance(step, NoTask):
-                yield Outcome(index, step.group, "no task", NO_TASK, answer=step.answer)
+                yield ExampleOutcome(index, step.group, "no task", NO_TASK, answer=step.answer)
             else:
                 group = next(g for g in self._plan.groups() if g.name == step.request.group)
-                yield Outcome(index, group, PENDING)
+                yield ExampleOutcome(index, group, PENDING)
 
-    def _judge(self, index: int, item: Item) -> Outcome:
+    def _judge(self, index: int, item: Item) -> ExampleOutcome:
         key = item.request.key(self._sampling)
         line = self._journal.get(key)
         if line is None:
-            return Outcome(index, item.group, PENDING, item=item)
+            return ExampleOutcome(index, item.group, PENDING, item=item)
         self.used.add(key)
         if line["kind"] == "failure":
-            return Outcome(index, item.group, _REFUSED, line["message"], item=item)
+            return ExampleOutcome(index, item.group, _REFUSED, line["message"], item=item)
         answer = line["text"]
         try:
             fields = parse_object(answer, tuple(item.group.answer))
         except UnreadableError as error:
             reason = _ENDED.get(line["finish"], error.reason)
-            return Outcome(index, item.group, reason, error.detail, item=item, answer=answer)
+            return ExampleOutcome(index, item.group, reason, error.detail, item=item, answer=answer)
         draft, negative = self._draft(item, fields)
         reason, detail = self._drop(draft)
         example = example_of_draft(draft, item.passage, negative)
-        return Outcome(index, item.group, reason, detail, example, item, answer)
+        return ExampleOutcome(index, item.group, reason, detail, example, item, answer)
 
     def _draft(self, item: Item, fields: Mapping[str, str]) -> tuple[Draft, Chunk | None]:
         roles = {role: fields[key] for key, role in item.group.answer.items()}

@@ -57,7 +57,7 @@ class Spent:
 
 @dataclass(slots=True)
 class Journal:
-    """An open journal; one process has it at a time. Only places of lines are held in memory, not answers.
+    """An open journal; one process has it at a time. Only offsets of lines are held in memory, not answers.
 
     Raises:
         EmbedforgeError: another process has it, it cannot be locked, or a line before the last is no JSON.
@@ -68,7 +68,7 @@ class Journal:
     by_group: defaultdict[str, Spent] = field(default_factory=lambda: defaultdict(Spent))
     dialect: dict[str, Any] | None = None
     """What was last found out about the endpoint."""
-    _places: dict[str, int] = field(default_factory=dict)
+    _offsets: dict[str, int] = field(default_factory=dict)
     _file: IO[bytes] | None = None
 
     def __enter__(self) -> Journal:
@@ -86,15 +86,15 @@ class Journal:
 
     def __len__(self) -> int:
         """Requests that are not asked again."""
-        return len(self._places)
+        return len(self._offsets)
 
     def get(self, key: str) -> dict[str, Any] | None:
         """Return the answer to a request, or its refusal; None where it is still to be asked."""
-        place = self._places.get(key)
-        if place is None:
+        offset = self._offsets.get(key)
+        if offset is None:
             return None
         file = self._open()
-        file.seek(place)
+        file.seek(offset)
         line: dict[str, Any] = json.loads(file.readline())
         return line
 
@@ -106,7 +106,7 @@ class Journal:
         """
         file = self._open()
         try:
-            place = file.seek(0, os.SEEK_END)
+            offset = file.seek(0, os.SEEK_END)
             file.write(json.dumps(line, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
             file.flush()
             os.fsync(file.fileno())
@@ -114,7 +114,7 @@ class Journal:
             raise EmbedforgeError(
                 f"{self.path}: cannot be written ({error.strerror}); make room, and the same command goes on"
             ) from None
-        self._count(line, place)
+        self._count(line, offset)
 
     def _open(self) -> IO[bytes]:
         if self._file is None:
@@ -122,12 +122,12 @@ class Journal:
         return self._file
 
     def _read(self) -> None:
-        for number, place, raw in self._lines():
+        for number, offset, raw in self._lines():
             line = _parse(raw)
             if line is not None and raw.endswith(b"\n"):
-                self._count(line, place)
-            elif self._is_last(place, raw):
-                self._repair(place, line)
+                self._count(line, offset)
+            elif self._is_last(offset, raw):
+                self._repair(offset, line)
                 return
             else:
                 raise EmbedforgeError(
@@ -136,39 +136,39 @@ class Journal:
                 )
 
     def _lines(self) -> Iterator[tuple[int, int, bytes]]:
-        """Yield number, place and bytes of every line."""
-        file, place, number = self._open(), 0, 0
+        """Yield number, offset and bytes of every line."""
+        file, offset, number = self._open(), 0, 0
         while True:
-            file.seek(place)
+            file.seek(offset)
             raw = file.readline()
             if not raw:
                 return
             number += 1
-            yield number, place, raw
-            place += len(raw)
+            yield number, offset, raw
+            offset += len(raw)
 
-    def _is_last(self, place: int, raw: bytes) -> bool:
-        return place + len(raw) == self._open().seek(0, os.SEEK_END)
+    def _is_last(self, offset: int, raw: bytes) -> bool:
+        return offset + len(raw) == self._open().seek(0, os.SEEK_END)
 
-    def _repair(self, place: int, line: dict[str, Any] | None) -> None:
+    def _repair(self, offset: int, line: dict[str, Any] | None) -> None:
         """Cut off half a line; a whole one that lacks only its end gets it."""
         file = self._open()
         if line is None:
-            file.truncate(place)
+            file.truncate(offset)
         else:
             file.write(b"\n")  # at the end, where all is written
-            self._count(line, place)
+            self._count(line, offset)
         file.flush()
         os.fsync(file.fileno())
 
-    def _count(self, line: dict[str, Any], place: int) -> None:
+    def _count(self, line: dict[str, Any], offset: int) -> None:
         if line["kind"] == "dialect":
             self.dialect = line["dialect"]
             return
         self.spent.add(line)
         self.by_group[f"{line['group']}, {line['step']}"].add(line)
         if line["kind"] == "answer" or line["error"] == REFUSED:
-            self._places[line["key"]] = place
+            self._offsets[line["key"]] = offset
 
 
 def _parse(raw: bytes) -> dict[str, Any] | None:

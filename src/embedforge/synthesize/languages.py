@@ -33,8 +33,8 @@ class Detector:
         letters = sum(3 if ord(char) > 0x2E7F else 1 for char in text if char.isalpha())
         if letters < LETTERS:
             return ""
-        found = self._languages.guess(text)
-        return found.language if found.probability >= CERTAIN else ""
+        guess = self._languages.guess(text)
+        return guess.language if guess.probability >= CERTAIN else ""
 
     def is_other(self, text: str, expected: str) -> str:
         """Return the code of the language that a text is in instead of the expected one; "" if it may be it.
@@ -43,7 +43,7 @@ class Detector:
         """
         if expected not in self.known:
             return ""
-        found = self.language(text)
-        if not found or found == expected:
+        detected = self.language(text)
+        if not detected or detected == expected:
             return ""
-        return "" if any({found, expected} <= close for close in close_languages()) else found
+        return "" if any({detected, expected} <= close for close in close_languages()) else detected

@@ -38,9 +38,9 @@ def page_of(report: Mapping[str, Any]) -> Report:
         samples=[
             _nearest(report["diversity"]),
             *(
-                Samples(f"{what.capitalize()}: {name}", [_shown(sample, tone) for sample in found])
+                Samples(f"{what.capitalize()}: {name}", [_shown(sample, tone) for sample in drawn])
                 for what, tone in _TONES.items()
-                for name, found in samples[what].items()
+                for name, drawn in samples[what].items()
             ),
         ],
         details={key: report[key] for key in _FACTS} | settings,

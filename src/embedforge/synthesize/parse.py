@@ -37,8 +37,8 @@ def parse_object(answer: str, keys: Sequence[str]) -> dict[str, str]:
     Raises:
         UnreadableError: "does not parse", "missing fields", "wrong types" or "empty fields".
     """
-    found = [value for value in _values(answer, "{[") if isinstance(value, dict | list)]
-    objects = [inner for value in found for inner in _objects(value)]
+    values = [value for value in _values(answer, "{[") if isinstance(value, dict | list)]
+    objects = [inner for value in values for inner in _objects(value)]
     if not objects:
         raise UnreadableError("does not parse", _excerpt(answer))
     fields = max(objects, key=lambda item: sum(key in item for key in keys))
@@ -109,12 +109,12 @@ def _unique(texts: Any) -> list[str]:
 
 
 def _values(answer: str, openings: str) -> Iterator[Any]:
-    """Yield the JSON values, or Python's, that begin at the first places where one can."""
+    """Yield the JSON values, or Python's, that begin at the first positions where one can."""
     text = _without_thoughts(answer)
     parts = [*(match[1] for match in _FENCE.finditer(text)), text]
     for part in parts:
         end = -1
-        starts = [place for place, char in enumerate(part) if char in openings][:_STARTS]
+        starts = [position for position, char in enumerate(part) if char in openings][:_STARTS]
         for start in starts:
             if start < end:
                 continue  # inside a value already found

@@ -88,7 +88,7 @@ class NoTask:
     """The last of the answers."""
 
 
-Step = Item | Wanted | NoTask
+PlanStep = Item | Wanted | NoTask
 Lookup = Callable[[Request], str | None]
 """Returns the text that answered a request; "" where it was refused for good, None if still unanswered."""
 
@@ -102,7 +102,7 @@ class Plan(Protocol):
     def groups(self) -> Sequence[Group]:
         """The groups of the examples."""
 
-    def step(self, index: int, lookup: Lookup) -> Step:
+    def step(self, index: int, lookup: Lookup) -> PlanStep:
         """Return what is to be asked next for example `index`, or its last request, answered or not."""
 
 
@@ -130,17 +130,17 @@ class PaperPlan:
         """The groups of the examples."""
         return self._groups
 
-    def step(self, index: int, lookup: Lookup) -> Step:
+    def step(self, index: int, lookup: Lookup) -> PlanStep:
         """Return the example's last request, or the brainstorming request that comes before."""
         which, number = self._turns[index]
         group = self._groups[which]
         if not group.brainstorm:
             return self._item(group, number, group.instruction)
-        block, place = divmod(number, tasks_serve())
+        block, position = divmod(number, tasks_serve())
         tasks = self._tasks_of(group, block, lookup)
         if isinstance(tasks, Wanted | NoTask):
             return tasks
-        return self._item(group, number, tasks[place % len(tasks)])
+        return self._item(group, number, tasks[position % len(tasks)])
 
     def _tasks_of(self, group: Group, block: int, lookup: Lookup) -> list[str] | Wanted | NoTask:
         answer: str | None = ""
@@ -197,8 +197,8 @@ def take_turns(shares: Sequence[float], count: int) -> list[tuple[int, int]]:
     """
     counts = [0] * len(shares)
     turns = []
-    for place in range(count):
-        behind = [share / sum(shares) * (place + 1) - n for share, n in zip(shares, counts, strict=True)]
+    for turn in range(count):
+        behind = [share / sum(shares) * (turn + 1) - n for share, n in zip(shares, counts, strict=True)]
         which = behind.index(max(behind))
         turns.append((which, counts[which]))
         counts[which] += 1

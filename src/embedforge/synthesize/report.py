@@ -14,7 +14,7 @@ from embedforge.report.page import write_report as write_page
 from embedforge.run_folder import facts
 from embedforge.synthesize.budget import Budget
 from embedforge.synthesize.diversity import nearest
-from embedforge.synthesize.harvest import Outcome, Tally
+from embedforge.synthesize.harvest import ExampleOutcome, Tally
 from embedforge.synthesize.journal import Journal, Spent
 from embedforge.synthesize.page import page_of
 
@@ -104,20 +104,20 @@ def _spent(spent: Spent, budget: Budget) -> dict[str, Any]:
 
 def _diversity(tally: Tally, name: str) -> dict[str, Any]:
     queries = [outcome.example.query for outcome in tally.queries[name].values() if outcome.example]
-    found: dict[str, Any] = {
+    diversity: dict[str, Any] = {
         "distinct instructions": len(tally.instructions[name]),
         "sampled queries": len(queries),
     }
     if len(queries) < 2:
-        return found
-    distances, places = nearest(queries)
+        return diversity
+    distances, others = nearest(queries)
     counts, _ = np.histogram(distances, bins=HISTOGRAM_BINS, range=(0.0, 1.0))
     quartiles = np.quantile(distances, [0.0, 0.25, 0.5, 0.75, 1.0])
     pairs = {
-        tuple(sorted((row, int(places[row])))): float(distances[row]) for row in np.argsort(distances)[:20]
+        tuple(sorted((row, int(others[row])))): float(distances[row]) for row in np.argsort(distances)[:20]
     }
     closest = sorted(pairs.items(), key=lambda pair: pair[1])[:CLOSEST]
-    return found | {
+    return diversity | {
         "distance to the nearest query": dict(
             zip(("least", "25 %", "median", "75 %", "most"), quartiles.round(4).tolist(), strict=True)
         ),
@@ -129,11 +129,11 @@ def _diversity(tally: Tally, name: str) -> dict[str, Any]:
     }
 
 
-def _samples(outcomes: list[Outcome]) -> list[dict[str, Any]]:
+def _samples(outcomes: list[ExampleOutcome]) -> list[dict[str, Any]]:
     return [_sample(outcome) for outcome in outcomes]
 
 
-def _sample(outcome: Outcome) -> dict[str, Any]:
+def _sample(outcome: ExampleOutcome) -> dict[str, Any]:
     item, example = outcome.item, outcome.example
     sample: dict[str, Any] = {"number": outcome.index, "group": outcome.group.name}
     if outcome.detail:

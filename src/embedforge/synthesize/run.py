@@ -34,11 +34,11 @@ from embedforge.synthesize.write import write_examples, write_passages
 JOURNAL = "journal.jsonl"
 NO_LIMITS = Budget()
 PATIENCE = Patience()
-_ANY_TASKS = json.dumps({"tasks": [f"(task {place} of the first step's answer)" for place in range(1, 21)]})
+_ANY_TASKS = json.dumps({"tasks": [f"(task {number} of the first step's answer)" for number in range(1, 21)]})
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class SynthesisSettings:
     """What to make, and from whom.
 
     Args:
@@ -95,7 +95,7 @@ class Result:
 
 def synthesize(
     out: Path | str,
-    settings: Settings,
+    settings: SynthesisSettings,
     *,
     passages: Sequence[Chunk] | None = None,
     test: TestSet | None = None,
@@ -109,10 +109,10 @@ def synthesize(
     budget goes on where it was when it is started again, and so does one that is asked for more examples.
 
     >>> import embedforge
-    >>> from embedforge.synthesize.run import Settings
+    >>> from embedforge.synthesize.run import SynthesisSettings
     >>> endpoint = "http://localhost:8000/v1"  # whatever speaks OpenAI's protocol
     >>> endpoint = stand_in.url  # here, one that writes nonsense
-    >>> settings = Settings(endpoint, "some-model", examples=4, groups=("sts",))
+    >>> settings = SynthesisSettings(endpoint, "some-model", examples=4, groups=("sts",))
     >>> result = embedforge.synthesize("synthetic", settings)
     >>> result.report["spent"]["requests"], result.stopped
     (4, '')
@@ -192,7 +192,7 @@ def read_documents(
         return read_folder(folder, seed=seed, chunks_needed=1, max_pairs=0, progress=show)
 
 
-def plan_of(settings: Settings, passages: Sequence[Chunk] | None) -> Plan:
+def plan_of(settings: SynthesisSettings, passages: Sequence[Chunk] | None) -> Plan:
     """Return what is to be asked, after a check of the settings."""
     if not settings.model.strip():
         raise EmbedforgeError("--model must name the model as the endpoint knows it, found no name")
@@ -234,7 +234,7 @@ async def _ask_all(
     plan: Plan,
     url: str,
     key: str,
-    settings: Settings,
+    settings: SynthesisSettings,
     journal: Journal,
     budget: Budget,
     patience: Patience,
@@ -309,7 +309,11 @@ def _note(journal: Journal, budget: Budget) -> str:
 
 
 def _shown(
-    settings: Settings, url: str, budget: Budget, passages: Sequence[Chunk] | None, test: TestSet | None
+    settings: SynthesisSettings,
+    url: str,
+    budget: Budget,
+    passages: Sequence[Chunk] | None,
+    test: TestSet | None,
 ) -> dict[str, Any]:
     """The settings as the report tells them; never the key."""
     values: dict[str, Any] = {

@@ -11,7 +11,7 @@ from pathlib import Path
 from embedforge.documents.document import Chunk
 from embedforge.errors import EmbedforgeError
 from embedforge.files import replace_folder
-from embedforge.synthesize.harvest import Outcome, Tally
+from embedforge.synthesize.harvest import ExampleOutcome, Tally
 from embedforge.synthesize.write import EXAMPLES
 
 RETRIEVAL = "retrieval"
@@ -36,7 +36,9 @@ class TestSet:
         return f"{RETRIEVAL}/{re.sub(r'[^A-Za-z0-9._-]+', '-', self.name).strip('.-') or 'documents'}"
 
 
-def write_test_set(out: Path, test: TestSet, passages: Sequence[Chunk], outcomes: Iterable[Outcome]) -> Tally:
+def write_test_set(
+    out: Path, test: TestSet, passages: Sequence[Chunk], outcomes: Iterable[ExampleOutcome]
+) -> Tally:
     """Write what was kept as a BEIR dataset, and count everything; an earlier one is replaced in one step.
 
     Args:
@@ -53,14 +55,14 @@ def write_test_set(out: Path, test: TestSet, passages: Sequence[Chunk], outcomes
         with corpus.open("w", encoding="utf-8") as file:
             for chunk in (*passages, *test.distractors):
                 file.write(_line({"_id": _id_of(chunk), "text": chunk.text}))
-        with queries.open("w", encoding="utf-8") as asked, qrels.open("w", encoding="utf-8") as judged:
+        with queries.open("w", encoding="utf-8") as query_file, qrels.open("w", encoding="utf-8") as judged:
             judged.write("query-id\tcorpus-id\tscore\n")
             for outcome in outcomes:
                 tally.add(outcome)
                 if outcome.reason or outcome.example is None or outcome.item is None:
                     continue
                 if outcome.item.passage is not None:
-                    asked.write(_line({"_id": f"q{outcome.index}", "text": outcome.example.query}))
+                    query_file.write(_line({"_id": f"q{outcome.index}", "text": outcome.example.query}))
                     judged.write(f"q{outcome.index}\t{_id_of(outcome.item.passage)}\t1\n")
     return tally
 

@@ -14,7 +14,7 @@ from embedforge.data.fields import record_of
 from embedforge.documents.document import Chunk
 from embedforge.files import replace_file, replace_folder, write_text
 from embedforge.synthesize.groups import Group, groups
-from embedforge.synthesize.harvest import Outcome, Tally
+from embedforge.synthesize.harvest import ExampleOutcome, Tally
 
 EXAMPLES = "examples.jsonl"
 GROUPS = "groups"
@@ -24,7 +24,7 @@ _MARKER = "README.txt"
 _NOTE = "Examples by group, written anew by every `embedforge synthesize` run with this folder as --out.\n"
 
 
-def write_examples(out: Path, outcomes: Iterable[Outcome]) -> Tally:
+def write_examples(out: Path, outcomes: Iterable[ExampleOutcome]) -> Tally:
     """Write what was kept, one Example a line, and count everything.
 
     Files appear when all is written; until then those of an earlier run stay. Where nothing is kept there is

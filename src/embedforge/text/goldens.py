@@ -85,8 +85,10 @@ def check_goldens(
     for golden, row in zip(goldens, rendered, strict=True):
         if tuple(row.input_ids) != golden.input_ids:
             tokens = renderer.tokenizer.convert_ids_to_tokens
-            expected, found = list(golden.input_ids), row.input_ids
-            raise _changed(golden, "token ids", f"{expected} {tokens(expected)}", f"{found} {tokens(found)}")
+            expected, actual = list(golden.input_ids), row.input_ids
+            raise _changed(
+                golden, "token ids", f"{expected} {tokens(expected)}", f"{actual} {tokens(actual)}"
+            )
         if tuple(row.pooling_mask) != golden.pooling_mask:
             raise _changed(golden, "pooling mask", str(list(golden.pooling_mask)), str(row.pooling_mask))
     if embed is None or not goldens:
@@ -107,18 +109,18 @@ def _vectors(renderer: Renderer, rendered: list[Rendered], embed: Embed) -> list
     return [tuple(row) for row in vectors.float().cpu().tolist()]
 
 
-def _near(expected: tuple[float, ...], found: tuple[float, ...], tolerance: float) -> bool:
-    if len(expected) != len(found):
+def _near(expected: tuple[float, ...], actual: tuple[float, ...], tolerance: float) -> bool:
+    if len(expected) != len(actual):
         return False
     # "not above" would let NaN pass.
-    return all(abs(a - b) <= tolerance for a, b in zip(expected, found, strict=True))
+    return all(abs(a - b) <= tolerance for a, b in zip(expected, actual, strict=True))
 
 
-def _changed(golden: Golden, what: str, expected: str, found: str) -> EmbedforgeError:
+def _changed(golden: Golden, what: str, expected: str, actual: str) -> EmbedforgeError:
     causes = next(text for name, text in _CAUSES.items() if what.startswith(name))
     return EmbedforgeError(
         f"the {what} of a golden text changed: {golden.text!r} after the prefix {golden.prefix!r}\n"
         f"  expected {expected}\n"
-        f"  found    {found}\n"
+        f"  found    {actual}\n"
         f"The model no longer does what its contract says. Likely causes: {causes}."
     )

@@ -49,7 +49,7 @@ class NgramHasher:
     def __init__(self, words: int) -> None:
         self.words = words
         self._known: dict[str, int] = {}
-        powers = [pow(_FACTOR, place, 2**64) for place in range(words)]
+        powers = [pow(_FACTOR, exponent, 2**64) for exponent in range(words)]
         self._powers = np.array(powers, dtype=np.uint64)
 
     def hashes(self, words: Sequence[str], length: int | None = None) -> Hashes:
@@ -69,8 +69,8 @@ class NgramHasher:
                 known[word] = stable_hash(word)
         ids = np.array([known[word] for word in words], dtype=np.uint64)
         total = np.zeros(runs, dtype=np.uint64)
-        for place in range(length):
-            total += ids[place : place + runs] * self._powers[place]
+        for offset in range(length):
+            total += ids[offset : offset + runs] * self._powers[offset]
         return total
 
 
@@ -110,12 +110,12 @@ class Shingler:
     def _blocks(self, texts: Sequence[str]) -> Iterator[tuple[int, list[Hashes]]]:
         first, size = 0, 0
         block: list[Hashes] = []
-        for place, text in enumerate(texts):
+        for index, text in enumerate(texts):
             block.append(self.once(text))
             size += len(block[-1])
-            if size >= SHINGLES_PER_BLOCK or place == len(texts) - 1:
+            if size >= SHINGLES_PER_BLOCK or index == len(texts) - 1:
                 yield first, block
-                first, size, block = place + 1, 0, []
+                first, size, block = index + 1, 0, []
 
 
 def band_keys(sets: Sequence[Hashes]) -> Hashes:
@@ -222,8 +222,8 @@ def earlier_twins(
     kept = [NearIndex() for _ in sides]
     twins: list[int | None] = [None] * len(queries)
     for pair in left:
-        found = [index.buckets(side[pair]) for side, index in zip(sides, kept, strict=True)]
-        fewest = min(found, key=lambda buckets: sum(map(len, buckets)))
+        matches = [index.buckets(side[pair]) for side, index in zip(sides, kept, strict=True)]
+        fewest = min(matches, key=lambda buckets: sum(map(len, buckets)))
         candidates = sorted({early for bucket in fewest for early in bucket[-MOST_COMPARED:]})
         twins[pair] = next((early for early in candidates if same(pair, early)), None)
         if twins[pair] is None:

@@ -133,10 +133,10 @@ class Renderer:
         }
         for i, row in enumerate(rendered):
             length = len(row.input_ids)
-            place = slice(0, length) if side == "right" else slice(width - length, width)
-            batch["input_ids"][i, place] = torch.tensor(row.input_ids)
-            batch["attention_mask"][i, place] = 1
-            batch["pooling_mask"][i, place] = torch.tensor(row.pooling_mask)
+            span = slice(0, length) if side == "right" else slice(width - length, width)
+            batch["input_ids"][i, span] = torch.tensor(row.input_ids)
+            batch["attention_mask"][i, span] = 1
+            batch["pooling_mask"][i, span] = torch.tensor(row.pooling_mask)
         return batch
 
     def batch(

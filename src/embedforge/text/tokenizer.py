@@ -165,7 +165,7 @@ def _splits_behind(endings: list[str]) -> list[dict[str, Any]]:
     """Return the pre-tokenizer step that ends a token behind each ending; none where there is no ending."""
     if not endings:
         return []
-    # Zero width: nothing but the place after an ending matters, and no occurrence hides the next one.
+    # Zero width: nothing but the position after an ending matters, and no occurrence hides the next one.
     pattern = "|".join(re.sub(r"[\\.^$|?*+()\[\]{}]", r"\\\g<0>", ending) for ending in endings)
     regex = {"Regex": f"(?<={pattern})"}
     return [{"type": "Split", "pattern": regex, "behavior": "Isolated", "invert": False}]
@@ -222,7 +222,7 @@ def _as_normalized(ending: str, normalizer: Any) -> str:
 def _unambiguous(ending: str, endings: list[str]) -> str:
     """Return the longest end of `ending` that no text can complete behind a prefix.
 
-    " | " after "x |" would also be found in "x | | y": "| " is found at the same places, and only there.
+    " | " after "x |" would also be found in "x | | y": "| " is found at the same positions, and only there.
     """
     for start in range(len(ending)):
         rest = ending[start:]

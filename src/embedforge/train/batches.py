@@ -76,7 +76,7 @@ def share_of_step(
     by_length = sorted(range(len(rendered)), key=lambda row: -len(rendered[row].input_ids))
     own = by_length[rank::world]
     lengths = [len(rendered[row].input_ids) for row in own]
-    rows = [[own[place] for place in batch] for batch in micro_batches(lengths, tokens_per_micro_batch)]
+    rows = [[own[index] for index in batch] for batch in micro_batches(lengths, tokens_per_micro_batch)]
     batches = [renderer.pad([rendered[row] for row in batch]) for batch in rows]
     return Share(
         batches=batches,

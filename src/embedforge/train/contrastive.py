@@ -29,7 +29,7 @@ from embedforge.recipe import Stage
 from embedforge.recipe.objectives import Contrastive, Objective, PairObjective, SimCSE
 from embedforge.text.render import Rendered
 from embedforge.train.batches import Share, render_step, render_views, share_of_step
-from embedforge.train.work import Place, StepFigures, Work
+from embedforge.train.work import StageContext, StepFigures, Work
 
 
 @dataclass(frozen=True)
@@ -103,8 +103,8 @@ class ContrastiveWork(Work):
 
     def _loss(self, step: Step, per_query: Tensor) -> Callable[[Tensor], Tensor]:
         """Return the step's loss as a function of all its embeddings; notes each query's in `per_query`."""
-        device, queries = self.place.device, len(step.positive)
-        candidates = step_candidates(step, self.stage, self.place.world).to(device)
+        device, queries = self.context.device, len(step.positive)
+        candidates = step_candidates(step, self.stage, self.context.world).to(device)
         positive = torch.as_tensor(step.positive, device=device)
 
         def loss(embeddings: Tensor) -> Tensor:
@@ -119,20 +119,20 @@ class ContrastiveWork(Work):
         self, model: nn.Module, rendered: list[Rendered], budget: int, loss: Callable[[Tensor], Tensor]
     ) -> tuple[Tensor, Share]:
         """One attempt at a step, with micro-batches of at most `budget` tokens."""
-        place = self.place
-        share = share_of_step(self.model.renderer, rendered, budget, place.rank, place.world)
+        context = self.context
+        share = share_of_step(self.model.renderer, rendered, budget, context.rank, context.world)
 
         def embed(batch: dict[str, Tensor]) -> Tensor:
-            with place.precision():
-                return model(**place.to_device(batch))
+            with context.precision():
+                return model(**context.to_device(batch))
 
         value, _ = backward(
             embed,
             share.batches,
             share.rows,
             loss,
-            accumulate=place.accumulate,
-            no_sync=lambda: place.no_sync(model),
+            accumulate=context.accumulate,
+            no_sync=lambda: context.no_sync(model),
             filler=share.filler,
             one_pass=share.padded_tokens <= self._tokens_held(budget),
         )
@@ -148,9 +148,9 @@ class SimcseWork(ContrastiveWork):
     """Embeds every text twice; the two views differ by dropout alone (arXiv 2104.08821)."""
 
     @override
-    def begin(self, place: Place) -> None:
+    def begin(self, context: StageContext) -> None:
         """Refuse a model without dropout: two equal views have nothing to say about what is alike."""
-        super().begin(place)
+        super().begin(context)
         if self._attention_dropout:
             require_attention_dropout(self.model.decoder)
         batch = self.model.renderer.batch([self.mixture.step(0).texts[0].text])

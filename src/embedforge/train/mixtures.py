@@ -134,12 +134,12 @@ def _check_that_a_loss_is_left(
     )
     if not alone:
         return
-    place = f"stage '{stage.name}', source '{name}'"
+    label = f"stage '{stage.name}', source '{name}'"
     if alone < len(examples):
         logger.warning(
             "%s: %d of %d rows have neither negatives nor candidates from other rows; their loss is 0 and "
             "they teach nothing",
-            place,
+            label,
             alone,
             len(examples),
         )
@@ -151,7 +151,7 @@ def _check_that_a_loss_is_left(
     else:
         missing = "the stage draws no negatives (raise its 'negatives')"
     raise EmbedforgeError(
-        f"{place}: the loss would always be 0, for a query has its positive as the only candidate: "
+        f"{label}: the loss would always be 0, for a query has its positive as the only candidate: "
         f"{missing}, and {_why_no_exchange(stage, objective)}. Change one of them, or leave the source out "
         "of this stage"
     )

@@ -48,10 +48,12 @@ class MntpModule(nn.Module):
         super().__init__()
         self.decoder, self.head = decoder, head
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, places: Tensor, targets: Tensor) -> Tensor:
-        """Return [predictions] float32; `places` and `targets` int64 [predictions] of `predictions_of`."""
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, positions: Tensor, targets: Tensor
+    ) -> Tensor:
+        """Return [predictions] float32; `positions` and `targets` int64 [predictions] of `predictions_of`."""
         states = token_states(self.decoder, input_ids, attention_mask).flatten(0, 1)
-        return mntp_loss(self.head(states[places]), targets)
+        return mntp_loss(self.head(states[positions]), targets)
 
 
 @dataclass(frozen=True)
@@ -67,11 +69,11 @@ class Masked:
 
     def inputs(self, rows: list[int]) -> dict[str, Tensor]:
         """Return the arguments of `MntpModule` for some of the rows."""
-        places, targets = predictions_of(self.labels[rows])
+        positions, targets = predictions_of(self.labels[rows])
         return {
             "input_ids": self.seen[rows],
             "attention_mask": self.attention[rows],
-            "places": places,
+            "positions": positions,
             "targets": targets,
         }
 
@@ -159,7 +161,7 @@ class MntpWork(Work):
         self.seed_dropout(number)
         sums = self._backward(model, masked)
         counts = (masked.labels[:, 1:] != NO_LABEL).sum(dim=1)
-        own = slice(self.place.rank, None, self.place.world)
+        own = slice(self.context.rank, None, self.context.world)
         return StepFigures(
             loss=sums.sum() / counts.sum(),
             losses=(sums / counts).tolist(),
@@ -171,14 +173,14 @@ class MntpWork(Work):
 
     def _backward(self, model: nn.Module, masked: Masked) -> Tensor:
         """Leave the step's gradient; return each chunk's summed loss, [rows] float64 on the CPU."""
-        if self.place.world == 1:
+        if self.context.world == 1:
             return self.within_memory(
                 lambda budget: self._attempt(model, masked, budget),
                 longest=masked.seen.shape[1],
                 zero_grad=model.zero_grad,
             )
         try:
-            sums = self._attempt(model, masked, self.tokens_per_micro_batch).to(self.place.device)
+            sums = self._attempt(model, masked, self.tokens_per_micro_batch).to(self.context.device)
         except Exception as error:
             if not out_of_memory(error):
                 raise
@@ -192,18 +194,18 @@ class MntpWork(Work):
     def _attempt(self, model: nn.Module, masked: Masked, budget: int) -> Tensor:
         """Run this rank's chunks in micro-batches of at most `budget` tokens; as `_backward`."""
         rows, tokens = masked.seen.shape
-        rank, world = self.place.rank, self.place.world
+        rank, world = self.context.rank, self.context.world
         scale = world / int((masked.labels[:, 1:] != NO_LABEL).sum())  # DDP averages over the ranks
         sums = torch.zeros(rows, dtype=torch.float64)
         batches = micro_batches_of_rank(rows, max(1, budget // tokens), rank, world)
         for number, (own, share) in enumerate(batches):
             last = number == len(batches) - 1
             inputs = masked.inputs(own)
-            with contextlib.nullcontext() if last else self.place.no_sync(model):
-                with self.place.precision():
-                    losses = model(**self.place.to_device(inputs))
-                self.place.accumulate(losses.sum() * (share * scale))
-            owners = torch.tensor(own)[inputs["places"] // tokens]
+            with contextlib.nullcontext() if last else self.context.no_sync(model):
+                with self.context.precision():
+                    losses = model(**self.context.to_device(inputs))
+                self.context.accumulate(losses.sum() * (share * scale))
+            owners = torch.tensor(own)[inputs["positions"] // tokens]
             sums.index_add_(0, owners, share * losses.detach().double().cpu())
         return sums
 
@@ -318,7 +320,7 @@ def held_out_losses(
         inputs = masked.inputs(list(range(len(rows.ids))))
         losses = module(**{name: tensor.to(model.device) for name, tensor in inputs.items()})
         total = torch.zeros(len(rows.ids), dtype=torch.float64)
-        total.index_add_(0, inputs["places"] // rows.ids.shape[1], losses.double().cpu())
+        total.index_add_(0, inputs["positions"] // rows.ids.shape[1], losses.double().cpu())
         sums.append(total)
         counts.append((masked.labels[:, 1:] != NO_LABEL).sum(dim=1))
     model.train(training)

@@ -75,13 +75,13 @@ class Pace:
     def _read(self) -> list[dict[str, Any]]:
         if not self._file.exists():
             return []
-        found = []
+        reviews = []
         for line in self._file.read_text(encoding="utf-8").splitlines():
             try:
-                found.append(json.loads(line))
+                reviews.append(json.loads(line))
             except json.JSONDecodeError:  # the last line of a killed run
                 break
-        return found
+        return reviews
 
 
 def steps_taken(stage: Stage, folder: Path) -> int:

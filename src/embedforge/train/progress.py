@@ -106,7 +106,7 @@ class InterruptCallback(TrainerCallback):
     """
 
     def __init__(self) -> None:
-        self.asked = self.signalled = False
+        self.requested = self.signalled = False
         self.previous: Any = None
 
     def _on_signal(self, number: int, frame: Any) -> None:
@@ -121,12 +121,12 @@ class InterruptCallback(TrainerCallback):
 
     @override
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
-        self.asked = self.signalled
+        self.requested = self.signalled
         if args.world_size > 1:
-            asked = torch.tensor(int(self.signalled), device=args.device)
-            torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX)
-            self.asked = bool(asked)
-        if self.asked:
+            requested = torch.tensor(int(self.signalled), device=args.device)
+            torch.distributed.all_reduce(requested, torch.distributed.ReduceOp.MAX)
+            self.requested = bool(requested)
+        if self.requested:
             control.should_save = control.should_training_stop = True
         return control
 

@@ -157,7 +157,7 @@ def train(
                 model, recipe, stage, mixture, folder, log, pace, teaching, device, held_out, quiet, phases
             )
         if recipe.training.fsdp:  # The stage has left its model in shards.
-            done = [stage_folder(out, recipe, place) / DONE for place in range(number + 1)]
+            done = [stage_folder(out, recipe, earlier) / DONE for earlier in range(number + 1)]
             model = model_after(recipe, done, device)
     finish(model, _as_taken(recipe, out), finished)
     _leave_mark(finished, mark)
@@ -241,7 +241,7 @@ def run_stage(
     if phases is not None:
         trainer.add_callback(PhasesCallback(phases))
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if interrupt.asked and trainer.state.global_step < pace.steps:
+    if interrupt.requested and trainer.state.global_step < pace.steps:
         raise Interrupted(
             f"stopped at step {trainer.state.global_step} of {pace.steps} of stage '{stage.name}'"
         )
@@ -275,8 +275,8 @@ def training_arguments(recipe: Recipe, stage: Stage, folder: Path, device: str |
     """Translate a stage into the Trainer's own arguments."""
     settings = recipe.training
     _check_loggers(settings.report_to)
-    place = pick_device(device)
-    on_cpu = place.type == "cpu"
+    torch_device = pick_device(device)
+    on_cpu = torch_device.type == "cpu"
     arguments: dict[str, Any] = dict(
         output_dir=str(folder),
         max_steps=stage.steps,
@@ -297,7 +297,7 @@ def training_arguments(recipe: Recipe, stage: Stage, folder: Path, device: str |
         log_level="error",
         seed=recipe.seed,
     )
-    return _on_one_device(TrainingArguments(**arguments), place)
+    return _on_one_device(TrainingArguments(**arguments), torch_device)
 
 
 def _on_one_device(arguments: TrainingArguments, device: torch.device) -> TrainingArguments:

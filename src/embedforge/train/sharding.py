@@ -112,8 +112,8 @@ def layer_classes(decoder: nn.Module) -> list[str]:
     names: set[str] = set()
     for module in decoder.modules():
         names |= set(getattr(module, "_no_split_modules", None) or ())
-    if found := sorted(names & present):
-        return found
+    if layers := sorted(names & present):
+        return layers
     raise EmbedforgeError(
         f"training.fsdp: {type(decoder).__name__} does not say which of its modules are its layers, so that "
         "it cannot be sharded layer by layer; leave training.fsdp empty"

@@ -114,7 +114,7 @@ class TermsWork(ContrastiveWork):
 
     @override
     def _loss(self, step: Step, per_query: Tensor) -> Callable[[Tensor], Tensor]:
-        device, rows = self.place.device, Rows.of(step, self.texts_alone)
+        device, rows = self.context.device, Rows.of(step, self.texts_alone)
         targets = has_target = None
         if self.targets is not None:
             targets, has_target = self._targets(step, rows, device)
@@ -124,7 +124,7 @@ class TermsWork(ContrastiveWork):
             vectors = TermVectors(
                 step=step,
                 stage=self.stage,
-                world=self.place.world,
+                world=self.context.world,
                 rows=rows,
                 own=own,
                 mapped=mapped if mapped.shape[1] else None,

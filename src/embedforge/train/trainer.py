@@ -33,7 +33,7 @@ from embedforge.train.checkpoints import (
 from embedforge.train.optimizer import build_optimizer, parameter_groups
 from embedforge.train.pace import Pace, PaceCallback
 from embedforge.train.sharding import load_whole_optimizer_state, set_up_fsdp, whole_optimizer_state
-from embedforge.train.work import Place, StepFigures, Work
+from embedforge.train.work import StageContext, StepFigures, Work
 
 OPTIMIZER, SCHEDULER = "optimizer.pt", "scheduler.pt"
 STEPS_BETWEEN_RELEASES = 4
@@ -75,7 +75,7 @@ class StageTrainer(Trainer):
         self.add_callback(PaceCallback(pace))
         self.meter = Meter()
         work.begin(
-            Place(
+            StageContext(
                 device=self.args.device,
                 rank=self.args.process_index,
                 world=self.args.world_size,

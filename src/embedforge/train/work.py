@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Place:
+class StageContext:
     """Where a stage is trained, and how its gradients reach the parameters."""
 
     device: torch.device
@@ -81,7 +81,7 @@ class Work(ABC):
         """
         self.module, self.stage, self.seed = module, stage, seed
         self.tokens_per_micro_batch = stage.tokens_per_micro_batch
-        self.place: Place
+        self.context: StageContext
 
     def prepare(self, teaching: Teaching, folder: Path, resuming: bool) -> None:  # noqa: B027
         """Do what takes a while before the first step; `folder` is the stage's own.
@@ -89,9 +89,9 @@ class Work(ABC):
         `resuming` says that the weights of a checkpoint will follow.
         """
 
-    def begin(self, place: Place) -> None:
+    def begin(self, context: StageContext) -> None:
         """Get ready, once the Trainer has put the module in its place; refuse what cannot be learned from."""
-        self.place = place
+        self.context = context
 
     @abstractmethod
     def step(self, model: nn.Module, number: int) -> StepFigures:
@@ -105,7 +105,7 @@ class Work(ABC):
 
     def seed_dropout(self, number: int) -> None:
         """Seed torch's generators for a step; other numbers on every rank."""
-        seed = mix_seeds(self.seed, number, self.place.rank)
+        seed = mix_seeds(self.seed, number, self.context.rank)
         torch.manual_seed(seed)
         if torch.cuda.is_available():
             torch.cuda.manual_seed_all(seed)
