@@ -19,7 +19,7 @@ from pydantic import BaseModel
 from embedforge import recipe
 from embedforge.cli import app
 from embedforge.data.convert import read_source
-from embedforge.recipe import Source, load_recipe, objectives, parse_recipe, shipped_recipes, stage
+from embedforge.recipe import Source, load_recipe, objectives, parse_recipe, shipped_recipes, stage, terms
 from embedforge.recipe import model as recipe_model
 from embedforge.recipe.base import Kinds
 from embedforge.recipe.prune import Prune, Vocabulary
@@ -103,10 +103,22 @@ SECTIONS = {
     "source": recipe.Source,
     "training": recipe.Training,
 }
+TERMS = {
+    "distill": terms.Distill,
+    "distill.teacher": terms.Teacher,
+    "spread_out": terms.SpreadOut,
+    "matryoshka": terms.Matryoshka,
+    "sum": terms.Sum,
+}
+TABLES = [
+    *(("recipe-fields.md", *item) for item in SECTIONS.items()),
+    *(("distillation.md", *item) for item in TERMS.items()),
+    ("models.md", "The contract", Contract),
+]
 
 
 def test_every_section_of_a_recipe_has_a_table() -> None:
-    assert {*SECTIONS.values(), Contract} == set(sections(recipe.Recipe)) | {Contract}
+    assert {section for *_, section in TABLES} == set(sections(recipe.Recipe)) | {Contract, terms.Teacher}
 
 
 def rows(page: str, heading: str) -> dict[str, str]:
@@ -125,10 +137,7 @@ def shown(default: Any) -> str:
     return f"`{json.dumps(default)}`"
 
 
-@pytest.mark.parametrize(
-    ("page", "heading", "section"),
-    [*(("recipe-fields.md", *item) for item in SECTIONS.items()), ("models.md", "The contract", Contract)],
-)
+@pytest.mark.parametrize(("page", "heading", "section"), TABLES)
 def test_a_table_has_every_field_with_its_default(page: str, heading: str, section: type[BaseModel]) -> None:
     table = rows(page, heading)
     assert list(table) == list(section.model_fields)

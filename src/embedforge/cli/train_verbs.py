@@ -169,6 +169,7 @@ def train(
     for source in (*pruned_to, *(source for stage in chosen.stages for source in stage.mix.sources)):
         require_source(source, folder)
     from embedforge.mine.refresh import refresh_stage
+    from embedforge.mine.teachers import open_teacher
     from embedforge.runtime import is_first_rank, under_torchrun
     from embedforge.train.run import Interrupted
     from embedforge.train.run import train as run
@@ -181,6 +182,7 @@ def train(
             device=device,
             source_folder=folder,
             refresh=refresh_stage,
+            teachers=open_teacher,
         )
     except Interrupted as stop:
         if is_first_rank():

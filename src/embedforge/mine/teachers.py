@@ -16,8 +16,10 @@ from embedforge.encode import encode
 from embedforge.errors import EmbedforgeError
 from embedforge.mine.corpus import hash_of
 from embedforge.mine.embedder import Embedder, Prompts
+from embedforge.mine.endpoint import EndpointTeacher, is_endpoint
 from embedforge.model.encoder import EmbeddingModel, embedding_model, load
 from embedforge.ranking import Floats
+from embedforge.recipe import Teacher
 from embedforge.runtime import fast_bfloat16, pick_device
 
 logger = logging.getLogger(__name__)
@@ -59,6 +61,20 @@ def open_model(
         document_instruction=document_instruction,
         bfloat16=dtype in (None, "bfloat16") and fast_bfloat16(st.device),
         max_tokens=max_tokens,
+    )
+
+
+def open_teacher(settings: Teacher, device: str | None = None) -> Embedder:
+    """Open a teacher of distillation: what `train` is given as `teachers`.
+
+    Raises:
+        EmbedforgeError: see `open_model` and `EndpointTeacher`.
+    """
+    prompts = Prompts(settings.query_prompt, settings.document_prompt)
+    if is_endpoint(settings.model):
+        return EndpointTeacher(settings.model, prompts)
+    return open_model(
+        settings.model, prompts=prompts, device=device, dtype=settings.dtype, max_tokens=settings.max_tokens
     )
 
 

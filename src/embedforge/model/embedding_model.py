@@ -1,6 +1,6 @@
 """An embedding model: a decoder, a pooler and the contract between text and vector.
 
-text --Renderer--> token ids, masks --decoder--> token states --pooler--> vector
+text --Renderer--> token ids, masks --decoder--> token states --pooler--> vector (--linear map--> vector)
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -29,6 +29,7 @@ class EmbeddingModel(ExactRotary):
         tokenizer: the decoder's; the model keeps the contract's copy of it.
         contract: decides about tokens, pool and normalisation.
         pooling: the settings of its kind, needed to save the model.
+        projection: a linear map of what is pooled, if there is one; in float32 or float64.
     """
 
     def __init__(
@@ -38,10 +39,12 @@ class EmbeddingModel(ExactRotary):
         tokenizer: PreTrainedTokenizerBase,
         contract: Contract,
         pooling: Mapping[str, Any] | None = None,
+        projection: nn.Linear | None = None,
     ) -> None:
         super().__init__()
         self.decoder = decoder
         self.pooler = pooler
+        self.projection = projection
         self.contract = contract
         self.renderer = Renderer(tokenizer, contract)
         self.tokenizer = self.renderer.tokenizer
@@ -54,7 +57,12 @@ class EmbeddingModel(ExactRotary):
 
     @property
     def dim(self) -> int:
-        """Numbers in a vector: the decoder's hidden size."""
+        """Numbers in a vector: the decoder's hidden size, or what the map makes of it."""
+        return self.hidden_size if self.projection is None else self.projection.out_features
+
+    @property
+    def hidden_size(self) -> int:
+        """Numbers in a token's state, and in what the pooler makes of them."""
         return int(self.decoder.config.get_text_config().hidden_size)
 
     def token_states(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -66,5 +74,12 @@ class EmbeddingModel(ExactRotary):
 
         The vectors are of unit length if the contract says so.
         """
-        vectors = self.pooler(self.token_states(input_ids, attention_mask), pooling_mask).float()
+        vectors = self.pooled(input_ids, attention_mask, pooling_mask)
+        if self.projection is not None:
+            with torch.autocast(vectors.device.type, enabled=False):
+                vectors = self.projection(vectors.to(self.projection.weight.dtype)).float()
         return functional.normalize(vectors, dim=-1) if self.contract.normalize else vectors
+
+    def pooled(self, input_ids: Tensor, attention_mask: Tensor, pooling_mask: Tensor) -> Tensor:
+        """Return what the pooler gives, [texts, hidden] float32: before the map, and not of unit length."""
+        return self.pooler(self.token_states(input_ids, attention_mask), pooling_mask).float()

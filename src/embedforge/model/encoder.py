@@ -26,6 +26,7 @@ from embedforge.model.foreign import load_foreign
 from embedforge.model.modules import Pool, TextEncoder
 from embedforge.model.nvembed import is_nvembed, load_nvembed
 from embedforge.model.pooling import STATELESS, build_pooler
+from embedforge.model.projection import Dense, dense_of, load_projection, save_projection
 from embedforge.model.trained_base import require_own_attention, take_over_pooler
 from embedforge.text.contract import FILE_NAME as CONTRACT
 from embedforge.text.contract import Contract
@@ -59,7 +60,7 @@ def build(
     """Make an embedding model of a decoder: attention switched and proven, a fresh pooler on top.
 
     Of a base that is an embedding model already, the pooler is taken over where its kind and shape stay; else
-    a warning says that it is left behind.
+    a warning says that it is left behind. A linear map after it stays.
 
     >>> import embedforge
     >>> contract = embedforge.Contract(pooling="latent", max_tokens=64)
@@ -110,7 +111,8 @@ def build(
         torch.manual_seed(seed)
         pooler = build_pooler(kind, decoder.config.get_text_config().hidden_size, **options)
     take_over_pooler(folder, kind, pooler)
-    return EmbeddingModel(decoder, pooler.to(decoder.dtype), tokenizer, contract, options)
+    projection = load_projection(folder) if (folder / CONTRACT).exists() else None
+    return EmbeddingModel(decoder, pooler.to(decoder.dtype), tokenizer, contract, options, projection)
 
 
 def save(model: EmbeddingModel, folder: Path | str, recipe: dict[str, Any] | None = None) -> None:
@@ -192,6 +194,8 @@ def load(
 def to_sentence_transformer(model: EmbeddingModel, device: str | None = None) -> SentenceTransformer:
     """Wrap a model, sharing its weights; it is moved to `device`, or stays where it is when None."""
     modules: list[nn.Module] = [*_halves(model)]
+    if model.projection is not None:
+        modules.append(dense_of(model.projection))
     if model.contract.normalize:
         modules.append(Normalize())
     return SentenceTransformer(
@@ -216,13 +220,21 @@ def embedding_model(st: SentenceTransformer) -> EmbeddingModel:
             "load a folder that embedforge saved with embedforge.load"
         )
     encoder, pool = modules[:2]
-    return EmbeddingModel(encoder.decoder, pool.pooler, encoder.tokenizer, encoder.contract, pool.options)
+    dense = modules[2] if len(modules) > 2 and isinstance(modules[2], Dense) else None
+    return EmbeddingModel(
+        encoder.decoder,
+        pool.pooler,
+        encoder.tokenizer,
+        encoder.contract,
+        pool.options,
+        None if dense is None else dense.linear,
+    )
 
 
 def _halves(model: EmbeddingModel) -> tuple[TextEncoder, Pool]:
     return (
         TextEncoder(model.decoder, model.renderer),
-        Pool(model.pooler, model.contract.pooling, model.dim, model.pooling),
+        Pool(model.pooler, model.contract.pooling, model.hidden_size, model.pooling),
     )
 
 
@@ -234,6 +246,7 @@ def _write(model: EmbeddingModel, folder: Path, recipe: dict[str, Any] | None) -
     with quiet():
         encoder.save(str(folder))
         pool.save(str(pool_folder))
+        save_projection(model.projection, folder)
 
     contract = _contract_with_goldens(folder)
     check_goldens(model.renderer, contract, _unit_vectors(model), _loose_tolerance(model))
@@ -259,11 +272,12 @@ def _read(folder: Path, dtype: str | torch.dtype | None) -> EmbeddingModel:
     encoder = TextEncoder.load(str(folder), model_kwargs={} if dtype is None else {"dtype": dtype})
     contract = encoder.contract
     if contract.pooling in STATELESS:
-        pooler = build_pooler(contract.pooling, encoder.get_embedding_dimension())
-        return EmbeddingModel(encoder.decoder, pooler, encoder.tokenizer, contract)
-    pool = Pool.load(str(folder), layout.POOL_FOLDER)
-    pooler = pool.pooler.to(encoder.decoder.dtype)
-    return EmbeddingModel(encoder.decoder, pooler, encoder.tokenizer, contract, pool.options)
+        pooler, options = build_pooler(contract.pooling, encoder.get_embedding_dimension()), {}
+    else:
+        pool = Pool.load(str(folder), layout.POOL_FOLDER)
+        pooler, options = pool.pooler.to(encoder.decoder.dtype), pool.options
+    projection = load_projection(folder)
+    return EmbeddingModel(encoder.decoder, pooler, encoder.tokenizer, contract, options, projection)
 
 
 def _unit_vectors(model: EmbeddingModel) -> Callable[[dict[str, Tensor]], Tensor]:

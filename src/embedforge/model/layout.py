@@ -16,6 +16,7 @@ import sentence_transformers
 import torch
 import transformers
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Dense as StockDense
 from sentence_transformers.base.modules import Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 from transformers import PreTrainedModel
@@ -25,6 +26,8 @@ from embedforge.model.attention import needs_module_flags
 from embedforge.model.decoder import quiet
 from embedforge.model.modules import Pool, TextEncoder
 from embedforge.model.pooling import pooler_class
+from embedforge.model.projection import FOLDER as DENSE_FOLDER
+from embedforge.model.projection import Dense
 from embedforge.text.contract import Contract
 
 POOL_FOLDER = "1_Pool"
@@ -39,14 +42,9 @@ def prompts(contract: Contract) -> dict[str, str]:
     return {"query": contract.query_prefix(), "document": contract.document_prefix()}
 
 
-def own_modules(contract: Contract) -> list[type]:
-    """Return the modules of embedforge that make up a model."""
-    return [TextEncoder, Pool, Normalize] if contract.normalize else [TextEncoder, Pool]
-
-
 def write_own_modules(folder: Path, contract: Contract) -> None:
     """Name embedforge's modules in modules.json; their files are already there."""
-    _write_modules(folder, own_modules(contract), contract)
+    _write_modules(folder, [TextEncoder, Pool], Dense, contract)
 
 
 def prefer_stock_modules(
@@ -89,7 +87,6 @@ def write_stock_modules(
 
     `tokenizer_options` go along: without them it reads the tokenizers of some families as other ones.
     """
-    modules = [Transformer, Pooling, Normalize] if contract.normalize else [Transformer, Pooling]
     text_only = {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}
     write_json(
         folder / STOCK_CONFIG,
@@ -106,7 +103,7 @@ def write_stock_modules(
     pooling_folder = folder / STOCK_POOL_FOLDER
     pooling_folder.mkdir(exist_ok=True)
     pooling.save(str(pooling_folder))
-    _write_modules(folder, modules, contract)
+    _write_modules(folder, [Transformer, Pooling], StockDense, contract)
 
 
 def obstacle_to_stock(contract: Contract) -> str | None:
@@ -209,8 +206,13 @@ def write_card(
     write_text(folder / "README.md", text)
 
 
-def _write_modules(folder: Path, modules: list[type], contract: Contract) -> None:
-    """Write modules.json, prompts and versions, as sentence-transformers reads them."""
+def _write_modules(folder: Path, halves: list[type], dense: type, contract: Contract) -> None:
+    """Write modules.json, prompts and versions, as sentence-transformers reads them.
+
+    `dense` follows the two halves where the folder holds a map, and Normalize where the contract says so.
+    """
+    modules = [*halves, dense] if (folder / DENSE_FOLDER).is_dir() else halves
+    modules = [*modules, Normalize] if contract.normalize else modules
     entries = []
     for index, module in enumerate(modules):
         path = f"{index}_{module.__name__}" if index else ""

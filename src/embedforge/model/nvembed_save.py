@@ -43,6 +43,11 @@ def save_nvembed(model: EmbeddingModel, folder: Path, max_shard_bytes: int = 5 *
             f"{type(decoder).__name__} with {type(pooler).__name__}. Merge an adapter first, or save in "
             "embedforge's own format"
         )
+    if model.projection is not None:
+        raise EmbedforgeError(
+            "the NV-Embed layout has no place for the linear map that this model has after its pooling; save "
+            "it in embedforge's own format"
+        )
     config = decoder.config
     _require_official(config, pooler, model.contract)
     dtypes = {str(parameter.dtype).removeprefix("torch.") for parameter in model.parameters()}

@@ -111,7 +111,7 @@ def pick_mask_token(tokenizer: PreTrainedTokenizerBase, rows: int) -> str:
 
 def trains_on_pairs(recipe: Recipe) -> bool:
     """Tell whether any stage needs questions and answers; the others need text alone."""
-    return any(stage.objective.learns_from == "pairs" for stage in recipe.stages)
+    return any(stage.objective.learns_from != "texts" for stage in recipe.stages)
 
 
 def with_sources(recipe: Recipe, *, parts: bool) -> Recipe:

@@ -32,6 +32,7 @@ from embedforge.data.example import Example
 from embedforge.documents import Folder, Pair
 from embedforge.errors import EmbedforgeError
 from embedforge.files import read_object, write_json
+from embedforge.mine.teachers import open_teacher
 from embedforge.model.folder import find_folder
 from embedforge.prove.figures import figures_of
 from embedforge.prove.held_out import HeldOut, held_out_of, is_code
@@ -343,6 +344,7 @@ class _Run:
                 source_folder=self.data,
                 held_out=self._dev(texts)[1],
                 own_test=True,
+                teachers=open_teacher,
                 seconds=seconds,
             )
         except Interrupted as stop:

@@ -60,7 +60,7 @@ class Source(Section):
 
     @property
     def texts_alone(self) -> bool:
-        """Whether it holds texts without an answer, which mntp and simcse learn from."""
+        """Whether it holds texts without an answer, which mntp, simcse and distill learn from."""
         return source_kind(self.kind).texts_alone
 
 

@@ -213,7 +213,7 @@ def _step(node: Any, key: str, override: str) -> Any:
 
 
 def _index(items: list[Any], key: str, override: str) -> int:
-    """A list's item by number or, for stages and sources, by name."""
+    """A list's item by number or by name: of stages and sources their own, of terms their kind."""
     names = [_name(item) for item in items]
     if names.count(key) == 1:
         return names.index(key)
@@ -229,11 +229,12 @@ def _index(items: list[Any], key: str, override: str) -> int:
 
 
 def _name(item: Any) -> str:
-    """The name of a stage or source as it is written, or as a source gets it from its path; else ""."""
+    """The name as it is written, or as a source gets it from its path; of the terms of a sum the kind."""
     if not isinstance(item, dict):
         return ""
     path = item.get("path")
-    return str(item.get("name") or "") or (default_name(path) if isinstance(path, str) else "")
+    named = str(item.get("name") or "") or (default_name(path) if isinstance(path, str) else "")
+    return named or str(item.get("kind") or "")
 
 
 def _line(error: yaml.YAMLError) -> str:

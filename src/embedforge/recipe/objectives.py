@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -24,9 +25,12 @@ class Objective(Kinds):
     """False where the decoder is trained alone, under a head of its own."""
 
     @property
-    def learns_from(self) -> Literal["pairs", "texts"]:
+    def learns_from(self) -> Literal["pairs", "texts", "either"]:
         """What the sources hold: pairs of every kind, or texts alone."""
         return "pairs" if self.unit == "queries" else "texts"
+
+    def check(self, sources: Collection[str]) -> None:
+        """Raise ValueError where a setting does not fit a stage, whose sources have these names."""
 
     @property
     def token_limits(self) -> dict[str, int | None]:
@@ -38,7 +42,21 @@ class Objective(Kinds):
         return f"{self.unit}, {self.kind}"
 
 
-class PairObjective(Objective):
+class VectorObjective(Objective):
+    """A loss of a step's vectors, which may be a term of a sum (`recipe.terms.Sum`)."""
+
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """In a sum: what the loss is multiplied by."""
+
+    def check(self, sources: Collection[str]) -> None:
+        """Refuse a weight where there is nothing to weigh against."""
+        if self.weight != 1:
+            raise ValueError(
+                f"weight ({self.weight:g}) has an effect on the terms of a sum only: leave it out"
+            )
+
+
+class PairObjective(VectorObjective):
     """A query and its positive against other documents: the base of Contrastive, and of losses like it.
 
     Subclass it, and say the loss with `train.contrastive.query_losses`.

@@ -35,6 +35,9 @@ def recipe_schema() -> dict[str, Any]:
     for section, key in ((stage, "objective"), (schema["$defs"]["Model"], "pooling")):
         kinds = section["properties"][key]
         kinds["anyOf"] = kinds.pop("oneOf")
+    objectives = {"anyOf": stage["properties"]["objective"]["anyOf"]}
+    schema["$defs"]["Sum"]["properties"]["terms"]["items"] = objectives
+    schema["$defs"]["Matryoshka"]["properties"]["objective"] = dict(objectives)
     inside = {"mix": {"required": mix.pop("required")}}
     stages = {"items": {"required": stage.pop("required"), "properties": inside}}
     schema["if"] = {"required": ["extends"]}

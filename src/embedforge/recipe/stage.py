@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from embedforge.data.kinds import source_name
 from embedforge.recipe.base import PositiveInt, Section
 from embedforge.recipe.data import Mix
 from embedforge.recipe.model import Lora
@@ -53,7 +54,7 @@ class Stage(Section):
     document_max_tokens: PositiveInt | None = None
     learning_rate: Annotated[float, Field(gt=0)] = 2e-5
     pooling_learning_rate: Annotated[float, Field(gt=0)] | None = None
-    """Learning rate of the pooling block; the stage's own when absent."""
+    """Learning rate of the pooling block and a map after it; the stage's own when absent."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup_steps: Annotated[int, Field(ge=0)] = 50
     weight_decay: Annotated[float, Field(ge=0)] = 0.03
@@ -97,13 +98,19 @@ class Stage(Section):
         return self
 
     @model_validator(mode="after")
+    def _objective_fits(self) -> Stage:
+        self.objective.check([source_name(source) for source in self.mix.sources])
+        return self
+
+    @model_validator(mode="after")
     def _sources_fit_the_objective(self) -> Stage:
         kind, wanted = self.objective.kind, self.objective.learns_from
         for source in self.mix.sources:
             phrase = f"source '{source.path}' has kind '{source.kind}'"
             if wanted == "pairs" and source.texts_alone:
                 raise ValueError(
-                    f"{phrase}, and texts alone have no positives: use objective mntp or simcse, or pairs"
+                    f"{phrase}, and texts alone have no positives: use objective mntp, simcse or distill, or "
+                    "pairs"
                 )
             if wanted == "texts" and not source.texts_alone:
                 raise ValueError(f"objective '{kind}' learns from texts alone, and {phrase}: use kind texts")

@@ -11,6 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from embedforge.errors import EmbedforgeError
 from embedforge.files import follow_umask
+from embedforge.model.embedding_model import EmbeddingModel
+from embedforge.model.projection import restore_projection
 from embedforge.train.sharding import as_shard, whole
 
 WEIGHTS = "trainable.safetensors"
@@ -55,6 +57,8 @@ def load_trainable(model: torch.nn.Module, file: Path) -> None:
         raise EmbedforgeError(
             f"{file}: cannot be read ({error}); remove its folder, and --resume goes on from before it"
         ) from None
+    if isinstance(model, EmbeddingModel):
+        restore_projection(model, state)
     expected = _trainable(model)
     if set(state) != expected:
         raise EmbedforgeError(

@@ -59,8 +59,8 @@ def mark_of_training(recipe: Recipe, folder: Path | None = None) -> Mark | None:
 
 def _sources_of_pairs(recipe: Recipe) -> Iterator[Source]:
     for stage in recipe.stages:
-        if stage.objective.learns_from == "pairs":
-            yield from stage.mix.sources
+        if stage.objective.learns_from != "texts":
+            yield from (source for source in stage.mix.sources if not source.texts_alone)
 
 
 def _learned_from_pairs(base: Path) -> bool:

@@ -115,7 +115,7 @@ def training_instructions(recipe: Recipe, mixtures: Mapping[str, Mixture]) -> It
     pairs = [
         mixtures[stage.name]
         for stage in recipe.stages
-        if stage.objective.learns_from == "pairs" and stage.name in mixtures
+        if stage.objective.learns_from != "texts" and stage.name in mixtures
     ]
     rows = (row for mixture in pairs for rows in mixture.examples.values() for row in rows)
     return dict.fromkeys(row.instruction for row in rows)

@@ -21,9 +21,9 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Return the trainable parameters of `model` as up to four groups for an optimizer.
 
-    The pooling block (names that begin with "pooler.") has its own learning rate. Vectors and scalars,
-    that is biases and the weights of norms, are not decayed; every matrix is, the latent array of latent
-    attention included, which is what transformers' Trainer does by default.
+    What stands behind the decoder (pooling block, linear maps) has its own learning rate. Vectors and
+    scalars, that is biases and the weights of norms, are not decayed; every matrix is, the latent array of
+    latent attention included, which is what transformers' Trainer does by default.
 
     Raises:
         EmbedforgeError: no parameter is trainable.
@@ -39,7 +39,7 @@ def parameter_groups(
             groups[part, decays] = {"name": name, "params": [], "lr": rate, "weight_decay": decay}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            part = "pooler" if name.startswith("pooler.") else "decoder"
+            part = "pooler" if name.startswith(("pooler.", "projection.", "head.")) else "decoder"
             groups[part, parameter.ndim >= 2]["params"].append(parameter)
     used = [group for group in groups.values() if group["params"]]
     if not used:

@@ -2,6 +2,7 @@
 
 out/recipe.json          the resolved recipe, with versions, machine and data fingerprints
 out/log.jsonl            every logged figure, by stage and step
+out/teachers/            vectors of the teachers of `distill`, unless its `cache` says where
 out/phases.json          seconds of each stage, over all starts
 out/base/                the pruned base, if the recipe prunes it
 out/stages/1-NAME/       checkpoints while the stage runs; `done.safetensors` when it is finished
@@ -56,6 +57,7 @@ from embedforge.train.progress import BarCallback, InterruptCallback, JsonLogCal
 from embedforge.train.prune import vocabulary_examples, with_pruned_base
 from embedforge.train.sharding import check_fsdp, check_sharded_stages
 from embedforge.train.stages import begin_stage, check_batch, model_after, prepare_model, work_of
+from embedforge.train.teacher import OpenTeacher, Teaching, check_teachers
 from embedforge.train.trainer import StageTrainer
 
 DONE = "done.safetensors"
@@ -80,6 +82,7 @@ def train(
     held_out: Sequence[Example] = (),
     own_test: bool = False,
     refresh: Refresh | None = None,
+    teachers: OpenTeacher | None = None,
     seconds: Mapping[str, float] | None = None,
     quiet: bool = False,
 ) -> Path:
@@ -103,6 +106,7 @@ def train(
         own_test: the caller keeps the texts that it tests on out of the data by itself; otherwise a warning
             names the sources that were not checked against any evaluation task.
         refresh: mines again for stages with `mine_again`: `refresh_stage` of `embedforge.mine.refresh`.
+        teachers: opens the teachers of `distill`: `open_teacher` of `embedforge.mine.teachers`.
         seconds: that stages may take, by name; one whose steps take longer ends earlier, its schedule with
             it, and the saved model's recipe has the steps that were taken. On one rank only.
         quiet: no progress bars.
@@ -120,6 +124,8 @@ def train(
     check_fsdp(recipe.training.fsdp, device)
     check_sharded_stages(recipe)
     _check_refresh(recipe, refresh)
+    teaching = Teaching(teachers, out / "teachers", source_folder, device, quiet)
+    check_teachers(recipe, teaching)
     if seconds and world_size() > 1:
         raise EmbedforgeError("seconds: stages end by the clock on one rank only; leave them out")
     mixtures = {stage.name: read_mixture(stage, recipe.seed, source_folder) for stage in recipe.stages}
@@ -153,7 +159,9 @@ def train(
             if refresh is not None and stage.mine_again is not None:
                 examples = refresh(model, stage, mixture.examples, folder / "mined", source_folder)
                 mixture = mixture_of(stage, recipe.seed, examples)
-            run_stage(model, recipe, stage, mixture, folder, log, pace, device, held_out, quiet, phases)
+            run_stage(
+                model, recipe, stage, mixture, folder, log, pace, teaching, device, held_out, quiet, phases
+            )
         if recipe.training.fsdp:  # The stage has left its model in shards.
             done = [stage_folder(out, recipe, earlier) / DONE for earlier in range(number + 1)]
             model = model_after(recipe, done, device)
@@ -207,6 +215,7 @@ def run_stage(
     folder: Path,
     log: Path,
     pace: Pace,
+    teaching: Teaching,
     device: str | None = None,
     held_out: Sequence[Example] = (),
     quiet: bool = False,
@@ -216,11 +225,13 @@ def run_stage(
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = last_complete_checkpoint(folder)
     pool = list(held_out)[: recipe.training.eval_queries]
+    work = work_of(stage.objective, model, recipe, stage, mixture)
+    work.prepare(teaching, folder, resuming=checkpoint is not None)
     trainer = StageTrainer(
         model,
         training_arguments(recipe, stage, folder, device),
         recipe=recipe,
-        work=work_of(stage.objective, model, recipe, stage, mixture),
+        work=work,
         pace=pace,
         held_out=(lambda model: held_out_retrieval(model, pool)) if pool else None,
     )
@@ -240,6 +251,7 @@ def run_stage(
         raise Interrupted(
             f"stopped at step {trainer.state.global_step} of {pace.steps} of stage '{stage.name}'"
         )
+    work.finish()
     _keep_result(model, folder)
     if is_first_rank():
         for old in folder.glob("checkpoint-*"):

@@ -16,11 +16,12 @@ from embedforge.model.encoder import EmbeddingModel, build
 from embedforge.model.language_head import load_head
 from embedforge.model.mask_token import add_mask_token
 from embedforge.recipe import Recipe, Stage
-from embedforge.recipe.objectives import Mntp, Objective, PairObjective, SimCSE
+from embedforge.recipe.objectives import Mntp, Objective, PairObjective, SimCSE, VectorObjective
 from embedforge.runtime import pick_device
 from embedforge.train.checkpoints import load_trainable
 from embedforge.train.contrastive import ContrastiveWork, SimcseWork
 from embedforge.train.mntp import MntpWork
+from embedforge.train.terms import TermsWork
 from embedforge.train.work import Work, mix_seeds
 
 FIRST_WEIGHTS = 1 << 41
@@ -125,6 +126,13 @@ def _(
     objective: PairObjective, model: EmbeddingModel, recipe: Recipe, stage: Stage, mixture: Mixture
 ) -> Work:
     return ContrastiveWork(model, stage, mixture, stage_seed(recipe, stage))
+
+
+@work_of.register
+def _(
+    objective: VectorObjective, model: EmbeddingModel, recipe: Recipe, stage: Stage, mixture: Mixture
+) -> Work:
+    return TermsWork(model, recipe, stage, mixture, stage_seed(recipe, stage))
 
 
 @work_of.register

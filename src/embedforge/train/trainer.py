@@ -241,6 +241,7 @@ class Meter:
     def reset(self) -> None:
         """Begin a new interval."""
         self.by_source: dict[str, list[float]] = defaultdict(list)
+        self.by_term: dict[str, list[float]] = defaultdict(list)
         self.tokens = self.padded = 0
         self.start = time.perf_counter()
 
@@ -248,14 +249,17 @@ class Meter:
         """Take in one step."""
         for source, loss in zip(figures.sources, figures.losses, strict=True):
             self.by_source[source].append(loss)
+        for term, loss in figures.terms.items():
+            self.by_term[term].append(loss)
         self.tokens += figures.tokens
         self.padded += figures.padded_tokens
 
     def drain(self) -> dict[str, float]:
-        """Return loss by source, padding share and real tokens a second of this rank, and start again."""
+        """Return losses by source and term, padding, real tokens a second of this rank, and start again."""
         figures = {
             f"loss/{source}": float(np.mean(losses)) for source, losses in sorted(self.by_source.items())
         }
+        figures |= {f"term/{kind}": float(np.mean(losses)) for kind, losses in sorted(self.by_term.items())}
         figures["padding_share"] = 1 - self.tokens / max(self.padded, 1)
         figures["tokens_per_second"] = self.tokens / max(time.perf_counter() - self.start, 1e-9)
         self.reset()

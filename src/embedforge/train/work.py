@@ -7,10 +7,11 @@ everything else is the same for all objectives.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,6 +20,9 @@ from torch import Tensor, nn
 from embedforge.objectives.gradcache import backward_with_retry
 from embedforge.recipe import Stage
 from embedforge.runtime import bfloat16_autocast
+
+if TYPE_CHECKING:
+    from embedforge.train.teacher import Teaching
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,8 @@ class StepFigures:
     """Real tokens of this rank."""
     padded_tokens: int
     """Tokens it computed, padding included."""
+    terms: Mapping[str, float] = field(default_factory=dict)
+    """Of a sum: the mean loss of each term by its kind, without its weight."""
 
 
 class Work(ABC):
@@ -77,6 +83,12 @@ class Work(ABC):
         self.tokens_per_micro_batch = stage.tokens_per_micro_batch
         self.context: StageContext
 
+    def prepare(self, teaching: Teaching, folder: Path, resuming: bool) -> None:  # noqa: B027
+        """Do what takes a while before the first step; `folder` is the stage's own.
+
+        `resuming` says that the weights of a checkpoint will follow.
+        """
+
     def begin(self, context: StageContext) -> None:
         """Get ready, once the Trainer has put the module in its place; refuse what cannot be learned from."""
         self.context = context
@@ -87,6 +99,9 @@ class Work(ABC):
 
         `model` is `module` in the wrapper of the ranks.
         """
+
+    def finish(self) -> None:  # noqa: B027
+        """Take from the model what belongs to the stage alone, after its last step."""
 
     def seed_dropout(self, number: int) -> None:
         """Seed torch's generators for a step; other numbers on every rank."""
