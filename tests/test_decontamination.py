@@ -17,9 +17,10 @@ from datasets_for_tests import write_jsonl
 from embedforge.curate.evaluation_texts import find_evaluation_tasks
 from embedforge.curate.run import curate
 from embedforge.curate.steps import Curation
-from embedforge.data.marks import CheckedTask, Mark, file_hash, read_mark, write_mark
+from embedforge.data.marks import CheckedTask, Mark, read_mark, write_mark
 from embedforge.data.task_folder import fingerprint
 from embedforge.evaluate.decontamination import sentence, unchecked_tasks
+from embedforge.files import file_hash
 from embedforge.mine.run import Teachers, mine
 from embedforge.recipe import Recipe, Source, parse_recipe, source_of
 from embedforge.train.decontamination import mark_of_training, unchecked_sources

@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 
 from conftest import Run, spread_weights, write_base
 from embedforge.data.convert import read_source
-from embedforge.data.marks import CheckedTask, Mark, file_hash, read_mark, write_mark
+from embedforge.data.marks import CheckedTask, Mark, read_mark, write_mark
 from embedforge.errors import EmbedforgeError
+from embedforge.files import file_hash
 from embedforge.model.encoder import embedding_model, load, save
 from embedforge.model.prune import prune
 from embedforge.recipe import source_of

@@ -27,9 +27,9 @@ from embedforge.curate.steps import Curation, check, planned
 from embedforge.data.convert import source_file
 from embedforge.data.example import Example
 from embedforge.data.kinds import source_name
-from embedforge.data.marks import CheckedTask, Mark, file_hash, training_mark, write_mark
+from embedforge.data.marks import CheckedTask, Mark, training_mark, write_mark
 from embedforge.errors import EmbedforgeError
-from embedforge.files import replace_folder, write_json
+from embedforge.files import file_hash, replace_folder, write_json
 from embedforge.recipe import Source
 from embedforge.report.page import write_report
 from embedforge.run_folder import Phases, facts

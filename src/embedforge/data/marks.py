@@ -6,7 +6,6 @@ changed since has lost its mark; or in a model's folder, where it speaks of the 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -14,7 +13,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from embedforge.errors import EmbedforgeError
-from embedforge.files import read_object, write_json
+from embedforge.files import file_hash, read_object, write_json
 from embedforge.validation import explain
 
 FILE_NAME = "decontaminated.json"
@@ -139,12 +138,6 @@ def undecontaminated(
         if open_tasks:
             missing[name] = open_tasks
     return missing
-
-
-def file_hash(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    with path.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def _mark_of_folder(folder: Path) -> Mark | None:

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedforge.errors import EmbedforgeError
-from embedforge.files import read_object, write_json
+from embedforge.files import hash_of, read_object, write_json
 from embedforge.ranking import Indices
 from embedforge.text.same import layout_key, stable_hash
 
@@ -260,11 +260,6 @@ def _path(folder: Path, number: int, ending: str) -> Path:
 
 def _part_of(keys: NDArray[np.uint64], part: int, parts: int) -> NDArray[np.uint64]:
     return keys if parts == 1 else keys[keys % np.uint64(parts) == part]
-
-
-def hash_of(value: object) -> str:
-    """Return a short hash of what JSON can hold."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def hash_of_all(values: Iterable[object]) -> str:

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedforge.errors import EmbedforgeError
-from embedforge.files import write_arrays
+from embedforge.files import hash_of, write_arrays
 from embedforge.mine.candidates import QueryBlock
-from embedforge.mine.corpus import Corpus, hash_of
+from embedforge.mine.corpus import Corpus
 from embedforge.mine.faiss_index import FaissIndex
 from embedforge.mine.vectors import ROWS_PER_READ, document_files, pair_scores, read_blocks, read_vectors
 from embedforge.ranking import Floats, Indices

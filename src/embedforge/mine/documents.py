@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from embedforge.data.example import Example
-from embedforge.data.marks import file_hash
 from embedforge.data.readers import join_title, read_records
 from embedforge.errors import EmbedforgeError
-from embedforge.mine.corpus import Corpus, Passage, build_corpus, hash_of, text_key
+from embedforge.files import file_hash, hash_of
+from embedforge.mine.corpus import Corpus, Passage, build_corpus, text_key
 
 
 def read_documents(path: Path) -> Iterator[Passage]:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from embedforge.errors import EmbedforgeError, missing_extra
-from embedforge.mine.corpus import hash_of
+from embedforge.files import hash_of
 from embedforge.mine.vectors import pair_scores, read_blocks, shape_of
 from embedforge.ranking import NOTHING, Floats, Indices
 

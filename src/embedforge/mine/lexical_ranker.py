@@ -11,10 +11,10 @@ from typing import Literal
 
 import numpy as np
 
-from embedforge.files import write_arrays
+from embedforge.files import hash_of, write_arrays
 from embedforge.lexical import Collection, Postings, QueryTerms, Tokenization
 from embedforge.mine.candidates import QueryBlock
-from embedforge.mine.corpus import VERSION, Corpus, hash_of
+from embedforge.mine.corpus import VERSION, Corpus
 from embedforge.mine.dense import load_arrays
 from embedforge.mine.vectors import TEXTS_PER_WINDOW
 from embedforge.ranking import NOTHING, Floats, Indices, top_k

@@ -16,9 +16,9 @@ import numpy as np
 
 from embedforge.data.example import Example
 from embedforge.errors import EmbedforgeError
-from embedforge.files import write_arrays
+from embedforge.files import hash_of, write_arrays
 from embedforge.mine.candidates import QueryBlock, Ranker, fuse
-from embedforge.mine.corpus import VERSION, Corpus, Passage, hash_of, hash_of_all, id_key, text_key
+from embedforge.mine.corpus import VERSION, Corpus, Passage, hash_of_all, id_key, text_key
 from embedforge.mine.decide import Candidates, Decision, Decisions, Pairs, as_pairs, decide
 from embedforge.mine.dense import load_arrays
 from embedforge.mine.embedder import Embedder

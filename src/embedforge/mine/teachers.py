@@ -14,7 +14,7 @@ from torch import nn
 
 from embedforge.encode import encode
 from embedforge.errors import EmbedforgeError
-from embedforge.mine.corpus import hash_of
+from embedforge.files import hash_of
 from embedforge.mine.embedder import Embedder, Prompts
 from embedforge.mine.endpoint import EndpointTeacher, is_endpoint
 from embedforge.model.encoder import EmbeddingModel, embedding_model, load

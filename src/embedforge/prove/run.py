@@ -272,8 +272,10 @@ class _Run:
             _require_pairs(self.folder, texts)
             with self.console.status("mining hard negatives"):
                 parts = write_training_data(self.data, pairs, code=is_code(pairs), seed=self.seed)
-            self.plan.setdefault("trained on", hashes(self.data, TRAINING_FILES))
-            check_written(self.data, self.plan["trained on"])
+            if "trained on" in self.plan:
+                check_written(self.data, self.plan["trained on"])
+            else:
+                self.plan["trained on"] = hashes(self.data, TRAINING_FILES)
         if "measured" in self.plan:
             torch.set_num_threads(self.measured.threads)  # so that a resumed run is the same to the bit
             return

@@ -21,7 +21,7 @@ from embedforge.documents import Chunk, Folder, Pair, read_folder
 from embedforge.documents.find_files import PassedOver, read_bytes
 from embedforge.documents.folder import MAX_BYTES, readable_files
 from embedforge.errors import EmbedforgeError
-from embedforge.files import read_object, write_json, write_text
+from embedforge.files import file_hash, hash_of, read_object, write_json, write_jsonl
 
 TEXTS_FILE, SENTENCES_FILE, TRAIN_PAIRS_FILE = "texts.jsonl", "sentences.jsonl", "train-pairs.jsonl"
 HELD_OUT_FILE, PAIRS_FILE, FOLDER_FILE = "held-out.jsonl", "pairs.jsonl", "folder.json"
@@ -89,7 +89,7 @@ def read_texts(
 def key_of(data: Path, *facts: Any) -> str:
     """Return the hash of all that was read and of further facts: a name for what is made of them."""
     written = read_object(data / FOLDER_FILE)["written"]
-    return _hash(json.dumps([written, facts], sort_keys=True).encode())
+    return hash_of([written, facts])
 
 
 def check_unchanged(data: Path, folder: Path) -> None:
@@ -109,7 +109,7 @@ def check_unchanged(data: Path, folder: Path) -> None:
 
 def hashes(data: Path, names: Iterable[str]) -> dict[str, str]:
     """Return what tells, later on, whether files of the run are still what was written."""
-    return {name: _hash((data / name).read_bytes()) for name in names}
+    return {name: file_hash(data / name) for name in names}
 
 
 def check_written(data: Path, written: Mapping[str, str]) -> None:
@@ -119,7 +119,7 @@ def check_written(data: Path, written: Mapping[str, str]) -> None:
         EmbedforgeError: names the file.
     """
     for name, known in written.items():
-        if not (data / name).exists() or _hash((data / name).read_bytes()) != known:
+        if not (data / name).exists() or file_hash(data / name) != known:
             raise EmbedforgeError(
                 f"{data / name}: this is not what the run has written any more; start anew with --restart"
             )
@@ -154,7 +154,7 @@ def _keep(data: Path, folder: Folder, files: Mapping[str, Stamp]) -> None:
         PAIRS_FILE: map(asdict, folder.pairs),
     }
     for name, items in rows.items():
-        write_rows(data / name, items)
+        write_jsonl(data / name, items)
     facts = {
         "files": files,
         "written": hashes(data, rows),
@@ -190,20 +190,15 @@ def _stamp(path: Path) -> Stamp:
     """Stamp a file; one that cannot be read, or is none, is passed over by the readers too."""
     try:
         status = path.stat()
-        return status.st_size, status.st_mtime_ns, _hash(read_bytes(path, MAX_BYTES))
+        return (
+            status.st_size,
+            status.st_mtime_ns,
+            blake2b(read_bytes(path, MAX_BYTES), digest_size=16).hexdigest(),
+        )
     except PassedOver:
         return status.st_size, status.st_mtime_ns, ""
     except OSError:
         return 0, 0, ""
-
-
-def _hash(content: bytes) -> str:
-    return blake2b(content, digest_size=16).hexdigest()
-
-
-def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write rows as JSONL, in one step."""
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def _read(path: Path) -> Iterator[dict[str, Any]]:

@@ -17,7 +17,7 @@ from embedforge.data.example import Example
 from embedforge.data.fields import record_of
 from embedforge.documents import Pair
 from embedforge.documents.draw import keyed_fraction
-from embedforge.prove.texts import write_rows
+from embedforge.files import write_jsonl
 
 RETRIEVAL_FILE, PARTS_FILE = "retrieval.jsonl", "same-package.jsonl"
 TRAINING_FILES = (RETRIEVAL_FILE, PARTS_FILE)
@@ -71,9 +71,9 @@ def write_training_data(data: Path, pairs: Sequence[Pair], *, code: bool, seed: 
         seed: of what is drawn.
     """
     if not (data / RETRIEVAL_FILE).exists():
-        write_rows(data / PARTS_FILE, map(record_of, part_examples(pairs, seed)))
+        write_jsonl(data / PARTS_FILE, map(record_of, part_examples(pairs, seed)))
         mined = with_hard_negatives(pairs, data / "mining", code=code, seed=seed)
-        write_rows(data / RETRIEVAL_FILE, map(record_of, mined))
+        write_jsonl(data / RETRIEVAL_FILE, map(record_of, mined))
         shutil.rmtree(data / "mining")
     return (data / PARTS_FILE).stat().st_size > 0
 

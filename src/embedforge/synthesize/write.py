@@ -12,7 +12,7 @@ import yaml
 
 from embedforge.data.fields import record_of
 from embedforge.documents.document import Chunk
-from embedforge.files import replace_file, replace_folder, write_text
+from embedforge.files import replace_file, replace_folder, write_jsonl, write_text
 from embedforge.synthesize.groups import Group, groups
 from embedforge.synthesize.harvest import ExampleOutcome, Tally
 
@@ -57,7 +57,7 @@ def write_examples(out: Path, outcomes: Iterable[ExampleOutcome]) -> Tally:
 def write_passages(out: Path, passages: Iterable[Chunk]) -> None:
     """Write the passages that queries are written for, as `embedforge mine --corpus` reads them."""
     records = ({"_id": passage.id, "text": passage.text} for passage in passages)
-    write_text(out / PASSAGES, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+    write_jsonl(out / PASSAGES, records)
 
 
 def mix_of(kept: Iterable[Group]) -> str:

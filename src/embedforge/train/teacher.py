@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from embedforge.console import advancing, progress_bar
 from embedforge.data.readers import read_records
 from embedforge.data.record import Record
 from embedforge.errors import EmbedforgeError
-from embedforge.files import read_json, write_json
+from embedforge.files import file_hash, read_json, write_json
 from embedforge.ranking import Floats
 from embedforge.recipe import Recipe, Teacher
 from embedforge.recipe.terms import FILE_PREFIX, distillation_of
@@ -176,7 +175,7 @@ def _filled(
     """Return a teacher's cache with all that the stage needs."""
     if settings.model.startswith(FILE_PREFIX):
         path = teaching.file_of(settings)
-        cache = VectorCache.of(root, {"file": hashlib.blake2b(_content(path), digest_size=16).hexdigest()})
+        cache = VectorCache.of(root, {"file": file_hash(path)})
         copy_vectors(path, cache, questions())
         return cache
     assert teaching.open is not None  # check_teachers
@@ -278,10 +277,6 @@ def _vector_of(record: Record) -> Floats:
     if vector.ndim != 1 or not vector.size or not np.isfinite(vector).all():
         raise record.error(f"'vector' must be a list of finite numbers, found {given!r:.60}")
     return _unit(vector[None])[0]
-
-
-def _content(path: Path) -> Any:
-    return np.memmap(path, dtype=np.uint8, mode="r").data if path.stat().st_size else b""
 
 
 def _blocks(items: Iterable[Question], size: int) -> Iterator[list[Question]]:

@@ -11,8 +11,6 @@ next writer. One process writes at a time; any number read.
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedforge.errors import EmbedforgeError
-from embedforge.files import read_object, write_json
+from embedforge.files import hash_of, read_object, write_json
 from embedforge.ranking import Floats
 from embedforge.text.same import stable_hash
 
@@ -57,12 +55,10 @@ class VectorCache:
             root: may hold caches of other teachers.
             identity: what decides about the vectors, as JSON; equal identities share a cache.
         """
-        known = json.loads(json.dumps(identity, sort_keys=True))
-        digest = hashlib.blake2b(json.dumps(known, sort_keys=True).encode(), digest_size=8).hexdigest()
-        folder = root / digest
+        folder = root / hash_of(identity)
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / "teacher.json").exists():
-            write_json(folder / "teacher.json", {"identity": known, "dim": 0})
+            write_json(folder / "teacher.json", {"identity": identity, "dim": 0})
         return cls(folder)
 
     def __len__(self) -> int:
