@@ -14,6 +14,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from embedforge.model.decoder import token_states
+from embedforge.model.depth import Depth
 from embedforge.model.pooling import Pooler
 from embedforge.model.precision import ExactRotary
 from embedforge.text.contract import Contract
@@ -49,6 +50,7 @@ class EmbeddingModel(ExactRotary):
         self.renderer = Renderer(tokenizer, contract)
         self.tokenizer = self.renderer.tokenizer
         self.pooling = dict(pooling or {})
+        self.depth: Depth | None = None
 
     @property
     def device(self) -> torch.device:

@@ -107,6 +107,17 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _layers_are_trained_whole(self) -> Recipe:
+        named = [stage for stage in self.stages if stage.layers is not None]
+        for key, given in (("model.adapter", self.model.adapter), ("training.fsdp", self.training.fsdp)):
+            if named and given:
+                raise ValueError(
+                    f"stages.{named[0].name}.layers ({named[0].layers}) cannot be had with {key}: train "
+                    "those stages by a recipe of their own"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _contract_follows_the_rest(self) -> Recipe:
         contract, dtype = self.contract, self.training.weights_dtype
         if contract.pooling != self.model.pooling.kind:

@@ -43,6 +43,10 @@ class Stage(Section):
     a new one, or kept as it is below a new one."""
     adapter: Lora | None = None
     """Of the new adapter, where `earlier_adapter` makes one; the model's settings when absent."""
+    layers: Annotated[int, Field(ge=0)] | None = None
+    """Only so many of the decoder's first layers run, and are trained; all when absent. 0 is a static
+    embedder: what a token adds to the vector does not depend on the others. The layers that a later stage
+    adds begin without an effect."""
     batch_queries: PositiveInt = 128
     """Queries a step, over all ranks; texts for simcse, chunks for mntp."""
     negatives: Annotated[int, Field(ge=0)] = 7

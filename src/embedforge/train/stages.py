@@ -12,6 +12,7 @@ from torch import Tensor
 from embedforge.data.mixture import Mixture
 from embedforge.errors import EmbedforgeError
 from embedforge.model.adapter import add_lora, merge_lora, stack_lora
+from embedforge.model.depth import Depth
 from embedforge.model.encoder import EmbeddingModel, build
 from embedforge.model.language_head import load_head
 from embedforge.model.mask_token import add_mask_token
@@ -68,11 +69,14 @@ def prepare_model(recipe: Recipe, device: str | None = None) -> EmbeddingModel:
 
 
 def begin_stage(model: EmbeddingModel, recipe: Recipe, stage: Stage) -> None:
-    """Hand the model on to a stage: what its `earlier_adapter` says, proven to change no vector.
+    """Hand the model on to a stage: its `layers`, and what its `earlier_adapter` says.
+
+    Both are proven to change no vector, except where a stage runs fewer layers than the one before.
 
     Raises:
-        EmbedforgeError: merging, or the new adapter, changed the token states of a few texts.
+        EmbedforgeError: merging, the new adapter or the added layers changed the token states of a few texts.
     """
+    _set_layers(model, recipe, stage)
     if recipe.model.adapter is None or stage.earlier_adapter == "continue":
         return
     settings = (stage.adapter or recipe.model.adapter).model_dump()
@@ -89,6 +93,21 @@ def begin_stage(model: EmbeddingModel, recipe: Recipe, stage: Stage) -> None:
                 "decoder's outputs; use earlier_adapter: merge instead"
             )
     model.to(model.device)
+
+
+def _set_layers(model: EmbeddingModel, recipe: Recipe, stage: Stage) -> None:
+    """Let so many layers run as the stage says; those that are added change nothing yet."""
+    if all(one.layers is None for one in recipe.stages):
+        return
+    depth = model.depth = model.depth or Depth(model.decoder)
+    first = stage is recipe.stages[0]
+    before = None if first else _states(model)
+    added = depth.set(stage.layers)
+    if before is not None and added and not torch.equal(_states(model), before):
+        raise EmbedforgeError(
+            f"stage '{stage.name}': the layers that it adds should have no effect before they are trained, "
+            "yet they changed the decoder's outputs; leave `layers` of the stages out"
+        )
 
 
 def model_after(recipe: Recipe, done: Sequence[Path], device: str | None = None) -> EmbeddingModel:
