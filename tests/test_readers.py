@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from embedforge.data.beir import read_beir, read_corpus
 from embedforge.data.convert import from_retrieval
 from embedforge.data.fields import example_of, record_of
-from embedforge.data.readers import read_beir, read_corpus, read_records
+from embedforge.data.readers import read_records
 from embedforge.errors import EmbedforgeError
 
 ROWS = [
