@@ -300,8 +300,8 @@ def _candidates(record: Record) -> tuple[list[str], list[str]]:
     right, wrong = ([text for text, _ in read(record)] for read in (positives_of, negatives_of))
     if not right or not wrong:
         raise record.error(
-            f"no {'negatives' if right else 'positives'} for the query, so that every ranking of its documents "
-            "is equally good; add some, or remove the record"
+            f"no {'negatives' if right else 'positives'} for the query, so that all rankings of its "
+            "documents are equally good; add some, or remove the record"
         )
     if both := set(right) & set(wrong):
         raise record.error(f"{min(both)!r:.60} is a positive and a negative; keep one of the two")
