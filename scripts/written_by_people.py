@@ -21,7 +21,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from embedforge.data.readers import read_qrels, read_queries, read_records
+from embedforge.data.beir import read_qrels, read_queries
+from embedforge.data.readers import read_records
 from embedforge.data.task_folder import split_file
 
 START = 80

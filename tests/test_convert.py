@@ -15,7 +15,8 @@ import pytest
 from embedforge.data.convert import read_source
 from embedforge.data.kinds import from_scored_pairs, source_name
 from embedforge.data.labels import from_classes, from_labels
-from embedforge.data.nli import from_nli
+from embedforge.data.nli import from_nli, read_nli
+from embedforge.data.notes import Notes
 from embedforge.data.record import Record
 from embedforge.errors import EmbedforgeError
 from embedforge.recipe import Source
@@ -92,6 +93,17 @@ def test_a_lone_text_and_a_text_of_two_labels(caplog):
         texts = (*example.positives, *example.negatives)
         assert "bat" not in texts
         assert example.query not in texts
+
+
+@pytest.mark.parametrize("twin", ["bat", "  BAT "])
+def test_a_text_of_two_labels_gets_negatives_from_neither_class(twin):
+    rows = labelled(*ANIMALS, ("bat", "mammal"), (twin, "bird"))
+    for example in from_classes(rows, seed=0, negatives=20):
+        own = ("mammal", "bird") if example.query in ("bat", twin) else (CLASS[example.query],)
+        assert sorted(example.negatives) == sorted(text for text in CLASS if CLASS[text] not in own)
+    for example in from_labels(rows, seed=0, negatives=20):
+        wanted = {"mammal", "bird", "fish"} - {*example.positives}
+        assert {*example.negatives} == ({"fish"} if example.query in ("bat", twin) else wanted)
 
 
 def test_the_seed_decides():
@@ -185,6 +197,29 @@ def test_nli_groups_by_premise(names):
     )
     (example,) = from_nli(rows)
     assert (example.query, example.positives, example.negatives) == ("p", ("a", "e"), ("c",))
+
+
+def test_what_is_passed_over_or_doubtful_in_nli_is_counted(caplog):
+    notes = Notes()
+    pairs = list(read_nli(nli(("p", "a", 0), ("p", "b", "1"), ("p", "c", "-"), ("p", "d", -1)), notes))
+    assert [pair.label for pair in pairs] == ["entailment", "neutral"]
+    said = {
+        "pairs without a gold label, passed over": 2,
+        "labels 0 and 1, read as in SNLI: 0 is entailment, 1 is neutral (words leave no doubt)": 2,
+    }
+    assert notes == said
+    with caplog.at_level(logging.WARNING):
+        list(from_nli(nli(("p", "a", 0), ("p", "b", 1))))
+    assert "rows.jsonl: labels 0 and 1, read as in SNLI" in caplog.text
+    caplog.clear()
+    list(from_nli(nli(("p", "a", 0), ("p", "b", 1), ("p", "c", 2))))
+    assert not caplog.text
+
+
+@pytest.mark.parametrize("label", ["true", "yes", "entails", "--1", "0.0"])
+def test_an_unknown_label_of_nli(label):
+    with pytest.raises(EmbedforgeError, match=f"line 1: 'label' is '{label}'; known are entailment, neutral"):
+        list(from_nli(nli(("p", "a", label))))
 
 
 def test_nli_labels():

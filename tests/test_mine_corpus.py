@@ -304,6 +304,21 @@ def test_a_run_file_ranks_by_its_scores(corpus, block, tmp_path: Path):
     assert np.isnan(known[1:]).all()
 
 
+def test_a_document_without_a_text_is_passed_over_and_counted(block, tmp_path: Path):
+    """Also where another tool ranked it."""
+    file, run = tmp_path / "corpus.jsonl", tmp_path / "dense.trec"
+    file.write_text(
+        '{"_id": 3, "text": "sea"}\n{"_id": 4, "title": "", "text": ""}\n{"text": null}\n{"text": "x"}\n'
+    )
+    corpus = open_corpus(file, [], tmp_path / "work")
+    assert (len(corpus), corpus.empty) == (2, ("4", ""))
+    assert open_corpus(file, [], tmp_path / "work") == corpus
+    run.write_text("0 Q0 4 1 9 t\n0 Q0 3 2 7.5 t\n")
+    indices, scores = RunRanker(f"run:{run}", corpus, block.examples, 2).candidates(block)
+    assert indices[0].tolist() == [0, NOTHING]
+    assert scores[0][0] == 7.5
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -107,6 +107,7 @@ def facts_of(counts: dict[str, int] | None = None, **changes: object) -> dict:
         "fingerprints": {"bm25": "bm25 words"},
         "judge": "bm25",
         "positives added to the corpus": 0,
+        "documents without a text": 0,
         "counts": {"pairs": found | (counts or {})},
         **changes,
     }
@@ -130,6 +131,7 @@ def test_the_end_says_what_came_out_and_what_to_do_next():
         (facts_of(source={"path": "a", "symmetric": True}), "name: pairs, symmetric: true}"),
         (facts_of(source={"path": "catalog:nq", "symmetric": False}), "data/nq.jsonl, which recipes with"),
         (facts_of(**{"positives added to the corpus": 3}), "3 positives were not in the corpus"),
+        (facts_of(**{"documents without a text": 2}), "2 documents of the corpus have no text and were"),
         (
             facts_of(
                 teachers={"names": ["bm25", "run:r"], "index": "exact"},

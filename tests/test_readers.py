@@ -11,44 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from embedforge.data.convert import from_retrieval
-from embedforge.data.fields import example_of, record_of
-from embedforge.data.readers import read_beir, read_corpus, read_records
+from embedforge.data.fields import record_of
+from embedforge.data.readers import read_records
 from embedforge.errors import EmbedforgeError
+from readers_for_tests import examples_of, fails, read_all, write_jsonl
 
 ROWS = [
     {"query": "capital of France?", "positive": "Paris", "negative": "Lyon"},
     {"query": "Hauptstadt der Schweiz?", "positive": "Bern, „Mutzenstadt“", "negative": "Zürich\u2028am See"},
 ]
-
-
-def write_jsonl(path: Path, rows: list) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    if path.suffix == ".gz":
-        path.write_bytes(gzip.compress(text.encode()))
-    else:
-        path.write_text(text, encoding="utf-8")
-    return path
-
-
-def read_all(path: Path) -> list[dict]:
-    return [record.values for record in read_records(path)]
-
-
-def examples_of(path: Path) -> list:
-    return [*map(example_of, read_records(path))]
-
-
-def fails(path: Path, *parts: str, read=examples_of) -> str:
-    """Reading `path` is an error whose message has all the parts; every message names the file."""
-    with pytest.raises(EmbedforgeError) as caught:
-        read(path)
-    message = str(caught.value)
-    assert str(path) in message or path.name in message
-    for part in parts:
-        assert part in message, f"{part!r} is not in: {message}"
-    return message
 
 
 # --- formats -------------------------------------------------------------------------------------
@@ -65,27 +36,6 @@ def test_jsonl_passes_over_blank_lines_and_a_byte_order_mark_and_keeps_line_numb
     records = list(read_records(path))
     assert [record.number for record in records] == [1, 3]
     assert records[0].values["query"] == "a"
-
-
-@pytest.mark.parametrize(("name", "separator"), [("rows.csv", ","), ("rows.tsv", "\t"), ("rows.csv.gz", ",")])
-def test_csv(tmp_path, name, separator):
-    lines = [["query", "positive", "negative"], ["a, b", 'says ""so""', "two\nlines"], ["c", "d", ""]]
-    text = "\n".join(separator.join(f'"{cell}"' for cell in line) for line in lines) + "\n"
-    path = tmp_path / name
-    path.write_bytes(gzip.compress(text.encode()) if name.endswith(".gz") else text.encode())
-    records = list(read_records(path))
-    assert records[0].values == {"query": "a, b", "positive": 'says "so"', "negative": "two\nlines"}
-    assert records[1].values["negative"] is None
-    assert records[1].number == 4  # the first record takes lines 2 and 3
-    examples = examples_of(path)
-    assert examples[0].negatives == ("two\nlines",)
-    assert examples[1].negatives == ()
-
-
-def test_csv_reads_a_very_long_cell(tmp_path):
-    path = tmp_path / "rows.csv"
-    path.write_text("query,positive\na," + "x" * 200_000 + "\n")
-    assert len(examples_of(path)[0].positives[0]) == 200_000
 
 
 def test_parquet(tmp_path):
@@ -201,27 +151,6 @@ def test_broken_gzip(tmp_path, spoil):
     fails(path, "gzip data is broken")
 
 
-def test_csv_with_missing_columns(tmp_path):
-    path = tmp_path / "rows.csv"
-    path.write_text("query,positve\na,b\n")
-    fails(path, "line 2", "unknown key 'positve'", "Did you mean 'positive'?")
-    path.write_text("query,negative\na,b\n")
-    fails(path, "line 2", "there is no 'positives'", "query, negative")
-
-
-@pytest.mark.parametrize("row", ["a", "a,b,c", 'a,"b'])
-def test_csv_with_a_bad_row(tmp_path, row):
-    path = tmp_path / "rows.csv"
-    path.write_text(f"query,positive\nx,y\n{row}\n")
-    fails(path, "line 3")
-
-
-def test_csv_with_a_repeated_column(tmp_path):
-    path = tmp_path / "rows.csv"
-    path.write_text("query,query\na,b\n")
-    fails(path, "line 1", "repeats ['query']")
-
-
 def test_unreadable_file(tmp_path, monkeypatch):
     path = write_jsonl(tmp_path / "rows.jsonl", ROWS)
 
@@ -295,83 +224,3 @@ def test_an_example_survives_writing_and_reading(tmp_path):
     written = [record_of(example) for example in examples]
     assert written == rows
     assert examples_of(write_jsonl(tmp_path / "out.jsonl", written)) == examples
-
-
-# --- BEIR folders --------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def beir(tmp_path) -> Path:
-    folder = tmp_path / "beir"
-    write_jsonl(
-        folder / "corpus.jsonl.gz",
-        [
-            {"_id": "d1", "title": "Bern", "text": "is a city.", "metadata": {}},
-            {"_id": "d2", "title": "", "text": "Paris is larger."},
-            {"_id": "d3", "title": "", "text": ""},
-        ],
-    )
-    write_jsonl(folder / "queries.jsonl", [{"_id": "q1", "text": "Bern?"}, {"_id": "q2", "text": "Paris?"}])
-    (folder / "qrels").mkdir()
-    (folder / "qrels" / "train.tsv").write_text(
-        "query-id\tcorpus-id\tscore\nq1\td1\t2\nq1\td2\t0\nq2\td2\t1\n"
-    )
-    return folder
-
-
-def test_beir(beir):
-    data = read_beir(beir, "train")
-    assert data.documents == {
-        "d1": "Bern is a city.",
-        "d2": "Paris is larger.",
-    }  # d3 is empty, and not asked for
-    first, second = from_retrieval(data)
-    assert (first.query, first.positives, first.query_id, first.positive_ids) == (
-        "Bern?",
-        ("Bern is a city.",),
-        "q1",
-        ("d1",),
-    )
-    assert second.positives == ("Paris is larger.",)
-
-
-@pytest.mark.parametrize(
-    ("line", "parts"),
-    [
-        ("q9\td1\t1", ("line 5", "no query 'q9'")),
-        ("q1\td9\t1", ("line 5", "no document 'd9'")),
-        ("q1\td1\tx", ("line 5", "'score' must be a number", "'x'")),
-        ("q1\td1\t0.5", ("line 5", "whole number")),
-        ("q1 d1 1", ("line 5", "1 cells under 3 columns")),
-        ("q1\td3\t1", ("line 3", "'text' has no text")),
-    ],
-)
-def test_bad_qrels(beir, line, parts):
-    path = beir / "qrels" / "train.tsv"
-    path.write_text(path.read_text() + line + "\n")
-    where = beir / "corpus.jsonl.gz" if "d3" in line else path
-    with pytest.raises(EmbedforgeError) as caught:
-        read_beir(beir, "train")
-    assert str(where) in str(caught.value)
-    for part in parts:
-        assert part in str(caught.value), str(caught.value)
-
-
-def test_bad_beir_folder(beir):
-    with pytest.raises(EmbedforgeError, match=r"the splits are: train\. Did you mean 'train'\?"):
-        read_beir(beir, "trian")
-    with pytest.raises(EmbedforgeError, match="Did you mean 'beir'"):
-        read_beir(beir.with_name("bier"), "train")
-    (beir / "qrels" / "train.tsv").write_text("q1\t0\td1\t1\nq1\t0\td2\t1\n")
-    with pytest.raises(EmbedforgeError, match="the header must be query-id, corpus-id, score"):
-        read_beir(beir, "train")
-    (beir / "queries.jsonl").unlink()
-    (beir / "qrels" / "train.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td1\t2\n")
-    with pytest.raises(EmbedforgeError, match=r"queries\.jsonl: there is no such file"):
-        read_beir(beir, "train")
-
-
-def test_repeated_corpus_id(beir):
-    write_jsonl(beir / "corpus.jsonl", [{"_id": "d1", "text": "a"}, {"_id": "d1", "text": "b"}])
-    with pytest.raises(EmbedforgeError, match="line 2: the _id 'd1' stands in the file twice"):
-        list(read_corpus(beir))

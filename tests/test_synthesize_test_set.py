@@ -14,7 +14,7 @@ pytest.importorskip("openai", reason="the extra 'synthesize' is not installed")
 from typer.testing import CliRunner
 
 from embedforge.cli import app
-from embedforge.data.readers import read_corpus, read_qrels, read_queries
+from embedforge.data.beir import read_corpus, read_qrels, read_queries
 from embedforge.data.task_folder import find_datasets, task_name
 from embedforge.errors import EmbedforgeError
 from embedforge.synthesize.run import SynthesisSettings, read_documents, synthesize

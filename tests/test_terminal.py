@@ -24,6 +24,7 @@ def results(models: list[str]) -> dict[str, Any]:
     return {
         "mean": dict(zip(models, (0.5956, None, 0.5), strict=False)),
         "differences": dict(zip(models[1:], ({**tests, **chance}, tests), strict=False)),
+        "notes": {},
         "undecontaminated": {},
         "tasks": {
             task: {

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from embedforge.errors import EmbedforgeError
+from embedforge.parse import RepeatedKeyError, parse_json
 
 
 def write_text(path: Path, text: str) -> None:
@@ -44,9 +45,9 @@ def hash_of(value: object) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file; a missing or broken one is an error that names the file and the line."""
+    """Read a JSON file; a missing or broken one, or a key given twice, is an error with file and line."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise EmbedforgeError(f"{path}: there is no such file") from None
     except OSError as error:
@@ -55,6 +56,8 @@ def read_json(path: Path) -> Any:
         raise EmbedforgeError(f"{path}: not JSON, byte {error.start} is not valid UTF-8") from None
     except json.JSONDecodeError as error:
         raise EmbedforgeError(f"{path}, line {error.lineno}: not valid JSON ({error.msg})") from None
+    except RepeatedKeyError as error:
+        raise EmbedforgeError(f"{path}, line {error.line}: {error}") from None
 
 
 def read_object(path: Path) -> dict[str, Any]:

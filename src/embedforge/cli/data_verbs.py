@@ -191,7 +191,7 @@ def mine(
     Run again to go on where it stopped; read audit.html before training on the result.
     """
     from embedforge.console import advancing, progress_bar, say, stdout
-    from embedforge.data.readers import is_beir
+    from embedforge.data.beir import is_beir
     from embedforge.mine.embedder import Prompts
     from embedforge.mine.keep import KeepRule
     from embedforge.mine.pipeline import Selection

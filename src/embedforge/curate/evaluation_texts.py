@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from embedforge.data.readers import read_corpus, read_qrels, read_queries, read_records
-from embedforge.data.record import Record
+from embedforge.data.beir import read_beir, read_corpus, read_judged_queries
+from embedforge.data.fields import negatives_of, positives_of
+from embedforge.data.readers import read_records
 from embedforge.data.task_folder import (
     checked_name,
     find_datasets,
@@ -110,8 +111,7 @@ def _folder_task(dataset: Path, split: str) -> EvaluationTask:
 
     def queries() -> Iterator[str]:
         if kind == "retrieval":
-            judged = {judgement.query_id for judgement in read_qrels(dataset, split)}
-            yield from (text for _, text in read_queries(dataset, only=judged))
+            yield from read_judged_queries(dataset, split).values()
         else:
             for record in read_records(split_file(dataset, split)):
                 yield from (record.text(key) for key in _KEYS.get(kind, ("query",)))
@@ -120,21 +120,16 @@ def _folder_task(dataset: Path, split: str) -> EvaluationTask:
         if which == "none" or kind not in ("retrieval", "reranking"):
             return
         if kind == "retrieval":
-            relevant = {item.document_id for item in read_qrels(dataset, split) if item.score > 0}
-            only = relevant if which == "relevant" else None
-            yield from (text for _, text in read_corpus(dataset, only=only))
+            if which == "relevant":
+                yield from read_beir(dataset, split, corpus="relevant").documents.values()
+            else:
+                yield from (text for _, text in read_corpus(dataset) if text)
             return
         for record in read_records(split_file(dataset, split)):
-            for key in ("positive", "negative") if which == "all" else ("positive",):
-                yield from _texts(record, key)
+            for read in (positives_of, negatives_of) if which == "all" else (positives_of,):
+                yield from (text for text, _ in read(record))
 
     return EvaluationTask(checked_name(task_name(dataset), split), fingerprint(dataset), queries, documents)
-
-
-def _texts(record: Record, key: str) -> Iterator[str]:
-    value = record.require(key)
-    for text in value if isinstance(value, list) else [value]:
-        yield record.check_text(text, key)
 
 
 def mteb_task(task: Any) -> EvaluationTask:

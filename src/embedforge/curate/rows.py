@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from embedforge.curate.outcome import Dropped, LabelledText, Outcome, PlainText
+from embedforge.data.beir import document_text
 from embedforge.data.convert import drawn, examples_of, open_source, read_source
 from embedforge.data.example import Example
 from embedforge.data.fields import record_of
 from embedforge.data.kinds import Labels, source_kind, source_name
-from embedforge.data.readers import join_title
 from embedforge.data.record import Record
 from embedforge.errors import EmbedforgeError
 from embedforge.recipe import Source
@@ -80,7 +80,7 @@ def _labelled(record: Record) -> Example:
 
 
 def _plain(record: Record) -> Example:
-    text = join_title(record.optional_text("title"), record.text("text"))
+    text = document_text(record)
     return PlainText(text, (text,))
 
 
@@ -115,6 +115,8 @@ def _filled(value: Any) -> Any:
 def _lacking(values: Mapping[str, Any]) -> str | None:
     """Return what a row has the key of but no value for, though it needs it."""
     for what, keys in _NAMES.items():
+        if what == "text" and values.get("title") and "label" not in values:
+            continue  # the title of a text alone is a text
         given = [values[key] for key in keys if key in values]
         if given and all(value is None or value == [] for value in given):
             return what

@@ -6,9 +6,10 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from embedforge.data.beir import is_beir
 from embedforge.data.fields import other_kind
 from embedforge.data.names import CATALOG_PREFIX, HUB_PREFIX
-from embedforge.data.readers import is_beir, read_records
+from embedforge.data.readers import read_records
 from embedforge.errors import EmbedforgeError
 from embedforge.recipe import Source, source_of
 

@@ -15,14 +15,15 @@ Rows with an empty text, which published data has, are passed over and counted i
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from embedforge.data.beir import answered, document_text, graded, join_title
 from embedforge.data.catalog import Entry, find_entry
 from embedforge.data.names import CATALOG_PREFIX, HUB_PREFIX
-from embedforge.data.readers import join_title, read_records
+from embedforge.data.notes import Notes, warn
+from embedforge.data.readers import read_records
 from embedforge.data.record import Record
 from embedforge.errors import EmbedforgeError, missing_extra
 
@@ -171,25 +172,29 @@ def _label(entry: Entry, value: Any) -> Any:
 
 def _read_beir(entry: Entry, split: str) -> Iterator[Record]:
     """Read judgements first, then only the texts that they name: memory is that of the judged documents."""
-    relevant: defaultdict[str, dict[str, None]] = defaultdict(dict)
-    for row in read_records(f"{HUB_PREFIX}{entry.hub}:default", split=split):
-        if row.number_of("score") > 0:
-            relevant[str(row.require("query-id"))][str(row.require("corpus-id"))] = None
-    queries = _texts_by_id(f"{entry.hub}:queries", "queries", relevant.keys())
-    wanted = {name for names in relevant.values() for name in names}
-    documents = _texts_by_id(f"{entry.hub}:corpus", "corpus", wanted)
-    for number, (query_id, names) in enumerate(relevant.items(), start=1):
-        positives = [{"id": name, "text": documents[name]} for name in names if documents.get(name)]
+    notes, hub = Notes(), f"{HUB_PREFIX}{entry.hub}"
+    grades, _ = graded(read_records(f"{hub}:default", split=split), notes)
+    queries = _texts_by_id(f"{hub}:queries", "queries", grades.keys())
+    wanted = {name for of_query in grades.values() for name, grade in of_query.items() if grade > 0}
+    documents = _texts_by_id(f"{hub}:corpus", "corpus", wanted)
+    lacking = {name for name in wanted if not documents.get(name)}
+    if lacking:  # of published data, which its user cannot mend
+        notes["relevant documents that are missing or have no text, passed over"] = len(lacking)
+    grades = answered(grades, lacking, notes)
+    warn(f"{hub} ({split})", notes)
+    for number, (query_id, of_query) in enumerate(grades.items(), start=1):
+        names = [name for name, grade in of_query.items() if grade > 0]
+        positives = [{"id": name, "text": documents[name]} for name in names]
         values = {"query": queries.get(query_id), "query_id": query_id, "positives": positives}
-        yield Record(values, f"{HUB_PREFIX}{entry.hub} ({split})", number, "query")
+        yield Record(values, f"{hub} ({split})", number, "query")
 
 
 def _texts_by_id(dataset: str, split: str, wanted: Any) -> dict[str, str]:
-    """Return the texts of the `wanted` ids, a title before its text."""
+    """Return the texts of the `wanted` ids, a title before its text, "" where there is neither."""
     return {
-        name: join_title(row.values.get("title") or "", row.values.get("text") or "")
-        for row in read_records(HUB_PREFIX + dataset, split=split)
-        if (name := str(row.require("_id"))) in wanted
+        name: document_text(row)
+        for row in read_records(dataset, split=split)
+        if (name := row.identifier("_id")) in wanted
     }
 
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import logging
 import random
-from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from embedforge.data.beir import Retrieval, read_beir
 from embedforge.data.columns import Opened, open_entry, prepared_file
 from embedforge.data.example import Example
 from embedforge.data.kinds import SourceSpec, source_kind, source_kinds, source_name
 from embedforge.data.names import CATALOG_PREFIX, HUB_PREFIX
-from embedforge.data.readers import Retrieval, read_beir, read_records, require_file
+from embedforge.data.notes import warn
+from embedforge.data.readers import read_records, require_file
 from embedforge.data.record import Record
 from embedforge.data.sample import Item, sampled
 from embedforge.errors import EmbedforgeError
@@ -70,8 +71,9 @@ def read_source(
         raise EmbedforgeError(
             f"{source.path}: kind 'retrieval' reads a BEIR folder; download the dataset into one"
         )
-    examples = from_retrieval(read_beir(Path(folder or "") / source.path, source.split))
-    return _finished(source, source.kind, examples, seed)
+    data = read_beir(Path(folder or "") / source.path, source.split, corpus="relevant")
+    warn(source.path, data.notes)
+    return _finished(source, source.kind, from_retrieval(data), seed)
 
 
 def require_source(source: SourceSpec, folder: str | Path | None = None) -> None:
@@ -171,17 +173,13 @@ def _unused(source: SourceSpec, setting: str, use: str) -> EmbedforgeError:
 def from_retrieval(data: Retrieval) -> Iterator[Example]:
     """Give one Example a query, in the order of the judgements, with its documents graded above 0.
 
-    Documents graded 0 or below are not used, and a query with no others gives nothing.
+    Documents graded 0 are not used.
     """
-    relevant: defaultdict[str, list[str]] = defaultdict(list)
-    for judgement in data.judgements:
-        if judgement.score > 0 and judgement.document_id not in relevant[judgement.query_id]:
-            relevant[judgement.query_id].append(judgement.document_id)
-    for query_id, document_ids in relevant.items():
-        if document_ids:
-            yield Example(
-                query=data.queries[query_id],
-                positives=tuple(data.documents[name] for name in document_ids),
-                query_id=query_id,
-                positive_ids=tuple(document_ids),
-            )
+    for query_id, grades in data.grades.items():
+        relevant = tuple(name for name, grade in grades.items() if grade > 0)
+        yield Example(
+            query=data.queries[query_id],
+            positives=tuple(data.documents[name] for name in relevant),
+            query_id=query_id,
+            positive_ids=relevant,
+        )

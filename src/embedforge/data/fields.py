@@ -6,8 +6,9 @@ import re
 from collections.abc import Collection
 from typing import Any
 
+from embedforge.data.beir import join_title
+from embedforge.data.delimited import text_of_list
 from embedforge.data.example import Example
-from embedforge.data.readers import join_title
 from embedforge.data.record import Record
 
 _KEYS = ("query", "positives", "negatives", "instruction", "query_id")
@@ -42,24 +43,10 @@ def example_of(record: Record) -> Example:
         EmbedforgeError: unknown or missing keys, wrong types, no positive, empty text; ids on some
             positives or some negatives only.
     """
-    numbered = sorted(
-        (key for key in record.values if _NUMBERED.fullmatch(key)), key=lambda key: int(key[9:])
-    )
     _refuse_other_kinds(record)
-    record.refuse_unknown((*_KEYS, *_OTHER_NAMES, *numbered))
+    record.refuse_unknown((*_KEYS, *_OTHER_NAMES, *_numbered(record)))
     query = _one_of(record, "query", "anchor")
-    positives = _documents(record, _one_of(record, "positives", "positive"))
-    negative_keys = [key for key in ("negatives", "negative") if record.values.get(key) is not None]
-    if len(negative_keys) + bool(numbered) > 1:
-        raise record.error(
-            f"negatives stand under {', '.join([*negative_keys, *numbered])}; use one way to give them"
-        )
-    negatives = [
-        document
-        for key in negative_keys or numbered
-        if record.values[key] is not None
-        for document in _documents(record, key)
-    ]
+    positives, negatives = positives_of(record), negatives_of(record)
     if not positives:
         raise record.error(
             f"no positives for the query {record.values[query]!r:.60}; give at least one or remove it"
@@ -69,7 +56,7 @@ def example_of(record: Record) -> Example:
         positives=tuple(text for text, _ in positives),
         negatives=tuple(text for text, _ in negatives),
         instruction=record.optional_text("instruction"),
-        query_id=_identifier(record, record.values.get("query_id"), "query_id"),
+        query_id=_optional_id(record, record.values.get("query_id"), "query_id"),
         positive_ids=_ids(record, positives, "positives"),
         negative_ids=_ids(record, negatives, "negatives"),
     )
@@ -127,9 +114,37 @@ def _one_of(record: Record, key: str, other: str) -> str:
     return given[0] if given else key
 
 
-def _documents(record: Record, key: str) -> list[tuple[str, str]]:
-    """Return the (text, id) of the documents under a key, whether a list or one alone."""
+def positives_of(record: Record) -> list[tuple[str, str]]:
+    """Return the (text, id) of the positives, by whichever of their two names."""
+    return documents_of(record, _one_of(record, "positives", "positive"))
+
+
+def negatives_of(record: Record) -> list[tuple[str, str]]:
+    """Return the (text, id) of the negatives, by whichever of their names; there need be none."""
+    numbered = _numbered(record)
+    keys = [key for key in ("negatives", "negative") if record.values.get(key) is not None]
+    if len(keys) + bool(numbered) > 1:
+        raise record.error(f"negatives stand under {', '.join([*keys, *numbered])}; use one way to give them")
+    given = (key for key in keys or numbered if record.values[key] is not None)
+    return [document for key in given for document in documents_of(record, key)]
+
+
+def _numbered(record: Record) -> list[str]:
+    return sorted((key for key in record.values if _NUMBERED.fullmatch(key)), key=lambda key: int(key[9:]))
+
+
+def documents_of(record: Record, key: str) -> list[tuple[str, str]]:
+    """Return the (text, id) of the documents under a key, whether a list or one alone.
+
+    Raises:
+        EmbedforgeError: no text, or under the name of several the text of a list, as pandas writes one.
+    """
     value = record.require(key)
+    if key.endswith("s") and isinstance(value, str) and text_of_list(value):
+        raise record.error(
+            f"'{key}' is the text of a list, {value!r:.60}, not a list; write a list, and a document that "
+            "does look so as the one item of a list"
+        )
     items = value if isinstance(value, list) else [value]
     return [_document(record, item, f"{key}[{index}]") for index, item in enumerate(items)]
 
@@ -140,17 +155,11 @@ def _document(record: Record, item: Any, key: str) -> tuple[str, str]:
     inner = Record(item, record.path, record.number, record.unit)
     inner.refuse_unknown(_DOCUMENT_KEYS)
     text = join_title(inner.optional_text("title"), inner.text("text"))
-    return text, _identifier(record, item.get("id"), f"{key}.id")
+    return text, _optional_id(record, item.get("id"), f"{key}.id")
 
 
-def _identifier(record: Record, value: Any, key: str) -> str:
-    if value is None:
-        return ""
-    return (
-        str(value)
-        if isinstance(value, int) and not isinstance(value, bool)
-        else record.check_text(value, key)
-    )
+def _optional_id(record: Record, value: Any, key: str) -> str:
+    return "" if value is None else record.check_identifier(value, key)
 
 
 def _ids(record: Record, documents: list[tuple[str, str]], key: str) -> tuple[str, ...]:

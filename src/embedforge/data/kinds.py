@@ -23,12 +23,12 @@ from typing import Any, ClassVar, Literal, Protocol
 
 from typing_extensions import override
 
+from embedforge.data.beir import document_text
 from embedforge.data.example import Example
 from embedforge.data.fields import example_of
 from embedforge.data.labels import from_classes, from_labels
 from embedforge.data.names import default_name
 from embedforge.data.nli import from_nli
-from embedforge.data.readers import join_title
 from embedforge.data.record import Record
 from embedforge.errors import EmbedforgeError
 from embedforge.validation import unknown_kind
@@ -196,7 +196,7 @@ class Nli(SourceKind):
 class Texts(SourceKind):
     """Texts alone: each its own positive, which SimCSE embeds twice and MNTP reads once.
 
-    Rows of white space alone, with which wikitext marks its paragraphs, are passed over.
+    Rows without a text, with which wikitext marks its paragraphs, are passed over.
     """
 
     name = "texts"
@@ -206,11 +206,13 @@ class Texts(SourceKind):
     @override
     def examples(self, records: Records, source: SourceSpec, seed: str, negatives: int) -> Iterator[Example]:
         for record in records:
-            given = record.require("text")
-            if isinstance(given, str) and not given.strip():
-                continue
-            text = join_title(record.optional_text("title"), record.text("text"))
-            yield Example(text, (text,))
+            if text := document_text(record):
+                yield Example(text, (text,))
+
+
+def scored_pair(record: Record) -> tuple[str, str, float]:
+    """Return the two sentences of a record, and their score; for training and for evaluation."""
+    return record.text("sentence1"), record.text("sentence2"), record.number_of("score")
 
 
 def from_scored_pairs(records: Iterable[Record], *, threshold: float) -> Iterator[Example]:
@@ -223,8 +225,7 @@ def from_scored_pairs(records: Iterable[Record], *, threshold: float) -> Iterato
     """
     highest, path = -float("inf"), ""
     for record in records:
-        first, second = record.text("sentence1"), record.text("sentence2")
-        score = record.number_of("score")
+        first, second, score = scored_pair(record)
         highest, path = max(highest, score), record.path
         if score >= threshold:
             yield Example(first, (second,), symmetric=True)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import random
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from embedforge.data.example import Example
 from embedforge.data.record import Record
 from embedforge.errors import EmbedforgeError
+from embedforge.text.same import layout_key
 
 logger = logging.getLogger(__name__)
 
@@ -18,20 +19,19 @@ def from_classes(records: Iterable[Record], *, seed: str | int, negatives: int) 
     """Pair each text with a random other text of its class, and with random texts of other classes.
 
     NV-Embed v2's form of classification and clustering (arXiv 2405.17428). A text that stands under two
-    labels is no document for anyone; a text without another one of its class gives no Example, and a
-    warning says how many do. In-batch negatives are off: other rows hold texts of the same class.
+    labels is no document for anyone, and gets negatives from neither of its classes; a text without another
+    one of its class gives no Example, and a warning says how many do. In-batch negatives are off: other rows
+    hold texts of the same class.
 
     Raises:
         EmbedforgeError: all records have one label.
     """
-    rows = _labelled(records)
-    classes_of: defaultdict[str, set[str]] = defaultdict(set)
-    for text, label in rows:
-        classes_of[text].add(label)
+    rows = labelled_rows(records)
+    classes_of = _classes_of(rows)
     texts_of: dict[str, list[str]] = {label: [] for _, label in rows}
-    for text, labels in classes_of.items():
-        if len(labels) == 1:
-            texts_of[next(iter(labels))].append(text)
+    for text, label in dict.fromkeys(rows):
+        if len(classes_of[layout_key(text)]) == 1:
+            texts_of[label].append(text)
     ring = [text for texts in texts_of.values() for text in texts]
     first = dict(zip(texts_of, _running_sum(map(len, texts_of.values())), strict=True))
     alone = 0
@@ -43,13 +43,15 @@ def from_classes(records: Iterable[Record], *, seed: str | int, negatives: int) 
             alone += 1
             continue
         # From the end of its own class, once round to its start, the ring holds the other classes' texts.
-        outside = len(ring) - len(own)
-        offsets = draw.sample(range(outside), min(negatives, outside))
         start = first[label] + len(own)
+        others = classes_of[layout_key(text)] - {label}
+        closed = sorted(((first[other] - start) % len(ring), len(texts_of[other])) for other in others)
+        outside = len(ring) - len(own) - sum(length for _, length in closed)
+        offsets = draw.sample(range(outside), min(negatives, outside))
         yield Example(
             query=text,
             positives=(positive,),
-            negatives=tuple(ring[(start + offset) % len(ring)] for offset in offsets),
+            negatives=tuple(ring[(start + _open(offset, closed)) % len(ring)] for offset in offsets),
             in_batch_negatives=False,
             symmetric=True,
         )
@@ -68,28 +70,37 @@ def from_labels(records: Iterable[Record], *, seed: str | int, negatives: int) -
     Raises:
         EmbedforgeError: all records have one label, or labels are numbers, which say nothing as texts.
     """
-    rows = _labelled(records, texts_only=True)
-    names = list(dict.fromkeys(_label_text(label) for _, label in rows))
+    rows = [(text, _label_text(label)) for text, label in labelled_rows(records, names_only=True)]
+    names = list(dict.fromkeys(label for _, label in rows))
     index_of = {name: index for index, name in enumerate(names)}
-    others = len(names) - 1
+    classes_of = _classes_of(rows)
     for row, (text, label) in enumerate(rows):
-        own = index_of[_label_text(label)]
+        closed = sorted((index_of[name], 1) for name in classes_of[layout_key(text)])
+        others = len(names) - len(closed)
         drawn = random.Random(f"{seed}/{row}").sample(range(others), min(negatives, others))
         yield Example(
             query=text,
-            positives=(names[own],),
-            negatives=tuple(names[index + (index >= own)] for index in drawn),
+            positives=(label,),
+            negatives=tuple(names[_open(index, closed)] for index in drawn),
             in_batch_negatives=False,
         )
 
 
-def _labelled(records: Iterable[Record], texts_only: bool = False) -> list[tuple[str, str]]:
-    """Return the (text, label) of all records, which have two labels at least."""
+def labelled_rows(records: Iterable[Record], *, names_only: bool = False) -> list[tuple[str, str]]:
+    """Return the (text, label) of all records, for training and for evaluation.
+
+    Args:
+        records: with text and label, a text or a whole number.
+        names_only: refuse numbers.
+
+    Raises:
+        EmbedforgeError: a bad record, or all have one label.
+    """
     rows: list[tuple[str, str]] = []
     path = ""
     for record in records:
         label, path = record.label("label"), record.path
-        if texts_only and (isinstance(label, int) or label.strip().lstrip("-").isdigit()):
+        if names_only and (isinstance(label, int) or label.strip().lstrip("-").isdigit()):
             raise record.error(
                 f"'label' is the number {label}, which says nothing as a document; "
                 "write the label's name, or use label_documents: examples"
@@ -100,6 +111,26 @@ def _labelled(records: Iterable[Record], texts_only: bool = False) -> list[tuple
             f"{path}: all {len(rows)} records have the label '{rows[0][1]}'; two are needed at least"
         )
     return rows
+
+
+def _classes_of(rows: Iterable[tuple[str, str]]) -> Mapping[str, set[str]]:
+    """Return the labels of each text, by its `layout_key`."""
+    classes: defaultdict[str, set[str]] = defaultdict(set)
+    for text, label in rows:
+        classes[layout_key(text)].add(label)
+    return classes
+
+
+def _open(offset: int, closed: Iterable[tuple[int, int]]) -> int:
+    """Return the position of the `offset`-th place that lies in none of the closed runs (start, length).
+
+    >>> [_open(offset, [(0, 1), (3, 2)]) for offset in range(4)]
+    [1, 2, 5, 6]
+    """
+    for start, length in closed:
+        if offset >= start:
+            offset += length
+    return offset
 
 
 def _label_text(label: str) -> str:

@@ -1,4 +1,4 @@
-"""Files and hub datasets to Records, one at a time: JSONL, CSV, TSV, TXT, Parquet, BEIR folders.
+"""Files and hub datasets to Records, one at a time: JSONL, CSV, TSV, TXT, Parquet; `beir` reads BEIR folders.
 
 Reading stops at the first bad record. Text is UTF-8; blank lines of JSONL files are passed over.
 What the records must hold is told by the converters (`embedforge.data.kinds`).
@@ -6,20 +6,20 @@ What the records must hold is told by the converters (`embedforge.data.kinds`).
 
 from __future__ import annotations
 
-import csv
 import gzip
 import json
 import re
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, NamedTuple, cast
+from typing import IO, cast
 
+from embedforge.data.delimited import read_csv, read_tsv
 from embedforge.data.names import HUB_PREFIX
 from embedforge.data.record import Record
 from embedforge.errors import EmbedforgeError, did_you_mean, missing_extra
+from embedforge.parse import RepeatedKeyError, parse_json
 
-_QRELS = "qrels"
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
 
 
@@ -49,8 +49,8 @@ def read_records(path: str | Path, *, split: str = "train") -> Iterator[Record]:
 def _reader_of(path: Path) -> Callable[[Path], Iterator[Record]]:
     readers: dict[str, Callable[[Path], Iterator[Record]]] = {
         ".jsonl": _read_jsonl,
-        ".csv": _read_csv,
-        ".tsv": _read_csv,
+        ".csv": lambda path: read_csv(path, _lines(path)),
+        ".tsv": lambda path: read_tsv(path, _lines(path)),
         ".txt": _read_txt,
         ".parquet": _read_parquet,
     }
@@ -109,7 +109,9 @@ def _read_jsonl(path: Path) -> Iterator[Record]:
         if not line.strip():
             continue
         try:
-            values = json.loads(line)
+            values = parse_json(line)
+        except RepeatedKeyError as error:
+            raise EmbedforgeError(f"{path}, line {number}: {error}") from None
         except json.JSONDecodeError as error:
             near = line[max(0, error.pos - 20) : error.pos + 20].strip()
             cut = "" if line.endswith("\n") else "; the file ends here and may have been cut off"
@@ -130,35 +132,6 @@ def _read_txt(path: Path) -> Iterator[Record]:
             yield Record({"text": line.strip()}, str(path), number)
 
 
-def _read_csv(path: Path) -> Iterator[Record]:
-    """Rows under a header line; TSV files are quoted as CSV files are. A record's line is its last."""
-    csv.field_size_limit(2**31 - 1)  # the default, 131072 characters, is less than a long document
-    tabs = path.name.removesuffix(".gz").lower().endswith(".tsv")
-    rows = csv.reader((line for _, line in _lines(path)), delimiter="\t" if tabs else ",", strict=True)
-    try:
-        header = next(rows, [])
-        repeated = {name for name in header if header.count(name) > 1}
-        if repeated:
-            raise EmbedforgeError(
-                f"{path}, line 1: the header repeats {sorted(repeated)}; name each column once"
-            )
-        for row in rows:
-            if len(row) != len(header):
-                if not row:
-                    continue
-                raise EmbedforgeError(
-                    f"{path}, line {rows.line_num}: {len(row)} cells under {len(header)} columns "
-                    f"({', '.join(header)}); quote a cell that holds the separator. The row: {row!r:.80}"
-                )
-            cells = {name: cell or None for name, cell in zip(header, row, strict=True)}
-            yield Record(cells, str(path), rows.line_num)
-    except csv.Error as error:
-        raise EmbedforgeError(
-            f"{path}, line {rows.line_num}: not valid CSV ({error}); a quoted cell ends with a quote, "
-            "and a quote inside is doubled"
-        ) from None
-
-
 def _read_parquet(path: Path) -> Iterator[Record]:
     try:
         import pyarrow
@@ -168,11 +141,14 @@ def _read_parquet(path: Path) -> Iterator[Record]:
     number = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as table:
+            names = table.schema_arrow.names
+            if repeated := {column for column in names if names.count(column) > 1}:
+                raise EmbedforgeError(f"{path}: two columns are named {sorted(repeated)}; name each once")
             for batch in table.iter_batches():
                 for values in batch.to_pylist():
                     number += 1
                     yield Record(values, str(path), number, "row")
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise EmbedforgeError(f"{path}, after row {number}: not a readable Parquet file ({error})") from None
 
 
@@ -198,116 +174,3 @@ def _read_hub(name: str, split: str) -> Iterator[Record]:
             yield Record(values, f"{name} ({split})", number, "row")
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise EmbedforgeError(f"{name}: cannot read the split '{split}' ({error})") from error
-
-
-class Judgement(NamedTuple):
-    """One line of a qrels file."""
-
-    query_id: str
-    document_id: str
-    score: int
-    line: int
-
-
-class Retrieval(NamedTuple):
-    """One split of a BEIR folder: the judged queries and documents by id, and the judgements."""
-
-    queries: dict[str, str]
-    documents: dict[str, str]
-    judgements: list[Judgement]
-
-
-def read_beir(folder: str | Path, split: str) -> Retrieval:
-    """Read the judgements of `qrels/{split}.tsv` and the texts that they name, and no others.
-
-    Raises:
-        EmbedforgeError: a file or the split is missing, or a judgement names an unknown id.
-    """
-    folder = Path(folder)
-    judgements = list(read_qrels(folder, split))
-    queries = dict(read_queries(folder, only={judgement.query_id for judgement in judgements}))
-    documents = dict(read_corpus(folder, only={judgement.document_id for judgement in judgements}))
-    for judgement in judgements:
-        for what, texts, name in (
-            ("query", queries, judgement.query_id),
-            ("document", documents, judgement.document_id),
-        ):
-            if name not in texts:
-                raise EmbedforgeError(
-                    f"{_qrels_path(folder, split)}, line {judgement.line}: there is no {what} '{name}' in "
-                    f"{_beir_file(folder, 'queries' if what == 'query' else 'corpus')}; "
-                    "remove the judgement or add the text"
-                )
-    return Retrieval(queries, documents, judgements)
-
-
-def read_corpus(folder: Path, only: set[str] | None = None) -> Iterator[tuple[str, str]]:
-    """Yield (id, text) of a BEIR corpus; a title stands before the text, with a space, as in mteb."""
-    for record in _beir_records(folder, "corpus", only):
-        title = record.optional_text("title")
-        yield (
-            record.values["_id"],
-            join_title(title, record.optional_text("text") if title else record.text("text")),
-        )
-
-
-def read_queries(folder: Path, only: set[str] | None = None) -> Iterator[tuple[str, str]]:
-    """Yield (id, text) of the queries of a BEIR folder."""
-    for record in _beir_records(folder, "queries", only):
-        yield record.values["_id"], record.text("text")
-
-
-def join_title(title: str, text: str) -> str:
-    """Return the document as it is embedded: title, space, text."""
-    return f"{title} {text}".strip() if title else text
-
-
-def _beir_records(folder: Path, stem: str, only: set[str] | None) -> Iterator[Record]:
-    seen: set[str] = set()
-    for record in read_records(_beir_file(folder, stem)):
-        name = record.text("_id")
-        if only is not None and name not in only:
-            continue
-        if name in seen:
-            raise record.error(f"the _id '{name}' stands in the file twice; ids must differ")
-        seen.add(name)
-        yield record
-
-
-def _beir_file(folder: Path, stem: str) -> Path:
-    plain, zipped = folder / f"{stem}.jsonl", folder / f"{stem}.jsonl.gz"
-    return zipped if zipped.exists() and not plain.exists() else plain
-
-
-def is_beir(path: str | Path) -> bool:
-    """Say whether a path is a BEIR folder: one with judgements."""
-    return (Path(path) / _QRELS).is_dir()
-
-
-def _qrels_path(folder: Path, split: str) -> Path:
-    return folder / _QRELS / f"{split}.tsv"
-
-
-def read_qrels(folder: Path, split: str) -> Iterator[Judgement]:
-    """Yield the judgements of a split: tab-separated under the header `query-id corpus-id score`."""
-    path = _qrels_path(folder, split)
-    if not folder.is_dir():
-        near = did_you_mean(folder.name, (p.name for p in folder.parent.glob("*")))
-        state = "is a file, and" if folder.exists() else "does not exist;"
-        raise EmbedforgeError(f"{folder}: {state} retrieval data is a BEIR folder.{near}")
-    if not path.exists():
-        splits = sorted(p.stem for p in path.parent.glob("*.tsv"))
-        raise EmbedforgeError(
-            f"{path}: there is no such file; the splits are: {', '.join(splits) or 'none'}."
-            + did_you_mean(split, splits)
-        )
-    for record in read_records(path):
-        if {"query-id", "corpus-id", "score"} - set(record.values):
-            raise EmbedforgeError(
-                f"{path}, line 1: the header must be query-id, corpus-id, score with tabs between; "
-                f"found {', '.join(record.values)}"
-            )
-        score = record.number_of("score")
-        if score != int(score):
-            raise record.error(f"'score' must be a whole number, found {record.values['score']!r}")
-        yield Judgement(record.text("query-id"), record.text("corpus-id"), int(score), record.number)

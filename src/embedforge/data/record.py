@@ -59,21 +59,34 @@ class Record:
         return value
 
     def optional_text(self, key: str) -> str:
-        """Return the text of `key`, or "" where it is absent, null or empty."""
+        """Return the text of `key`, or "" where it is absent, null or holds nothing but white space."""
         value = self.values.get(key)
-        return "" if value is None or value == "" else self.check_text(value, key)
+        is_blank = value is None or (isinstance(value, str) and not value.strip())
+        return "" if is_blank else self.check_text(value, key)
+
+    def identifier(self, key: str) -> str:
+        """Return the id under `key`: a text, or a whole number, which is read as its digits."""
+        return self.check_identifier(self.require(key), key)
+
+    def check_identifier(self, value: Any, key: str) -> str:
+        """Return `value` if it is an id; `key` names it in the error."""
+        if isinstance(value, int) and not isinstance(value, bool):
+            return str(value)
+        if not isinstance(value, str):
+            raise self.error(f"'{key}' is an id, and must be text or a whole number, found {_show(value)}")
+        return self.check_text(value, key)
 
     def number_of(self, key: str) -> float:
         """Return the finite number of `key`; the digits of a CSV cell are read as one."""
         value = self.require(key)
-        if isinstance(value, bool) or not isinstance(value, int | float | str):
+        if isinstance(value, bool) or not isinstance(value, int | float | str) or "_" in str(value):
             raise self.error(f"'{key}' must be a number, found {_show(value)}")
         try:
             number = float(value)
-        except ValueError:
+        except (ValueError, OverflowError):
             raise self.error(f"'{key}' must be a number, found {_show(value)}") from None
         if not math.isfinite(number):
-            raise self.error(f"'{key}' must be a finite number, found {value!r}")
+            raise self.error(f"'{key}' must be a finite number, found {value!r:.60}")
         return number
 
     def label(self, key: str) -> str | int:

@@ -34,6 +34,12 @@ class Results:
     undecontaminated: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """For models that `embedforge train` made, the tasks that their data was not checked against."""
 
+    @property
+    def notes(self) -> dict[str, dict[str, int]]:
+        """For tasks of a folder, what was passed over in the data, or read otherwise than written: counts."""
+        results = {name: next(filter(None, row.values()), None) for name, row in self.tasks.items()}
+        return {name: first["notes"] for name, first in results.items() if first and first["notes"]}
+
     def score(self, model: str, task: str) -> float | None:
         """Return the main score of a model on a task, None where it cannot do the task."""
         result = self.tasks[task][model]

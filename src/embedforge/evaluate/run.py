@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from embedforge.evaluate.encoders import Encoder
 
 BM25 = "bm25"
+READER = 2
+"""Of datasets in folders: what an older one let pass is scored anew."""
 _HASHED_WHOLE = 64 * 2**20
 """Files of a model up to this size are hashed; larger ones are known by size and time of change."""
 
@@ -147,6 +149,7 @@ class _Runner:
             "max_tokens": settings.max_tokens,
             "tokens_per_batch": settings.tokens_per_batch,
             "versions": versions(),
+            **({"reader": READER} if hasattr(task, "folder") else {}),
         }
 
     def _run(self, task: Any) -> dict[str, Any]:
@@ -185,6 +188,7 @@ class _Runner:
             "seconds": round(time.monotonic() - start, 1),
             "scores": _finite(by_split),
             "units": None if units is None else units.as_json(),
+            "notes": dict(getattr(task, "notes", {})),
         }
 
     def _scorer(self, task: Any, advance: Callable[[int], None]) -> tuple[Any, dict[str, Any], str | None]:

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from statistics import fmean
 from typing import Any
 
+from embedforge.data.notes import told
 from embedforge.evaluate.decontamination import sentence
 from embedforge.evaluate.results import PACKAGES, EvaluationSettings, Results
 from embedforge.evaluate.units import Units, compare, interval
@@ -41,9 +42,10 @@ def summary(
 ) -> dict[str, Any]:
     """Return the content of `results.json`: all scores and settings, without the scores of single queries."""
     tasks = {}
+    elsewhere = ("units", "notes")
     for name, row in results.tasks.items():
         tasks[name] = {
-            model: None if result is None else {k: v for k, v in result.items() if k != "units"}
+            model: result and {key: value for key, value in result.items() if key not in elsewhere}
             for model, result in row.items()
         }
     return {
@@ -58,6 +60,7 @@ def summary(
         "differences": {
             model: {name: as_dict(test) for name, test in row.items()} for model, row in tests.items()
         },
+        "notes": results.notes,
         "undecontaminated": {model: list(names) for model, names in results.undecontaminated.items()},
         "tasks": tasks,
     }
@@ -143,6 +146,7 @@ def _sentences(results: Results, tests: dict[str, dict[str, PairedTest]]) -> lis
             sentences += [_task_sentence(results, name, model, test) for name, test in row.items()]
     if not tests:
         sentences.append(_mean_sentence(results))
+    sentences += [Finding(f"{name}: {told(notes)}.") for name, notes in results.notes.items()]
     for model, unchecked in results.undecontaminated.items():
         text = sentence(model, unchecked, len(results.tasks))
         sentences.append(Finding(text, "bad" if unchecked else "good"))

@@ -7,7 +7,7 @@ This module needs mteb.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,12 +25,19 @@ from mteb.abstasks import (
 )
 from mteb.abstasks.task_metadata import TaskMetadata
 
-from embedforge.data.readers import read_corpus, read_qrels, read_queries, read_records
+from embedforge.data.beir import read_beir
+from embedforge.data.fields import negatives_of, positives_of
+from embedforge.data.kinds import scored_pair
+from embedforge.data.labels import labelled_rows
+from embedforge.data.nli import ENTAILMENT, read_nli
+from embedforge.data.notes import Notes
+from embedforge.data.readers import read_records
 from embedforge.data.record import Record
 from embedforge.data.task_folder import find_datasets, fingerprint, hub_tasks, split_file, task_name
-from embedforge.errors import EmbedforgeError
+from embedforge.errors import EmbedforgeError, did_you_mean
 from embedforge.evaluate.retrieval import v_measure
 
+_FEWEST_TO_CLUSTER = 4
 _LANGUAGE = ["eng-Latn"]  # mteb asks for one; nothing here depends on it
 
 
@@ -38,14 +45,18 @@ class _FolderTask(AbsTask):
     """What the tasks of a folder share: metadata of the instance, and files instead of a hub."""
 
     data_loaded: bool
+    notes: Notes
+    """What was passed over in the data that was loaded last."""
 
     def __init__(self, folder: Path, split: str, metadata: TaskMetadata) -> None:
         self.folder, self.split, self.metadata = folder, split, metadata
+        self.notes = Notes()
         super().__init__()
 
     def load_data(self, num_proc: int | None = None, **_: Any) -> None:
         """Read the split (and `train`, where a classifier is fitted) from the folder."""
         if not self.data_loaded:
+            self.notes.clear()
             self.dataset = self._read()
             self.data_loaded = True
 
@@ -64,21 +75,25 @@ class _FolderTask(AbsTask):
     def _records(self, split: str) -> Iterable[Record]:
         return read_records(split_file(self.folder, split))
 
+    def _error(self, message: str) -> EmbedforgeError:
+        return EmbedforgeError(f"{split_file(self.folder, self.split)}: {message}")
+
 
 class FolderRetrieval(_FolderTask, AbsTaskRetrieval):
     """Queries, a corpus and judgements: a BEIR folder."""
 
     def _read(self) -> Any:
-        relevant: dict[str, dict[str, int]] = {}
-        for judgement in read_qrels(self.folder, self.split):
-            relevant.setdefault(judgement.query_id, {})[judgement.document_id] = judgement.score
-        queries = [{"id": i, "text": t} for i, t in read_queries(self.folder, only=set(relevant))]
-        corpus = [{"id": i, "text": t} for i, t in read_corpus(self.folder)]
-        return {"default": {self.split: _retrieval_split(corpus, queries, relevant)}}
+        data = read_beir(self.folder, self.split, corpus="all")
+        self.notes.update(data.notes)
+        if len(data.documents) < 2:
+            raise EmbedforgeError(f"{self.folder}: its corpus has one document, which every search finds")
+        queries = [{"id": i, "text": t} for i, t in data.queries.items()]
+        corpus = [{"id": i, "text": t} for i, t in data.documents.items()]
+        return {"default": {self.split: _retrieval_split(corpus, queries, data.grades)}}
 
 
 class FolderReranking(_FolderTask, AbsTaskRetrieval):
-    """Each query has its own few candidates: `query`, `positive` and `negative` (lists of texts)."""
+    """Each query has its own few candidates: `query`, `positive` and `negative`, documents as in Examples."""
 
     def _read(self) -> Any:
         corpus, queries = [], []
@@ -88,8 +103,8 @@ class FolderReranking(_FolderTask, AbsTaskRetrieval):
             query_id = f"q{record.number}"
             queries.append({"id": query_id, "text": record.text("query")})
             relevant[query_id], candidates[query_id] = {}, []
-            for key, gain in (("positive", 1), ("negative", 0)):
-                for i, text in enumerate(_texts(record, key)):
+            for key, gain, texts in zip(("positive", "negative"), (1, 0), _candidates(record), strict=True):
+                for i, text in enumerate(texts):
                     document_id = f"{query_id}-{key}{i}"
                     corpus.append({"id": document_id, "text": text})
                     relevant[query_id][document_id] = gain
@@ -101,18 +116,29 @@ class FolderClassification(_FolderTask, AbsTaskClassification):
     """A classifier on 8 texts a class, 10 times over: `text` and `label`, with a `train` split."""
 
     def _read(self) -> Any:
-        columns = {split: _labelled(self._records(split)) for split in ("train", self.split)}
-        numbers = {label: i for i, label in enumerate(sorted({y for _, ys in columns.values() for y in ys}))}
-        known = set(columns["train"][1])
-        for label in columns[self.split][1]:
-            if label not in known:
-                raise EmbedforgeError(f"{self.folder}: label '{label}' of {self.split} is not in train")
+        train = labelled_rows(self._records("train"))
+        numbers = {label: i for i, label in enumerate(sorted({label for _, label in train}))}
+        test = list(self._test_rows(numbers))
+        if len(test) < 2:
+            raise self._error("its one text is no test of a classifier; add more")
         return DatasetDict(
             {
-                split: Dataset.from_dict({"text": texts, "label": [numbers[y] for y in labels]})
-                for split, (texts, labels) in columns.items()
+                split: Dataset.from_dict(
+                    {"text": [text for text, _ in rows], "label": [numbers[label] for _, label in rows]}
+                )
+                for split, rows in (("train", train), (self.split, test))
             }
         )
+
+    def _test_rows(self, known: Collection[str]) -> Iterator[tuple[str, str]]:
+        for record in self._records(self.split):
+            label = str(record.label("label"))
+            if label not in known:
+                raise record.error(
+                    f"label '{label}' of {self.split} is not in train, so that no classifier can know it."
+                    f"{did_you_mean(label, known)}"
+                )
+            yield record.text("text"), label
 
 
 class FolderClustering(_FolderTask, AbsTaskClustering):
@@ -124,8 +150,11 @@ class FolderClustering(_FolderTask, AbsTaskClustering):
     """
 
     def _read(self) -> Any:
-        texts, labels = _labelled(self._records(self.split))
-        return DatasetDict({self.split: Dataset.from_dict({"sentences": texts, "labels": labels})})
+        rows = labelled_rows(self._records(self.split))
+        if len(rows) < _FEWEST_TO_CLUSTER:
+            raise self._error(f"{len(rows)} texts are too few to cluster; {_FEWEST_TO_CLUSTER} are needed")
+        columns = {"sentences": [text for text, _ in rows], "labels": [label for _, label in rows]}
+        return DatasetDict({self.split: Dataset.from_dict(columns)})
 
     def _evaluate_subset(self, model: Any, data_split: Any, **settings: Any) -> dict[str, Any]:
         from mteb._create_dataloaders import create_dataloader
@@ -144,26 +173,27 @@ class FolderSTS(_FolderTask, AbsTaskSTS):
     """Spearman of cosine and human score: `sentence1`, `sentence2`, `score`."""
 
     def _read(self) -> Any:
-        records = list(self._records(self.split))
-        columns: dict[str, list[Any]] = {k: [r.text(k) for r in records] for k in ("sentence1", "sentence2")}
-        columns["score"] = [record.number_of("score") for record in records]
-        return DatasetDict({self.split: Dataset.from_dict(columns)})
+        first, second, scores = zip(*map(scored_pair, self._records(self.split)), strict=True)
+        if len(set(scores)) < 2:
+            raise self._error(f"every pair has the score {scores[0]:g}; a correlation needs two at least")
+        columns = {"sentence1": first, "sentence2": second, "score": scores}
+        return DatasetDict({self.split: Dataset.from_dict({k: list(v) for k, v in columns.items()})})
 
 
 class FolderPairClassification(_FolderTask, AbsTaskPairClassification):
     """Does the cosine tell entailment from the rest? `premise`, `hypothesis`, `label`.
 
-    A label that starts with "entail" (or is 1, true, yes) makes a positive pair.
+    Labels are those of `embedforge.data.nli`, as in training; pairs without one are passed over.
     """
 
     def _read(self) -> Any:
-        records = list(self._records(self.split))
-        labels = [int(_is_entailment(record)) for record in records]
+        pairs = list(read_nli(self._records(self.split), self.notes))
+        labels = [int(pair.label == ENTAILMENT) for pair in pairs]
         if len(set(labels)) < 2:
-            raise EmbedforgeError(f"{self.folder}: {self.split} needs pairs with and without entailment")
+            raise self._error("it needs pairs with and without entailment")
         columns = {
-            "sentence1": [record.text("premise") for record in records],
-            "sentence2": [record.text("hypothesis") for record in records],
+            "sentence1": [pair.premise for pair in pairs],
+            "sentence2": [pair.hypothesis for pair in pairs],
             "labels": labels,
         }
         return DatasetDict({self.split: Dataset.from_dict(columns)})
@@ -178,6 +208,9 @@ class FolderBitext(_FolderTask, AbsTaskBitextMining):
             pair = rows.setdefault(_language(record), {"sentence1": [], "sentence2": []})
             for key, texts in pair.items():
                 texts.append(record.text(key))
+        for language, columns in rows.items():
+            if len(columns["sentence1"]) < 2:
+                raise self._error(f"language '{language}' has one pair, which every model finds; add more")
         return {
             language: DatasetDict({self.split: Dataset.from_dict(columns)})
             for language, columns in rows.items()
@@ -262,20 +295,17 @@ def _retrieval_split(
     }
 
 
-def _labelled(records: Iterable[Record]) -> tuple[list[str], list[str]]:
-    rows = [(record.text("text"), str(record.label("label"))) for record in records]
-    return [text for text, _ in rows], [label for _, label in rows]
-
-
-def _texts(record: Record, key: str) -> list[str]:
-    values = record.require(key)
-    if not isinstance(values, list):
-        raise record.error(f"'{key}' must be a list of texts, found {values!r:.60}")
-    return [record.check_text(value, key) for value in values]
-
-
-def _is_entailment(record: Record) -> bool:
-    return str(record.label("label")).lower().startswith(("entail", "1", "true", "yes"))
+def _candidates(record: Record) -> tuple[list[str], list[str]]:
+    """Return the right and the wrong candidates of a query: without both there is nothing to rank."""
+    right, wrong = ([text for text, _ in read(record)] for read in (positives_of, negatives_of))
+    if not right or not wrong:
+        raise record.error(
+            f"no {'negatives' if right else 'positives'} for the query, so that all rankings of its "
+            "documents are equally good; add some, or remove the record"
+        )
+    if both := set(right) & set(wrong):
+        raise record.error(f"{min(both)!r:.60} is a positive and a negative; keep one of the two")
+    return right, wrong
 
 
 def _language(record: Record) -> str:

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from embedforge.console import say, stdout
+from embedforge.data.notes import told
 from embedforge.evaluate.decontamination import sentence
 from embedforge.files import read_object
 
@@ -21,6 +22,8 @@ def print_scores(folder: Path, console: Console | None = None) -> None:
     console = console or stdout()
     results = read_object(folder / "results.json")
     console.print(score_table(results))
+    for name, notes in results["notes"].items():
+        say(f"{name}: {told(notes)}.", console)
     for model, unchecked in results["undecontaminated"].items():
         if unchecked:
             say(sentence(model, unchecked, len(results["tasks"])), console)

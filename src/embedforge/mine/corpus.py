@@ -73,6 +73,8 @@ class Corpus:
     shards: tuple[Shard, ...]
     added: int
     """Positives that the source lacked and that therefore stand at the end."""
+    empty: tuple[str, ...] = ()
+    """Ids of the documents that have no text and are not among these, "" for those without an id."""
 
     def __len__(self) -> int:
         return sum(shard.rows for shard in self.shards)
@@ -176,7 +178,7 @@ def build_corpus(
 
     Args:
         folder: created if it does not exist; ours alone.
-        documents: yields them, from the start at each call.
+        documents: yields them, from the start at each call; those without a text are left out.
         source: fingerprint of the source's content; "" for one that cannot be told unchanged, and is read
             again each time.
         positives: documents that must be among them; those that are not, by id or by text, follow at the
@@ -184,28 +186,39 @@ def build_corpus(
         progress: called with the number of documents written since the last call.
 
     Raises:
-        EmbedforgeError: no document at all, or an id that two of them share.
+        EmbedforgeError: no document with a text, or an id that two of them share.
     """
     origin = hash_of([VERSION, SHARD_ROWS, source, [list(document) for document in positives]])
     path = folder / CORPUS_FILE
     if source and path.exists() and (facts := read_object(path)).get("origin") == origin:
-        corpus = Corpus(folder, tuple(Shard(**shard) for shard in facts["shards"]), facts["added"])
+        known_shards = tuple(Shard(**shard) for shard in facts["shards"])
+        corpus = Corpus(folder, known_shards, facts["added"], tuple(facts.get("empty", ())))
         progress(len(corpus))
         return corpus
     folder.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
     shards: list[Shard] = []
-    _write_shards(folder, shards, documents(), progress)
+    empty: list[str] = []
+    _write_shards(folder, shards, _with_text(documents(), empty), progress)
     known = Corpus(folder, tuple(shards), 0)
     missing = _missing(known, positives)
     _write_shards(folder, shards, missing, progress)
-    corpus = Corpus(folder, tuple(shards), len(missing))
+    corpus = Corpus(folder, tuple(shards), len(missing), tuple(empty))
     if not shards:
         raise EmbedforgeError("there is no document to mine from; name a corpus that holds some")
     corpus.check_ids()
-    facts = {"origin": origin, "added": corpus.added, "shards": [asdict(shard) for shard in shards]}
-    write_json(path, facts)
+    facts = {"origin": origin, "added": corpus.added, "empty": empty}
+    write_json(path, facts | {"shards": [asdict(shard) for shard in shards]})
     return corpus
+
+
+def _with_text(documents: Iterable[Passage], empty: list[str]) -> Iterator[Passage]:
+    """Yield the documents that have a text, and note the ids of the others."""
+    for document in documents:
+        if document.text:
+            yield document
+        else:
+            empty.append(document.id)
 
 
 def _missing(corpus: Corpus, positives: Sequence[Passage]) -> list[Passage]:

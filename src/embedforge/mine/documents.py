@@ -5,37 +5,32 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from embedforge.data.beir import beir_file, document_text
 from embedforge.data.example import Example
-from embedforge.data.readers import join_title, read_records
+from embedforge.data.readers import read_records
 from embedforge.errors import EmbedforgeError
 from embedforge.files import file_hash, hash_of
 from embedforge.mine.corpus import Corpus, Passage, build_corpus, text_key
 
 
 def read_documents(path: Path) -> Iterator[Passage]:
-    """Yield the documents of a file, or of the corpus of a BEIR folder.
+    """Yield the documents of a file, or of the corpus of a BEIR folder, also those without a text ("").
 
-    A record has `text`, and may have `title`, which is put before it, and `_id` or `id`; further keys are
-    not read.
+    A record has `text`, and may have `title`, which is put before it, and `_id` or `id`, a text or a whole
+    number; further keys are not read.
 
     Raises:
         EmbedforgeError: a bad record; names file and line.
     """
     for record in read_records(corpus_file(path)):
-        title = record.optional_text("title")
-        text = join_title(title, record.optional_text("text") if title else record.text("text"))
-        name = record.values.get("_id", record.values.get("id"))
-        if isinstance(name, int) and not isinstance(name, bool):
-            name = str(name)
-        yield Passage("" if name is None else record.check_text(name, "_id"), text)
+        key = "_id" if "_id" in record.values else "id"
+        name = "" if record.values.get(key) is None else record.identifier(key)
+        yield Passage(name, document_text(record))
 
 
 def corpus_file(path: Path) -> Path:
     """Return the file that holds the documents: `path`, or a BEIR folder's corpus."""
-    if not path.is_dir():
-        return path
-    plain, zipped = path / "corpus.jsonl", path / "corpus.jsonl.gz"
-    return zipped if zipped.exists() and not plain.exists() else plain
+    return beir_file(path, "corpus") if path.is_dir() else path
 
 
 def file_fingerprint(path: Path) -> str:

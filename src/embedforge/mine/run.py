@@ -20,12 +20,12 @@ from typing import Any
 
 import numpy as np
 
+from embedforge.data.beir import is_beir
 from embedforge.data.convert import read_source, source_file
 from embedforge.data.example import Example
 from embedforge.data.fields import record_of
 from embedforge.data.kinds import source_name
 from embedforge.data.marks import carry_mark
-from embedforge.data.readers import is_beir
 from embedforge.files import read_object, replace_file, write_json
 from embedforge.mine.candidates import Ranker
 from embedforge.mine.corpus import Corpus, hash_of_all
@@ -139,6 +139,7 @@ def mine(
         "judge kind": judge_of(rankers).kind,
         "documents": len(documents),
         "positives added to the corpus": documents.added,
+        "documents without a text": len(documents.empty),
         "counts": counts,
         "phases": phases.seconds,
         "finished": True,

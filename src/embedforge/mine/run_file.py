@@ -108,6 +108,11 @@ class RunRanker:
             some = next((example.query_id for example in examples if example.query_id), None)
             state = f"their ids look like '{some}'" if some else "they have no query_id"
             raise EmbedforgeError(f"{path}: holds none of the {len(examples)} queries; {state}")
+        empty = set(corpus.empty)  # ranked by a model that embeds them too
+        self._run = {
+            query: [item for item in ranked if item.document_id not in empty]
+            for query, ranked in self._run.items()
+        }
         ids = {item.document_id for ranked in self._run.values() for item in ranked}
         rows = corpus.rows_of_ids(map(id_key, ids))
         unknown = next((name for name in ids if id_key(name) not in rows), None)

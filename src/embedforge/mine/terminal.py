@@ -43,6 +43,8 @@ def _oddities(facts: Mapping[str, Any], empty: float) -> Iterator[str]:
         yield f"  The rule compared scores of {facts['judge']}."
     if added := facts["positives added to the corpus"]:
         yield f"  {added:,} positives were not in the corpus, by id or by text, and were added to it."
+    if empty_documents := facts["documents without a text"]:
+        yield f"  {empty_documents:,} documents of the corpus have no text and were passed over."
     for name in names:
         known = about[name] if isinstance(about[name], dict) else {}
         if missing := known.get(UNRANKED):

@@ -11,6 +11,7 @@ import yaml
 from embedforge.data.names import default_name
 from embedforge.errors import EmbedforgeError, did_you_mean
 from embedforge.files import write_text
+from embedforge.parse import parse_yaml
 
 SHIPPED = Path(__file__).parent / "shipped"
 """The folder of the recipes in the package."""
@@ -158,7 +159,7 @@ def _check_skips(path: Path, below: Any, above: Any) -> None:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = parse_yaml(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise EmbedforgeError(f"{path}{_line(error)}: not valid YAML ({_problem(error)})") from None
     except OSError as error:
@@ -190,7 +191,7 @@ def _set(values: dict[str, Any], override: str) -> None:
     for parent in parents:
         node = _step(node, parent, override)
     try:
-        value = yaml.safe_load(text)
+        value = parse_yaml(text)
     except yaml.YAMLError as error:
         raise EmbedforgeError(
             f"--set {override}: the value is not valid YAML ({_problem(error)}); put quotes around text with "
