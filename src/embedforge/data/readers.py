@@ -11,9 +11,11 @@ import gzip
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, NamedTuple, cast
+from typing import IO, Any, NamedTuple, cast
 
 from embedforge.data.names import HUB_PREFIX
 from embedforge.data.record import Record
@@ -21,6 +23,24 @@ from embedforge.errors import EmbedforgeError, did_you_mean, missing_extra
 
 _QRELS = "qrels"
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
+
+
+@dataclass(slots=True)
+class Position:
+    """Where reading begins in a file; of a text file it moves along, to the end of the record read last."""
+
+    offset: int = 0
+    """Bytes before it, of what a .gz file holds."""
+    line: int = 0
+    """Lines before it."""
+    row: int = 0
+    """Rows before it, in a Parquet file."""
+    header: list[str] | None = None
+    """Of a CSV file; read there if it is None."""
+    columns: Sequence[str] | None = None
+    """Those to read of a Parquet file; all if it is None."""
+    file: IO[bytes] | None = None
+    """A text file that is open already, and stays open; so that a .gz is unpacked once."""
 
 
 def read_records(path: str | Path, *, split: str = "train") -> Iterator[Record]:
@@ -37,7 +57,7 @@ def read_records(path: str | Path, *, split: str = "train") -> Iterator[Record]:
     else:
         path = Path(path)
         require_file(path)
-        records = _reader_of(path)(path)
+        records = read_from(path, Position())
     empty = True
     for record in records:
         empty = False
@@ -46,15 +66,23 @@ def read_records(path: str | Path, *, split: str = "train") -> Iterator[Record]:
         raise EmbedforgeError(f"{path}: there is no record in it; check that it was written to its end")
 
 
-def _reader_of(path: Path) -> Callable[[Path], Iterator[Record]]:
-    readers: dict[str, Callable[[Path], Iterator[Record]]] = {
+def read_from(path: Path, at: Position) -> Iterator[Record]:
+    """Yield the records of a file from a position on; its errors are those of `read_records`."""
+    return _reader_of(path)(path, at)
+
+
+Reader = Callable[[Path, Position], Iterator[Record]]
+
+
+def _reader_of(path: Path) -> Reader:
+    readers: dict[str, Reader] = {
         ".jsonl": _read_jsonl,
         ".csv": _read_csv,
         ".tsv": _read_csv,
         ".txt": _read_txt,
         ".parquet": _read_parquet,
     }
-    suffix = Path(path.name.removesuffix(".gz")).suffix.lower()
+    suffix = format_of(path)
     if suffix not in readers or (suffix == ".parquet" and path.name.endswith(".gz")):
         hint = " A JSON array has to be rewritten with one object a line." if suffix == ".json" else ""
         raise EmbedforgeError(
@@ -62,6 +90,16 @@ def _reader_of(path: Path) -> Callable[[Path], Iterator[Record]]:
             f".jsonl, .csv, .tsv, .txt (each also .gz), .parquet.{hint}"
         )
     return readers[suffix]
+
+
+def format_of(path: Path) -> str:
+    """Return what the ending says of a file: ".jsonl" for rows.JSONL and rows.jsonl.gz."""
+    return Path(path.name.removesuffix(".gz")).suffix.lower()
+
+
+def require_format(path: Path) -> None:
+    """Refuse a file whose ending no reader knows."""
+    _reader_of(path)
 
 
 def require_file(path: Path) -> None:
@@ -79,19 +117,22 @@ def require_file(path: Path) -> None:
     raise EmbedforgeError(f"{path}: there is no such file.{near}")
 
 
-def _open(path: Path) -> IO[bytes]:
+def open_unpacked(path: Path) -> IO[bytes]:
+    """Open a file to read its bytes, those of a .gz file unpacked."""
     try:
         return cast("IO[bytes]", gzip.open(path)) if path.name.endswith(".gz") else path.open("rb")
     except OSError as error:
         raise EmbedforgeError(f"{path}: cannot be opened ({error.strerror})") from None
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
+def _lines(path: Path, at: Position) -> Iterator[tuple[int, str]]:
     """Yield the lines of a UTF-8 file, with their ends, numbered from 1; a byte order mark is dropped."""
-    number = 0
-    with _open(path) as lines:
+    number = at.line
+    with open_unpacked(path) if at.file is None else nullcontext(at.file) as lines:
         try:
-            for number, line in enumerate(lines, start=1):
+            lines.seek(at.offset)
+            for number, line in enumerate(lines, start=at.line + 1):
+                at.offset, at.line = at.offset + len(line), number
                 yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
             raise EmbedforgeError(
@@ -104,8 +145,8 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
             ) from None
 
 
-def _read_jsonl(path: Path) -> Iterator[Record]:
-    for number, line in _lines(path):
+def _read_jsonl(path: Path, at: Position) -> Iterator[Record]:
+    for number, line in _lines(path, at):
         if not line.strip():
             continue
         try:
@@ -124,19 +165,20 @@ def _read_jsonl(path: Path) -> Iterator[Record]:
         yield Record(values, str(path), number)
 
 
-def _read_txt(path: Path) -> Iterator[Record]:
-    for number, line in _lines(path):
+def _read_txt(path: Path, at: Position) -> Iterator[Record]:
+    for number, line in _lines(path, at):
         if line.strip():
             yield Record({"text": line.strip()}, str(path), number)
 
 
-def _read_csv(path: Path) -> Iterator[Record]:
+def _read_csv(path: Path, at: Position) -> Iterator[Record]:
     """Rows under a header line; TSV files are quoted as CSV files are. A record's line is its last."""
     csv.field_size_limit(2**31 - 1)  # the default, 131072 characters, is less than a long document
     tabs = path.name.removesuffix(".gz").lower().endswith(".tsv")
-    rows = csv.reader((line for _, line in _lines(path)), delimiter="\t" if tabs else ",", strict=True)
+    lines = (line for _, line in _lines(path, at))
+    rows = csv.reader(lines, delimiter="\t" if tabs else ",", strict=True)
     try:
-        header = next(rows, [])
+        header = at.header = next(rows, []) if at.header is None else at.header
         repeated = {name for name in header if header.count(name) > 1}
         if repeated:
             raise EmbedforgeError(
@@ -147,33 +189,45 @@ def _read_csv(path: Path) -> Iterator[Record]:
                 if not row:
                     continue
                 raise EmbedforgeError(
-                    f"{path}, line {rows.line_num}: {len(row)} cells under {len(header)} columns "
+                    f"{path}, line {at.line}: {len(row)} cells under {len(header)} columns "
                     f"({', '.join(header)}); quote a cell that holds the separator. The row: {row!r:.80}"
                 )
             cells = {name: cell or None for name, cell in zip(header, row, strict=True)}
-            yield Record(cells, str(path), rows.line_num)
+            yield Record(cells, str(path), at.line)
     except csv.Error as error:
         raise EmbedforgeError(
-            f"{path}, line {rows.line_num}: not valid CSV ({error}); a quoted cell ends with a quote, "
+            f"{path}, line {at.line}: not valid CSV ({error}); a quoted cell ends with a quote, "
             "and a quote inside is doubled"
         ) from None
 
 
-def _read_parquet(path: Path) -> Iterator[Record]:
+def _read_parquet(path: Path, at: Position) -> Iterator[Record]:
     try:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
         raise missing_extra("pyarrow", "data", f"reading {path}") from None
-    number = 0
+    number = at.row
     try:
         with pyarrow.parquet.ParquetFile(path) as table:
-            for batch in table.iter_batches():
+            groups, skipped = _groups_from(table.metadata, at.row)
+            for whole in table.iter_batches(row_groups=groups, columns=at.columns):
+                batch = whole.slice(min(skipped, len(whole)))
+                skipped -= len(whole) - len(batch)
                 for values in batch.to_pylist():
                     number += 1
                     yield Record(values, str(path), number, "row")
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise EmbedforgeError(f"{path}, after row {number}: not a readable Parquet file ({error})") from None
+
+
+def _groups_from(metadata: Any, row: int) -> tuple[list[int], int]:
+    """Return the row groups from the one with `row` on, and the rows of that one before it."""
+    for group in range(metadata.num_row_groups):
+        if row < metadata.row_group(group).num_rows:
+            return list(range(group, metadata.num_row_groups)), row
+        row -= metadata.row_group(group).num_rows
+    return [], 0
 
 
 def _read_hub(name: str, split: str) -> Iterator[Record]:
