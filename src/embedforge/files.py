@@ -137,16 +137,21 @@ def try_lock(path: Path) -> Iterator[bool]:
         yield True
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as lock:
+    try:
+        file = path.open("a")
+    except FileNotFoundError:  # the folder was cleared up at this moment, so all is done
+        yield False
+        return
+    with file:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             yield False
             return
         except OSError:  # no locks in this file system
             yield True
             return
-        if not _is_file_at(lock.fileno(), path):  # its last holder has just removed it: as good as held
+        if not _is_file_at(file.fileno(), path):  # its last holder has just removed it: as good as held
             yield False
             return
         try:

@@ -15,7 +15,7 @@ from embedforge.model.encoder import EmbeddingModel, embedding_model, load
 from embedforge.model.identity import identity_of
 from embedforge.quantize import cut_dimensions
 from embedforge.ranking import Floats
-from embedforge.runtime import fast_bfloat16, pick_device, release_freed_memory
+from embedforge.runtime import fast_bfloat16, pick_device
 
 
 class Encoder:
@@ -53,7 +53,6 @@ class Encoder:
         """
         texts = [row.text for row in rows]
         vectors = self._plain(texts) if self._model is None else self._by_contract(self._model, rows)
-        release_freed_memory()
         if not np.isfinite(vectors).all():
             row = rows[int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])]
             raise EmbedforgeError(
