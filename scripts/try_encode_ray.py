@@ -26,6 +26,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 import embedforge
+from embedforge.bulk import EncodeSettings, encode_files
 
 ROWS_PER_SHARD = 50
 
@@ -38,10 +39,11 @@ def main() -> None:
     rows = parser.parse_args().rows
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        contract = embedforge.Contract(max_tokens=128)
+        contract = embedforge.Contract(max_tokens=32)
         embedforge.save(embedforge.build(base="embedforge:base", contract=contract), folder / "model")
         write_rows(folder / "rows.jsonl", rows)
-        start(folder, "local", "local").wait()
+        settings = EncodeSettings(id="id", rows_per_shard=ROWS_PER_SHARD)
+        encode_files(folder / "rows.jsonl", folder / "local", model=str(folder / "model"), settings=settings)
         wanted = vectors(folder / "local", rows)
         for trial in (undisturbed, worker_killed, driver_killed):
             began = time.monotonic()
@@ -63,7 +65,7 @@ def write_rows(path: Path, rows: int) -> None:
             file.write(json.dumps({"id": number, "text": text}) + "\n")
 
 
-def start(folder: Path, out: str, engine: str) -> subprocess.Popen[bytes]:
+def start(folder: Path, out: str) -> subprocess.Popen[bytes]:
     """Start the command that is tried."""
     command = [
         sys.executable,
@@ -74,7 +76,7 @@ def start(folder: Path, out: str, engine: str) -> subprocess.Popen[bytes]:
         str(folder / "rows.jsonl"),
     ]
     command += ["--id", "id", "--rows-per-shard", str(ROWS_PER_SHARD), "--out", str(folder / out)]
-    command += ["--engine", engine, *(["--workers", "2"] if engine == "ray" else [])]
+    command += ["--engine", "ray", "--workers", "2"]
     return subprocess.Popen(command)
 
 
@@ -89,14 +91,14 @@ def vectors(out: Path, rows: int) -> np.ndarray:
 
 def undisturbed(folder: Path, rows: int) -> dict[str, object]:
     """Run on two workers."""
-    finish(start(folder, "undisturbed", "ray"))
+    finish(start(folder, "undisturbed"))
     return {}
 
 
 def worker_killed(folder: Path, rows: int) -> dict[str, object]:
     """Kill one of the two workers after the first shards."""
     out = folder / "worker_killed"
-    driver = start(folder, out.name, "ray")
+    driver = start(folder, out.name)
     before = wait_for_shards(out, driver, 4)
     workers = [pid for pid in descendants(driver.pid) if "RayWorker" in command_of(pid)]
     os.kill(workers[0], signal.SIGKILL)
@@ -107,7 +109,7 @@ def worker_killed(folder: Path, rows: int) -> dict[str, object]:
 def driver_killed(folder: Path, rows: int) -> dict[str, object]:
     """Kill the driver after the first shards, with all that Ray started for it, and run the command again."""
     out = folder / "driver_killed"
-    driver = start(folder, out.name, "ray")
+    driver = start(folder, out.name)
     wait_for_shards(out, driver, 4)
     started = descendants(driver.pid)
     driver.kill()
@@ -116,7 +118,7 @@ def driver_killed(folder: Path, rows: int) -> dict[str, object]:
         if command_of(pid):
             os.kill(pid, signal.SIGKILL)
     before = {path: path.stat().st_mtime_ns for path in out.glob("vectors/*.parquet")}
-    finish(start(folder, out.name, "ray"))
+    finish(start(folder, out.name))
     again = sum(path.stat().st_mtime_ns != changed for path, changed in before.items())
     assert again == 0, "shards were written twice"
     return {"shards before the kill": len(before), "written again": again}

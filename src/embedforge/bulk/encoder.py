@@ -42,8 +42,9 @@ class Encoder:
                     f"{model}: has no embedding contract, so no template to put an instruction into; leave "
                     "--instruction out: its own prompts are used, that of queries with --query"
                 )
-            limit = self._st.max_seq_length
-            self._st.max_seq_length = min(settings.max_tokens or limit or 512, limit or 512)
+            if settings.max_tokens is not None:
+                own = self._st.max_seq_length or settings.max_tokens
+                self._st.max_seq_length = min(settings.max_tokens, own)
 
     def __call__(self, rows: Sequence[Row]) -> Floats:
         """Embed the rows' texts: float32 [rows, dim], in their order.
@@ -68,10 +69,13 @@ class Encoder:
         for instruction in dict.fromkeys(row.instruction for row in rows):
             places = [place for place, row in enumerate(rows) if row.instruction == instruction]
             wanted = settings.instruction if settings.instruction_column is None else instruction
-            if wanted is not None or settings.query:
+            if settings.query:
                 prefix, suffix = contract.query_prefix(wanted), contract.query_suffix(wanted)
             else:
-                prefix, suffix = contract.document_prefix(), contract.document_suffix()
+                prefix, suffix = (
+                    contract.document_prefix(wanted or ""),
+                    contract.document_suffix(wanted or ""),
+                )
             vectors[places] = encode(
                 model,
                 [rows[place].text for place in places],

@@ -17,8 +17,9 @@ from typing import Any
 
 from embedforge.bulk.rows import IdKind, id_kind, row_of
 from embedforge.bulk.settings import EncodeSettings
+from embedforge.data.position import Position
 from embedforge.data.ranges import Range, cut
-from embedforge.data.readers import Position, read_from
+from embedforge.data.readers import read_from
 from embedforge.data.record import Record
 from embedforge.errors import EmbedforgeError
 from embedforge.files import file_hash, read_object, refuse_file, try_lock, write_json

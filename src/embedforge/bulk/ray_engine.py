@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from embedforge.bulk.manifest import Manifest, Shard
     from embedforge.bulk.run import MakeProgress
 
+MOST_BLOCKS = 4096
+"""What Ray hands out at a time are blocks: of one shard each, unless there are more shards than this."""
+
 
 def require_ray() -> None:
     """Refuse an engine that is not installed.
@@ -93,7 +96,7 @@ def run_on_ray(
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         shards = ray.data.from_items(
-            [{"shard": item.number} for item in pending], override_num_blocks=len(pending)
+            [{"shard": item.number} for item in pending], override_num_blocks=min(len(pending), MOST_BLOCKS)
         )
         done = shards.map_batches(
             RayWorker,
@@ -108,9 +111,9 @@ def run_on_ray(
             ),
         )
         advance = progress(f"embedding on {count} Ray workers", sum(item.part.rows for item in pending))
-        rows = 0
+        rows, rows_of = 0, {item.number: item.part.rows for item in pending}
         for row in done.iter_rows():
-            advance(manifest_rows(pending, int(row["shard"])))
+            advance(rows_of[int(row["shard"])])
             rows += int(row["rows"])
         return rows
     except ray.exceptions.RayError as error:
@@ -118,11 +121,6 @@ def run_on_ray(
     finally:
         if started:
             ray.shutdown()
-
-
-def manifest_rows(pending: Sequence[Shard], number: int) -> int:
-    """Return the rows of a shard by its number."""
-    return next(item.part.rows for item in pending if item.number == number)
 
 
 def _start(address: str | None) -> None:
@@ -146,11 +144,12 @@ def _as_seen_elsewhere(model: str) -> str:
 
 
 def _readable(error: Exception) -> Exception:
-    """Return an actor's `EmbedforgeError` as what it is; anything else stays Ray's error."""
+    """Return an actor's `EmbedforgeError` as it was raised; anything else stays Ray's error."""
+    ours: Exception | None = None
     cause: BaseException | None = error
     while cause is not None:
-        inner = getattr(cause, "cause", None) or cause.__cause__
         if isinstance(cause, EmbedforgeError):
-            return EmbedforgeError(str(cause))
-        cause = inner if isinstance(inner, BaseException) else None
-    return error
+            ours = cause  # the innermost: those around it repeat it with a traceback
+        inner = getattr(cause, "cause", None)
+        cause = inner if isinstance(inner, BaseException) and inner is not cause else cause.__cause__
+    return error if ours is None else EmbedforgeError(str(ours))

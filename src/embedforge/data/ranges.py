@@ -11,7 +11,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from embedforge.data.readers import Position, format_of, open_unpacked, read_from
+from embedforge.data.position import Position
+from embedforge.data.readers import format_of, open_unpacked, read_from
 from embedforge.data.record import Record
 from embedforge.errors import EmbedforgeError, missing_extra
 

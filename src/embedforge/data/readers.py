@@ -11,36 +11,18 @@ import gzip
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, NamedTuple, cast
+from typing import IO, NamedTuple, cast
 
 from embedforge.data.names import HUB_PREFIX
+from embedforge.data.position import Position, groups_from
 from embedforge.data.record import Record
 from embedforge.errors import EmbedforgeError, did_you_mean, missing_extra
 
 _QRELS = "qrels"
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
-
-
-@dataclass(slots=True)
-class Position:
-    """Where reading begins in a file; of a text file it moves along, to the end of the record read last."""
-
-    offset: int = 0
-    """Bytes before it, of what a .gz file holds."""
-    line: int = 0
-    """Lines before it."""
-    row: int = 0
-    """Rows before it, in a Parquet file."""
-    header: list[str] | None = None
-    """Of a CSV file; read there if it is None."""
-    columns: Sequence[str] | None = None
-    """Those to read of a Parquet file; all if it is None."""
-    file: IO[bytes] | None = None
-    """A text file that is open already, and stays open; so that a .gz is unpacked once."""
 
 
 def read_records(path: str | Path, *, split: str = "train") -> Iterator[Record]:
@@ -210,7 +192,7 @@ def _read_parquet(path: Path, at: Position) -> Iterator[Record]:
     number = at.row
     try:
         with pyarrow.parquet.ParquetFile(path) as table:
-            groups, skipped = _groups_from(table.metadata, at.row)
+            groups, skipped = groups_from(table.metadata, at.row)
             for whole in table.iter_batches(row_groups=groups, columns=at.columns):
                 batch = whole.slice(min(skipped, len(whole)))
                 skipped -= len(whole) - len(batch)
@@ -219,15 +201,6 @@ def _read_parquet(path: Path, at: Position) -> Iterator[Record]:
                     yield Record(values, str(path), number, "row")
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise EmbedforgeError(f"{path}, after row {number}: not a readable Parquet file ({error})") from None
-
-
-def _groups_from(metadata: Any, row: int) -> tuple[list[int], int]:
-    """Return the row groups from the one with `row` on, and the rows of that one before it."""
-    for group in range(metadata.num_row_groups):
-        if row < metadata.row_group(group).num_rows:
-            return list(range(group, metadata.num_row_groups)), row
-        row -= metadata.row_group(group).num_rows
-    return [], 0
 
 
 def _read_hub(name: str, split: str) -> Iterator[Record]:
