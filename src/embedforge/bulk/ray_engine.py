@@ -95,6 +95,7 @@ def run_on_ray(
         count = min(workers or gpus or nodes, len(pending))
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
+        logging.getLogger("ray.data").setLevel(logging.ERROR)  # it tells of its plan at length
         shards = ray.data.from_items(
             [{"shard": item.number} for item in pending], override_num_blocks=min(len(pending), MOST_BLOCKS)
         )
