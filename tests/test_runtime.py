@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import builtins
+import importlib
 import io
+import os
 import sys
 from typing import Any
 
 import pytest
 import torch
 
+from embedforge import runtime
 from embedforge.errors import EmbedforgeError
 from embedforge.runtime import bfloat16_autocast, fast_bfloat16, keep_freed_memory, pick_device
 
@@ -107,3 +110,17 @@ def test_a_c_library_that_has_no_such_setting_is_left_alone(monkeypatch: pytest.
 
     monkeypatch.setattr("ctypes.CDLL", missing)
     keep_freed_memory()
+
+
+@pytest.mark.parametrize(("own", "kept"), [(None, "64"), ("7", "7")])
+def test_few_compiled_shapes_are_kept_unless_the_user_says_otherwise(
+    own: str | None, kept: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches of texts hardly have a shape twice: oneDNN's default, 1024 of them, filled a gigabyte."""
+    name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+    if own is None:
+        monkeypatch.delenv(name, raising=False)
+    else:
+        monkeypatch.setenv(name, own)
+    importlib.reload(runtime)
+    assert os.environ[name] == kept

@@ -10,7 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from embedforge.runtime import bfloat16_autocast, empty_cache, fast_bfloat16, halved_budget
+from embedforge.runtime import (
+    bfloat16_autocast,
+    empty_cache,
+    fast_bfloat16,
+    halved_budget,
+    release_freed_memory,
+)
 from embedforge.text.batching import micro_batches
 from embedforge.text.render import Rendered, Renderer
 
@@ -21,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 TOKENS_PER_BATCH = 8192
 TEXTS_PER_WINDOW = 4096
+TEXTS_TO_RELEASE = 1024
+"""After so many texts together the holes that batches of many sizes left are handed back to the system."""
 
 
 class TextEmbedder(Protocol):
@@ -103,6 +111,8 @@ def encode(
             )
             window_vectors, tokens_per_batch = _embed_window(window, tokens_per_batch, embed, report)
             vectors.append(window_vectors)
+            if len(window) >= TEXTS_TO_RELEASE:
+                release_freed_memory()
     finally:
         model.train(was_training)
     return np.concatenate(vectors) if vectors else np.empty((0, 0), dtype=np.float32)

@@ -94,19 +94,80 @@ def refuse_file(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def replace_file(path: Path) -> Iterator[Path]:
+def replace_file(path: Path, *, durable: bool = False) -> Iterator[Path]:
     """Yield the path of a file to write beside `path`; on success it takes `path`'s place, else it vanishes.
 
-    What a killed process has left of an attempt at the same file is removed.
+    What a killed process has left of an attempt at the same file is removed. `durable`: file and name are on
+    the disk, not only in the system's memory, when this returns; no power cut takes them back.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _sweep(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         yield partial
+        if durable:
+            _sync(partial)
         partial.replace(path)
+        if durable:
+            _sync(path.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, is on the disk."""
+    if os.name != "posix" and path.is_dir():  # Windows opens no folder
+        return
+    handle = os.open(path, os.O_RDWR if os.name != "posix" else os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def try_lock(path: Path) -> Iterator[bool]:
+    """Hold the lock file `path` while inside, and yield True; or yield False if another process holds it.
+
+    The system keeps the lock and lets it go when the process ends, however that happens: there is no stale
+    one to wait for. It holds between machines where their shared folder supports locks (NFS 4, Lustre with
+    -o flock); where it supports none, or the system has none (Windows), the lock is everybody's. The file is
+    there only while it is held.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield True
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        file = path.open("a")
+    except FileNotFoundError:  # the folder was cleared up at this moment, so all is done
+        yield False
+        return
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        except OSError:  # no locks in this file system
+            yield True
+            return
+        if not _is_file_at(file.fileno(), path):  # its last holder has just removed it: as good as held
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _is_file_at(handle: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 @contextlib.contextmanager

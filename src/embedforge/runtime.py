@@ -12,6 +12,12 @@ import torch
 
 from embedforge.errors import EmbedforgeError
 
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+"""oneDNN, torch's bfloat16 on CPUs, keeps what it compiled for each shape of a matrix product, by default for
+the last 1024. Batches of texts hardly ever have a shape twice, so that was a gigabyte for nothing; a forward
+and a backward pass have some twenty shapes, which the layers share. Read when the first product is computed.
+"""
+
 
 def pick_device(name: str | None) -> torch.device:
     """Return the device by name, or CUDA where there is one, else the CPU.

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from embedforge.data.position import Position
 from embedforge.data.record import Record
 from embedforge.errors import EmbedforgeError
 from embedforge.parse import RepeatedKeyError, parse_json
@@ -26,26 +27,26 @@ _PYTHON_LIST = re.compile(r"\[\s*(['\"]).*\1\s*\]", re.DOTALL)
 """Also what NumPy writes: items without commas."""
 
 
-def read_csv(path: Path, lines: Iterator[tuple[int, str]]) -> Iterator[Record]:
+def read_csv(path: Path, at: Position, lines: Iterator[tuple[int, str]]) -> Iterator[Record]:
     """Yield the rows of a CSV file; a record's line is its last."""
     csv.field_size_limit(2**31 - 1)  # the default, 131072 characters, is less than a long document
     rows = csv.reader((line for _, line in lines), strict=True)
     try:
-        header = next(rows, [])
+        header = at.header = next(rows, []) if at.header is None else at.header
         _check_header(path, header)
         for row in rows:
             if row:
-                yield _record(path, rows.line_num, header, row, "quote a cell that holds the separator")
+                yield _record(path, at.line, header, row, "quote a cell that holds the separator")
     except csv.Error as error:
         raise EmbedforgeError(
-            f"{path}, line {rows.line_num}: not valid CSV ({error}); a quoted cell ends with a quote, "
+            f"{path}, line {at.line}: not valid CSV ({error}); a quoted cell ends with a quote, "
             "and a quote inside is doubled"
         ) from None
 
 
-def read_tsv(path: Path, lines: Iterator[tuple[int, str]]) -> Iterator[Record]:
+def read_tsv(path: Path, at: Position, lines: Iterator[tuple[int, str]]) -> Iterator[Record]:
     """Yield the rows of a TSV file, a line each."""
-    header: list[str] = []
+    header = at.header or []
     for number, line in lines:
         row = line.rstrip("\r\n").split("\t")
         if row == [""]:
@@ -58,6 +59,7 @@ def read_tsv(path: Path, lines: Iterator[tuple[int, str]]) -> Iterator[Record]:
                 )
         if not header:
             _check_header(path, header := row)
+            at.header = header
         else:
             way_out = (
                 "no cell of a TSV file, quoted or not, holds a tab or a line end; such texts go into CSV"

@@ -11,11 +11,13 @@ import json
 import re
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import IO, cast
 
 from embedforge.data.delimited import read_csv, read_tsv
 from embedforge.data.names import HUB_PREFIX
+from embedforge.data.position import Position, groups_from
 from embedforge.data.record import Record
 from embedforge.errors import EmbedforgeError, did_you_mean, missing_extra
 from embedforge.parse import RepeatedKeyError, parse_json
@@ -37,7 +39,7 @@ def read_records(path: str | Path, *, split: str = "train") -> Iterator[Record]:
     else:
         path = Path(path)
         require_file(path)
-        records = _reader_of(path)(path)
+        records = read_from(path, Position())
     empty = True
     for record in records:
         empty = False
@@ -46,15 +48,23 @@ def read_records(path: str | Path, *, split: str = "train") -> Iterator[Record]:
         raise EmbedforgeError(f"{path}: there is no record in it; check that it was written to its end")
 
 
-def _reader_of(path: Path) -> Callable[[Path], Iterator[Record]]:
-    readers: dict[str, Callable[[Path], Iterator[Record]]] = {
+def read_from(path: Path, at: Position) -> Iterator[Record]:
+    """Yield the records of a file from a position on; its errors are those of `read_records`."""
+    return _reader_of(path)(path, at)
+
+
+Reader = Callable[[Path, Position], Iterator[Record]]
+
+
+def _reader_of(path: Path) -> Reader:
+    readers: dict[str, Reader] = {
         ".jsonl": _read_jsonl,
-        ".csv": lambda path: read_csv(path, _lines(path)),
-        ".tsv": lambda path: read_tsv(path, _lines(path)),
+        ".csv": lambda path, at: read_csv(path, at, _lines(path, at)),
+        ".tsv": lambda path, at: read_tsv(path, at, _lines(path, at)),
         ".txt": _read_txt,
         ".parquet": _read_parquet,
     }
-    suffix = Path(path.name.removesuffix(".gz")).suffix.lower()
+    suffix = format_of(path)
     if suffix not in readers or (suffix == ".parquet" and path.name.endswith(".gz")):
         hint = " A JSON array has to be rewritten with one object a line." if suffix == ".json" else ""
         raise EmbedforgeError(
@@ -62,6 +72,16 @@ def _reader_of(path: Path) -> Callable[[Path], Iterator[Record]]:
             f".jsonl, .csv, .tsv, .txt (each also .gz), .parquet.{hint}"
         )
     return readers[suffix]
+
+
+def format_of(path: Path) -> str:
+    """Return what the ending says of a file: ".jsonl" for rows.JSONL and rows.jsonl.gz."""
+    return Path(path.name.removesuffix(".gz")).suffix.lower()
+
+
+def require_format(path: Path) -> None:
+    """Refuse a file whose ending no reader knows."""
+    _reader_of(path)
 
 
 def require_file(path: Path) -> None:
@@ -79,19 +99,22 @@ def require_file(path: Path) -> None:
     raise EmbedforgeError(f"{path}: there is no such file.{near}")
 
 
-def _open(path: Path) -> IO[bytes]:
+def open_unpacked(path: Path) -> IO[bytes]:
+    """Open a file to read its bytes, those of a .gz file unpacked."""
     try:
         return cast("IO[bytes]", gzip.open(path)) if path.name.endswith(".gz") else path.open("rb")
     except OSError as error:
         raise EmbedforgeError(f"{path}: cannot be opened ({error.strerror})") from None
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
+def _lines(path: Path, at: Position) -> Iterator[tuple[int, str]]:
     """Yield the lines of a UTF-8 file, with their ends, numbered from 1; a byte order mark is dropped."""
-    number = 0
-    with _open(path) as lines:
+    number = at.line
+    with open_unpacked(path) if at.file is None else nullcontext(at.file) as lines:
         try:
-            for number, line in enumerate(lines, start=1):
+            lines.seek(at.offset)
+            for number, line in enumerate(lines, start=at.line + 1):
+                at.offset, at.line = at.offset + len(line), number
                 yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
             raise EmbedforgeError(
@@ -104,8 +127,8 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
             ) from None
 
 
-def _read_jsonl(path: Path) -> Iterator[Record]:
-    for number, line in _lines(path):
+def _read_jsonl(path: Path, at: Position) -> Iterator[Record]:
+    for number, line in _lines(path, at):
         if not line.strip():
             continue
         try:
@@ -126,25 +149,28 @@ def _read_jsonl(path: Path) -> Iterator[Record]:
         yield Record(values, str(path), number)
 
 
-def _read_txt(path: Path) -> Iterator[Record]:
-    for number, line in _lines(path):
+def _read_txt(path: Path, at: Position) -> Iterator[Record]:
+    for number, line in _lines(path, at):
         if line.strip():
             yield Record({"text": line.strip()}, str(path), number)
 
 
-def _read_parquet(path: Path) -> Iterator[Record]:
+def _read_parquet(path: Path, at: Position) -> Iterator[Record]:
     try:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
         raise missing_extra("pyarrow", "data", f"reading {path}") from None
-    number = 0
+    number = at.row
     try:
         with pyarrow.parquet.ParquetFile(path) as table:
             names = table.schema_arrow.names
             if repeated := {column for column in names if names.count(column) > 1}:
                 raise EmbedforgeError(f"{path}: two columns are named {sorted(repeated)}; name each once")
-            for batch in table.iter_batches():
+            groups, skipped = groups_from(table.metadata, at.row)
+            for whole in table.iter_batches(row_groups=groups, columns=at.columns):
+                batch = whole.slice(min(skipped, len(whole)))
+                skipped -= len(whole) - len(batch)
                 for values in batch.to_pylist():
                     number += 1
                     yield Record(values, str(path), number, "row")

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from sentence_transformers import SentenceTransformer
-from torch import nn
 
 from embedforge.encode import encode
 from embedforge.errors import EmbedforgeError
@@ -18,6 +15,7 @@ from embedforge.files import hash_of
 from embedforge.mine.embedder import Embedder, Prompts
 from embedforge.mine.endpoint import EndpointTeacher, is_endpoint
 from embedforge.model.encoder import EmbeddingModel, embedding_model, load
+from embedforge.model.identity import weights_hash
 from embedforge.ranking import Floats
 from embedforge.recipe import Teacher
 from embedforge.runtime import fast_bfloat16, pick_device
@@ -108,7 +106,7 @@ class ContractTeacher:
             "dtype": str(model.decoder.dtype),
             "document instruction": document_instruction,
             **self._options,
-            "weights": "" if _is_known_by_goldens(model) else _weights(model),
+            "weights": "" if model.contract.knows_weights else weights_hash(model),
         }
 
     def queries(self, texts: Sequence[str], instructions: Sequence[str]) -> Floats:
@@ -149,7 +147,7 @@ class PlainTeacher:
             "query prompt": prompts.query,
             "document prompt": prompts.document,
             "model's own prompts": {key: value for key, value in model.prompts.items() if value},
-            "weights": _weights(model),
+            "weights": weights_hash(model),
         }
 
     def queries(self, texts: Sequence[str], instructions: Sequence[str]) -> Floats:
@@ -185,24 +183,6 @@ def _is_ours(st: SentenceTransformer) -> bool:
     except EmbedforgeError:
         return False
     return True
-
-
-def _is_known_by_goldens(model: EmbeddingModel) -> bool:
-    """Say whether the contract tells the weights: goldens with vectors, checked when the model was loaded.
-
-    Those of a model that sentence-transformers saved, or that was converted, hold token ids alone.
-    """
-    goldens = model.contract.goldens
-    return bool(goldens) and all(golden.vector for golden in goldens)
-
-
-def _weights(model: nn.Module) -> str:
-    """Return a hash of all weights: the same name may stand for another model tomorrow."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:32]
 
 
 def _unit(vectors: Floats) -> Floats:

@@ -10,6 +10,8 @@ from embedforge.errors import EmbedforgeError, did_you_mean
 from embedforge.model.named_bases import NAMED, named_folder
 
 BUNDLED = "embedforge:base"
+DEFAULT_MODEL = BUNDLED
+"""What embeds where no model is named."""
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
 NOT_HUB_FILES = ["consolidated*", "original/*", "onnx/*", "openvino/*"]
