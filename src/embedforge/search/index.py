@@ -1,187 +1,125 @@
-"""A search index in a folder: vectors, documents, and which model they belong to.
+"""An index that is open: one small API for the command line, the server and programs.
 
-    index.json       model, fingerprint of its contract, number of documents, dimensions
-    vectors.npy      float32 [documents, dimensions]
-    documents.jsonl  one document a line, in the order of the vectors
-    offsets.npy      int64 [documents + 1], the byte at which each line starts
+    index = embedforge.Index.open("index")
+    for hit in index.search("how is a date parsed?", k=5, filters=["file=lib/*.py"]):
+        print(hit.score, hit.document.location, hit.snippet.text)
 
-Vectors and documents are read where they lie on disk, so an index may be larger than memory.
+THIS COMMIT HOLDS SIGNATURES ONLY; the bodies follow, these stay.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from numpy.typing import NDArray
 
-from embedforge.errors import EmbedforgeError
-from embedforge.files import read_json, replace_folder, write_json
+from embedforge.search.document import Hit, Mode
 from embedforge.text.contract import Contract
 
-VERSION = 1
-INDEX_FILE = "index.json"
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
 
 
 @dataclass(frozen=True, slots=True)
-class Document:
-    """A text that can be found."""
+class Facts:
+    """What is known of an index without looking into it."""
 
-    id: str
-    text: str
-    location: str = ""
-    """Where a reader finds it, "file:line" for example."""
-
-
-@dataclass(frozen=True, slots=True)
-class Hit:
-    """A document that was found, and its inner product with the query."""
-
-    document: Document
-    score: float
-
-
-def fingerprint(contract: Contract) -> str:
-    """Return a hash of how a model turns text into vectors.
-
-    The contract's goldens hold numbers of its vectors, so models that differ in their weights differ here
-    as well; without goldens only the settings are told apart.
-    """
-    text = json.dumps(contract.model_dump(mode="json"), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def build_index(
-    folder: Path, vectors: NDArray[Any], documents: Iterable[Document], *, model: str, contract: Contract
-) -> None:
-    """Write an index to `folder`; an older index there is replaced once the new one is complete.
-
-    Args:
-        folder: created if it does not exist.
-        vectors: [documents, dimensions], the documents' embeddings, in their order.
-        documents: one for each vector.
-        model: name or folder of the model, for messages.
-        contract: the model's, checked again at every search.
-
-    Raises:
-        EmbedforgeError: the folder holds something else, vectors and documents do not fit, or the disk is
-            full.
-    """
-    if vectors.ndim != 2 or not len(vectors):
-        raise EmbedforgeError(f"an index needs vectors [documents, dimensions], got shape {vectors.shape}")
-    if not np.isfinite(vectors).all():
-        raise EmbedforgeError("an index needs finite vectors, some of these are not")
-    facts = {
-        "version": VERSION,
-        "model": model,
-        "fingerprint": fingerprint(contract),
-        "documents": len(vectors),
-        "dimensions": vectors.shape[1],
-    }
-    try:
-        with replace_folder(folder, INDEX_FILE) as partial:
-            offsets = _write_documents(partial / "documents.jsonl", documents)
-            if len(offsets) != len(vectors) + 1:
-                raise EmbedforgeError(f"there are {len(vectors)} vectors for {len(offsets) - 1} documents")
-            np.save(partial / "offsets.npy", np.array(offsets, dtype=np.int64), allow_pickle=False)
-            np.save(partial / "vectors.npy", np.asarray(vectors, dtype=np.float32), allow_pickle=False)
-            write_json(partial / INDEX_FILE, facts)
-    except OSError as error:
-        raise EmbedforgeError(
-            f"{folder}: the index could not be written, nothing was changed ({error}); is the disk full?"
-        ) from error
-
-
-def _write_documents(path: Path, documents: Iterable[Document]) -> list[int]:
-    offsets = [0]
-    with path.open("wb") as file:
-        for document in documents:
-            # A lone surrogate (an undecodable file name) becomes \udcxx, which JSON reads back as it was.
-            line = json.dumps(asdict(document), ensure_ascii=False).encode("utf-8", "backslashreplace")
-            offsets.append(offsets[-1] + file.write(line + b"\n"))
-    return offsets
-
-
-@dataclass(frozen=True)
-class Index:
-    """An index on disk, opened with `Index.load`."""
-
-    folder: Path
     model: str
+    """Name or folder of the model that embedded it."""
     fingerprint: str
-    vectors: NDArray[np.float32]
-    """[documents, dimensions], a memory map."""
-    offsets: NDArray[np.int64]
+    """Of that model's contract, see `fingerprint`."""
+    documents: int
+    dimensions: int
+    mode: Mode
+    """How it is searched where nothing is said: "fused", or what a report found best."""
+    fields: tuple[str, ...]
+    """Keys of metadata, for filters."""
+    store: str
+    """"folder" (exact), or "lancedb"."""
+    generation: str
+    """Changes whenever the index does."""
+
+
+class Index:
+    """An index of documents, open for search; safe to use from several threads.
+
+    What is open stays whole while the index is rebuilt, added to or compacted by another process: all of a
+    search's texts, vectors and scores are of one generation. `refresh` goes on to the newest.
+    """
+
+    facts: Facts
 
     @classmethod
-    def load(cls, folder: Path) -> Index:
-        """Open the index in `folder`; the texts and vectors stay on disk.
+    def open(
+        cls,
+        where: str | Path,
+        *,
+        model: str | Path | SentenceTransformer | None = None,
+        device: str | None = None,
+    ) -> Index:
+        """Open an index; reads little, loads no model.
+
+        Args:
+            where: an index folder, the folder of a quickstart or adapt run, or a store's URL.
+            model: what embeds the queries: a loaded model (what `embedforge.load` gives; a server shares
+                its own), or a folder. None is the one of the run, or that the index names. A loaded model is
+                checked at once, any other when it is first needed.
+            device: for a model that is loaded here.
 
         Raises:
-            EmbedforgeError: no index, one of a later version, or one whose files do not fit together.
+            EmbedforgeError: no index, a damaged one, or one of another model (both are named).
         """
-        facts = read_json(folder / INDEX_FILE)
-        if not isinstance(facts, dict) or facts.get("version") != VERSION:
-            raise EmbedforgeError(
-                f"{folder / INDEX_FILE}: not an index of version {VERSION}; build it again with this version"
-            )
-        try:
-            vectors = np.load(folder / "vectors.npy", mmap_mode="r", allow_pickle=False)
-            offsets = np.load(folder / "offsets.npy", allow_pickle=False)
-            size = (folder / "documents.jsonl").stat().st_size
-            whole = (
-                vectors.shape == (facts["documents"], facts["dimensions"])
-                and offsets.shape == (facts["documents"] + 1,)
-                and offsets[-1] == size
-            )
-            index = cls(folder, facts["model"], facts["fingerprint"], vectors, offsets)
-        except (OSError, ValueError, KeyError) as error:
-            raise EmbedforgeError(f"{folder}: the index is damaged ({error}); build it again") from None
-        if not whole:
-            raise EmbedforgeError(f"{folder}: the index is damaged (sizes do not fit); build it again")
-        return index
+        raise NotImplementedError
 
     def __len__(self) -> int:
-        return len(self.vectors)
+        """The number of documents."""
+        raise NotImplementedError
+
+    def search(
+        self,
+        query: str,
+        k: int = 10,
+        *,
+        filters: Sequence[str] = (),
+        mode: Mode | None = None,
+        vector: NDArray[Any] | None = None,
+    ) -> list[Hit]:
+        """Return the best `k` documents for a query, best first.
+
+        Args:
+            query: in words.
+            k: at least 1; fewer hits where fewer documents pass the filters (or, by words, match).
+            filters: all must hold: "lang=en", "lang=en,de" (either), "lang!=en", "year>=2020" (also > < <=),
+                "file=docs/*" (* and ? stand for anything). A field that a document lacks holds nothing.
+            mode: None is the index's own, see `Facts.mode`.
+            vector: [dimensions], the query's embedding where the caller has it already (a server that
+                batches); must come from a model that `check` accepts.
+
+        Raises:
+            EmbedforgeError: an empty query, k below 1, a filter that cannot be read or names no field of
+                the index (those there are listed), another number of dimensions, another model.
+        """
+        raise NotImplementedError
 
     def check(self, contract: Contract, model: str) -> None:
         """Refuse a model that did not make this index: its vectors have nothing to do with these.
 
         Raises:
-            EmbedforgeError: the fingerprints of the contracts differ.
+            EmbedforgeError: the fingerprints of the contracts differ; names both models.
         """
-        if fingerprint(contract) != self.fingerprint:
-            raise EmbedforgeError(
-                f"{self.folder}: this index was built with the model '{self.model}', whose contract differs "
-                f"from that of '{model}'. Search with that model, or build the index again with this one."
-            )
+        raise NotImplementedError
 
-    def search(self, query: NDArray[Any], k: int = 10) -> list[Hit]:
-        """Return the `k` documents of highest inner product, best first; exact.
-
-        Args:
-            query: [dimensions], embedded as a query by the index's model (see `check`).
-            k: at least 1; all documents where there are fewer.
+    def refresh(self) -> bool:
+        """Go on to the newest generation, if there is one; tells whether there was.
 
         Raises:
-            EmbedforgeError: another number of dimensions.
+            EmbedforgeError: the index is gone, or is now one of another model.
         """
-        if query.shape != self.vectors.shape[1:]:
-            raise EmbedforgeError(
-                f"{self.folder}: the query has shape {query.shape}, "
-                f"the index's vectors {self.vectors.shape[1:]}"
-            )
-        from embedforge.nearest import exact_search  # torch, when there is something to look for
+        raise NotImplementedError
 
-        rows, scores = exact_search(query[None, :], self.vectors, k)
-        with (self.folder / "documents.jsonl").open("rb") as file:
-            hits = []
-            for row, score in zip(rows[0], scores[0], strict=True):
-                file.seek(int(self.offsets[row]))
-                hits.append(Hit(Document(**json.loads(file.readline())), float(score)))
-        return hits
+    def close(self) -> None:
+        """Let go of the files. An `Index` is a context manager too."""
+        raise NotImplementedError
