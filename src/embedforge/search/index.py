@@ -1,46 +1,38 @@
 """An index that is open: one small API for the command line, the server and programs.
 
-    index = embedforge.Index.open("index")
-    for hit in index.search("how is a date parsed?", k=5, filters=["file=lib/*.py"]):
-        print(hit.score, hit.document.location, hit.snippet.text)
-
-THIS COMMIT HOLDS SIGNATURES ONLY; the bodies follow, these stay.
+index = embedforge.Index.open("index")
+for hit in index.search("how is a date parsed?", k=5, filters=["file=lib/*.py"]):
+    print(hit.score, hit.document.location, hit.snippet.text)
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import threading
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from numpy.typing import NDArray
 
-from embedforge.search.document import Hit, Mode
+from embedforge.errors import EmbedforgeError, did_you_mean
+from embedforge.ranking import Floats
+from embedforge.search.document import MODES, Hit, Mode
+from embedforge.search.filters import Filter, parse_filters
+from embedforge.search.places import find_model, find_store
+from embedforge.search.snippet import snippet_of
+from embedforge.search.store import Facts, Key, Store, require_model
 from embedforge.text.contract import Contract
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
+    from embedforge.model.embedding_model import EmbeddingModel
 
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """What is known of an index without looking into it."""
-
-    model: str
-    """Name or folder of the model that embedded it."""
-    fingerprint: str
-    """Of that model's contract, see `fingerprint`."""
-    documents: int
-    dimensions: int
-    mode: Mode
-    """How it is searched where nothing is said: "fused", or what a report found best."""
-    fields: tuple[str, ...]
-    """Keys of metadata, for filters."""
-    store: str
-    """"folder" (exact), or "lancedb"."""
-    generation: str
-    """Changes whenever the index does."""
+CANDIDATES = 100
+"""Documents of each side that are fused; more where more hits are asked for."""
+RANK_OFFSET = 60
+"""Of reciprocal rank fusion (Cormack, Clarke and Buettcher, SIGIR 2009)."""
 
 
 class Index:
@@ -50,7 +42,24 @@ class Index:
     search's texts, vectors and scores are of one generation. `refresh` goes on to the newest.
     """
 
-    facts: Facts
+    def __init__(
+        self,
+        store: Store,
+        where: str,
+        model: str | Path | SentenceTransformer | None = None,
+        device: str | None = None,
+    ) -> None:
+        self._store, self._where, self._device = store, where, device
+        self._lock = threading.Lock()
+        self._model: EmbeddingModel | None = None
+        self._model_name = ""
+        if model is None or isinstance(model, (str, Path)):
+            self._model_name = str(model or "")
+        else:
+            from embedforge.model.encoder import embedding_model
+
+            self._model = embedding_model(model)
+            self.check(self._model.contract, "the given model")
 
     @classmethod
     def open(
@@ -72,11 +81,21 @@ class Index:
         Raises:
             EmbedforgeError: no index, a damaged one, or one of another model (both are named).
         """
-        raise NotImplementedError
+        return cls(find_store(where), str(where), model, device)
+
+    @property
+    def facts(self) -> Facts:
+        """What is known of the generation that is open."""
+        return self._store.facts
 
     def __len__(self) -> int:
-        """The number of documents."""
-        raise NotImplementedError
+        return self.facts.documents
+
+    def __enter__(self) -> Index:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def search(
         self,
@@ -93,7 +112,7 @@ class Index:
             query: in words.
             k: at least 1; fewer hits where fewer documents pass the filters (or, by words, match).
             filters: all must hold: "lang=en", "lang=en,de" (either), "lang!=en", "year>=2020" (also > < <=),
-                "file=docs/*" (* and ? stand for anything). A field that a document lacks holds nothing.
+                "file=docs/*" (* and ? stand for anything). A document that lacks the field does not pass.
             mode: None is the index's own, see `Facts.mode`.
             vector: [dimensions], the query's embedding where the caller has it already (a server that
                 batches); must come from a model that `check` accepts.
@@ -102,7 +121,87 @@ class Index:
             EmbedforgeError: an empty query, k below 1, a filter that cannot be read or names no field of
                 the index (those there are listed), another number of dimensions, another model.
         """
-        raise NotImplementedError
+        store = self._store  # one generation, whatever `refresh` does meanwhile
+        mode = mode or store.facts.mode
+        if mode not in MODES:
+            raise EmbedforgeError(f"mode '{mode}': one of {', '.join(MODES)}.{did_you_mean(mode, MODES)}")
+        if not query.strip():
+            raise EmbedforgeError("the query is empty; say what to look for, in words")
+        if k < 1:
+            raise EmbedforgeError(f"k is the number of hits, at least 1; got {k}")
+        conditions = parse_filters(filters, store.facts.fields)
+        if mode == "lexical":
+            return self._lexical(store, query, k, conditions)
+        asked = self._vector(query, vector)
+        if mode == "dense":
+            return self._dense(store, query, asked, k, conditions)
+        return self._fused(store, query, asked, k, conditions)
+
+    def _lexical(self, store: Store, query: str, k: int, filters: Sequence[Filter]) -> list[Hit]:
+        found = store.matching(query, k, filters)
+        documents = store.documents([key for key, _ in found])
+        return [
+            Hit(document, score, lexical=score, snippet=snippet_of(document.text, query))
+            for document, (_, score) in zip(documents, found, strict=True)
+        ]
+
+    def _dense(
+        self, store: Store, query: str, vector: Floats, k: int, filters: Sequence[Filter]
+    ) -> list[Hit]:
+        found = store.nearest(vector, k, filters)
+        documents = store.documents([key for key, _ in found])
+        return [
+            Hit(document, score, dense=score, snippet=snippet_of(document.text, query))
+            for document, (_, score) in zip(documents, found, strict=True)
+        ]
+
+    def _fused(
+        self, store: Store, query: str, vector: Floats, k: int, filters: Sequence[Filter]
+    ) -> list[Hit]:
+        depth = max(CANDIDATES, k)
+        dense = dict(store.nearest(vector, depth, filters))
+        lexical: dict[Key, float | None] = dict(store.matching(query, depth, filters))
+        fused = fuse([list(dense), list(lexical)])[:k]
+        keys = [key for key, _ in fused]
+        only_words = [key for key in keys if key not in dense]
+        only_meaning = [key for key in keys if key not in lexical]
+        dense.update(zip(only_words, store.dense_scores(vector, only_words), strict=True))
+        lexical.update(zip(only_meaning, store.lexical_scores(query, only_meaning), strict=True))
+        return [
+            Hit(document, score, dense[key], lexical[key], score, snippet_of(document.text, query))
+            for document, (key, score) in zip(store.documents(keys), fused, strict=True)
+        ]
+
+    def _vector(self, query: str, vector: NDArray[Any] | None) -> Floats:
+        """Return the query's embedding, [dimensions] float32, of a model that is the index's."""
+        if vector is None:
+            from embedforge.encode import encode  # torch, once it is known that there is something to search
+
+            model = self._loaded()
+            contract = model.contract
+            vector = encode(model, [query], contract.query_prefix(), suffix=contract.query_suffix())[0]
+        if vector.shape != (self.facts.dimensions,):
+            raise EmbedforgeError(
+                f"{self._where}: the query has shape {vector.shape}, "
+                f"the index's vectors ({self.facts.dimensions},)"
+            )
+        asked = np.ascontiguousarray(vector, dtype=np.float32)
+        if not np.isfinite(asked).all():
+            raise EmbedforgeError("the query's vector holds what is not a number (NaN) or infinite")
+        return asked
+
+    def _loaded(self) -> EmbeddingModel:
+        """Load the model at first use, and see whether it is the index's."""
+        with self._lock:
+            if self._model is None:
+                folder = self._model_name or find_model(self._where, self.facts.model)
+                from embedforge.model.encoder import embedding_model, load
+                from embedforge.runtime import pick_device
+
+                model = embedding_model(load(folder, device=str(pick_device(self._device))))
+                self.check(model.contract, folder)
+                self._model, self._model_name = model, folder
+            return self._model
 
     def check(self, contract: Contract, model: str) -> None:
         """Refuse a model that did not make this index: its vectors have nothing to do with these.
@@ -110,7 +209,7 @@ class Index:
         Raises:
             EmbedforgeError: the fingerprints of the contracts differ; names both models.
         """
-        raise NotImplementedError
+        require_model(self.facts, self._where, contract.fingerprint, model)
 
     def refresh(self) -> bool:
         """Go on to the newest generation, if there is one; tells whether there was.
@@ -118,8 +217,28 @@ class Index:
         Raises:
             EmbedforgeError: the index is gone, or is now one of another model.
         """
-        raise NotImplementedError
+        newest = self._store.newest()
+        if newest is None:
+            return False
+        if self._model is not None:
+            name = self._model_name or "the given model"
+            require_model(newest.facts, self._where, self._model.contract.fingerprint, name)
+        self._store = newest
+        return True
 
     def close(self) -> None:
-        """Let go of the files. An `Index` is a context manager too."""
-        raise NotImplementedError
+        """Let go of the model; files are let go of with the last search that reads them."""
+        self._model = None
+
+
+def fuse(rankings: Iterable[Sequence[Key]]) -> list[tuple[Key, float]]:
+    """Fuse rankings by reciprocal rank: 1 / (60 + rank), summed; best first, ties in the order met.
+
+    >>> [key for key, _ in fuse([["a", "b", "c"], ["c", "a"]])]
+    ['a', 'c', 'b']
+    """
+    scores: dict[Key, float] = {}
+    for ranking in rankings:
+        for rank, key in enumerate(ranking, start=1):
+            scores[key] = scores.get(key, 0.0) + 1 / (RANK_OFFSET + rank)
+    return sorted(scores.items(), key=lambda item: -item[1])
