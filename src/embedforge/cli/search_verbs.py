@@ -27,7 +27,7 @@ def search(
     mode: Annotated[
         str | None,
         typer.Option(
-            help="fused (by meaning and by words), dense (by meaning) or lexical (by words, without a model); "
+            help="fused (by meaning and by words), dense (by meaning) or lexical (by words, no model); "
             "by default fused, or what the run's report found best."
         ),
     ] = None,
@@ -87,8 +87,8 @@ def files(
 ) -> None:
     """Index files; run again, only files that have changed are embedded, and those that are gone removed.
 
-    This is what `embedforge index FOLDER` does. A record of .jsonl, .csv or .parquet is a document: `text`, and
-    if they are there `id` and `title`; its other columns are metadata to filter by.
+    This is what `embedforge index FOLDER` does. A record of .jsonl, .csv or .parquet is a document:
+    `text`, and if they are there `id` and `title`; its other columns are metadata to filter by.
     """
     from embedforge.search.run import index as run
 

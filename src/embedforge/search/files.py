@@ -121,8 +121,8 @@ def update_index(
     root = Path(store.facts.root) if store is not None and store.facts.root else _root(paths[0])
     if whole and store is not None and store.facts.root and root != _root(paths[0]):
         raise EmbedforgeError(
-            f"{where}: this index is of the folder {root}; name another --out for {paths[0]}, make it anew with "
-            f"--restart, or add files to it: embedforge index add {where} {paths[0]}"
+            f"{where}: this index is of the folder {root}; name another --out for {paths[0]}, make it anew "
+            f"with --restart, or add files to it: embedforge index add {where} {paths[0]}"
         )
     embedder = _embedder(where, store, model, device)
     counts: Counter[str] = Counter()
@@ -199,8 +199,8 @@ class _Update:
             owner = self.owners.get(document.id)
             if owner is not None and owner not in removed:
                 raise EmbedforgeError(
-                    f"{document.location}: the id '{document.id}' is that of another document, of {owner}; each "
-                    "needs its own"
+                    f"{document.location}: the id '{document.id}' is that of another document, of {owner}; "
+                    "each needs its own"
                 )
         counted = Counter(document.id for document in documents)
         if len(counted) < len(documents):
@@ -242,7 +242,7 @@ def remove_from_index(where: str | Path, names: Sequence[str]) -> tuple[int, Sto
 
 
 def known_of(store: Store | None) -> tuple[dict[str, str], dict[str, str]]:
-    """Return the files that an index holds, with the hash of what each was; and its ids, each with its file."""
+    """Return an index's files, each with the hash of what it was, and its ids, each with its file."""
     hashes: dict[str, str] = {}
     owners: dict[str, str] = {}
     for name, fields in store.ids() if store is not None else ():

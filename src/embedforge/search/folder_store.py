@@ -4,9 +4,9 @@
     segment-N-XXXX/        see `segment`
     removed-N-XXXX.npy     which documents of a segment are gone, bool [documents]
 
-A writer adds files under new names, replaces index.json, and only then deletes what no generation needs any
-more. A reader holds its files open, so it goes on with the generation that it has opened. The folder of version 1
-(vectors.npy, documents.jsonl and offsets.npy beside index.json) is one segment without words.
+A writer adds files under new names, replaces index.json, and only then deletes what the new generation does
+not need. A reader holds its files open, so it goes on with the generation that it has opened. The folder of
+version 1 (vectors.npy, documents.jsonl and offsets.npy beside index.json) is one segment without words.
 """
 
 from __future__ import annotations
@@ -171,8 +171,8 @@ def _read_record(folder: Path) -> dict[str, Any]:
         record = {**record, "segments": [segment], "generation": "0", "mode": "fused", "root": ""}
     elif record.get("version") != VERSION:
         raise EmbedforgeError(
-            f"{folder / INDEX_FILE}: an index of version {record.get('version')!r:.20}, this embedforge reads 1 "
-            f"and {VERSION}; build it again with this version"
+            f"{folder / INDEX_FILE}: an index of version {record.get('version')!r:.20}, this embedforge "
+            f"reads 1 and {VERSION}; build it again with this version"
         )
     for key in ("model", "fingerprint", "dimensions", "mode", "generation", "segments", "root"):
         if key not in record:

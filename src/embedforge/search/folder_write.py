@@ -90,7 +90,7 @@ def change(folder: Path, changes: Change) -> FolderStore:
     Raises:
         EmbedforgeError: no index, unusable vectors, another process is writing, or the disk is full.
     """
-    store = FolderStore(folder)
+    FolderStore(folder)  # says what is wrong before there is a lock in it
     with _writing(folder):
         store = FolderStore(folder)
         if any(part.segment.is_old for part in store.parts):
@@ -112,7 +112,7 @@ def compact(folder: Path) -> FolderStore:
     Raises:
         EmbedforgeError: as for `change`.
     """
-    store = FolderStore(folder)
+    FolderStore(folder)
     with _writing(folder):
         return _rewritten(FolderStore(folder))
 

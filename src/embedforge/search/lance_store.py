@@ -1,8 +1,8 @@
-"""An index in LanceDB: the same on a disk, in an object store (s3://, gs://, az://) or on its server (db://).
+"""An index in LanceDB: on a disk, in an object store (s3://, gs://, az://) or on its server (db://).
 
-It needs the extra `lancedb`. From `APPROXIMATE_FROM` documents on, vectors are searched by an approximate index
-(clusters of HNSW graphs over 8-bit numbers, the best rescored exactly); below, every vector is looked at.
-Words are cut by embedforge and counted by LanceDB's own BM25.
+It needs the extra `lancedb`. From `APPROXIMATE_FROM` documents on, vectors are searched by an approximate
+index, and the best of what it finds are scored exactly; below, every vector is looked at. Words are cut by
+embedforge and counted by LanceDB's own BM25.
 
 Every write makes new versions of the table. The tag `ready` stands on the last one that is complete, with its
 indexes, and a reader opens that one and stays with it.
@@ -11,13 +11,11 @@ indexes, and a reader opens that one and stays with it.
 from __future__ import annotations
 
 import json
-import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import timedelta
 from typing import Any
-from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,8 +24,9 @@ from embedforge.errors import EmbedforgeError, missing_extra
 from embedforge.lexical import K1, words_and_identifiers
 from embedforge.ranking import Floats
 from embedforge.search.document import Document, Value
-from embedforge.search.filters import Filter, number_of
+from embedforge.search.filters import Filter
 from embedforge.search.folder_write import checked_vectors
+from embedforge.search.lance_sql import column_of, known_fields, sql_of, text_of
 from embedforge.search.store import Change, Facts, Identity, Key
 
 TABLE, TAG, FACTS = "documents", "ready", b"embedforge"
@@ -84,7 +83,7 @@ class LanceStore:
 
     def _limited(self, query: Any, k: int, filters: Sequence[Filter], score: str) -> list[dict[str, Any]]:
         if filters:
-            conditions = [_sql(condition, self._columns) for condition in filters]
+            conditions = [sql_of(condition, self._columns) for condition in filters]
             query = query.where(" AND ".join(conditions), prefilter=True)
         return query.limit(k).with_row_id(True).select([score]).to_list()
 
@@ -194,8 +193,8 @@ def _open(uri: str) -> Any:
     except (ValueError, RuntimeError, OSError) as error:
         reason = str(error).split(", /")[0][:200]
         raise EmbedforgeError(
-            f"{uri}: there is no index here; make one with: embedforge index FOLDER --model MODEL --out {uri} "
-            f"(LanceDB says: {reason})"
+            f"{uri}: there is no index here; make one with: embedforge index FOLDER --model MODEL "
+            f"--out {uri} (LanceDB says: {reason})"
         ) from None
     return table
 
@@ -228,18 +227,6 @@ def _ready(table: Any, uri: str) -> LanceStore:
     else:
         table.tags.create(TAG, table.version)
     return LanceStore(uri)
-
-
-def column_of(field: str) -> str:
-    """Return the column of a field of metadata; a column's name cannot hold a dot."""
-    return "meta:" + quote(field, safe=" ").replace(".", "%2E")
-
-
-def known_fields(columns: Iterable[str]) -> list[str]:
-    """Return the fields of metadata that a table has columns for."""
-    from urllib.parse import unquote
-
-    return [unquote(column.removeprefix("meta:")) for column in columns if column.startswith("meta:")]
 
 
 def column_types(documents: Sequence[Document]) -> dict[str, type]:
@@ -331,46 +318,7 @@ def _gone(changes: Change) -> str:
     """Return the condition of what is removed, "" for nothing."""
     parts = []
     if changes.remove_ids:
-        parts.append(f"id IN ({', '.join(map(_text, changes.remove_ids))})")
+        parts.append(f"id IN ({', '.join(map(text_of, changes.remove_ids))})")
     if changes.remove_files:
-        parts.append(f"`{column_of('file')}` IN ({', '.join(map(_text, changes.remove_files))})")
+        parts.append(f"`{column_of('file')}` IN ({', '.join(map(text_of, changes.remove_files))})")
     return " OR ".join(parts)
-
-
-def _sql(condition: Filter, columns: Mapping[str, Any]) -> str:
-    column = f"`{column_of(condition.field)}`"
-    is_text = str(columns[column_of(condition.field)]) == "string"
-    if condition.sign not in ("=", "!="):
-        wanted = condition.values[0]
-        return (
-            f"{column} {condition.sign} {_text(wanted) if is_text else _number(wanted, columns, condition)}"
-        )
-    if is_text:
-        parts = [_like(column, value) for value in condition.values]
-    else:
-        parts = [f"{column} = {_number(value, columns, condition)}" for value in condition.values]
-    together = f"({' OR '.join(parts)})"
-    return together if condition.sign == "=" else f"({column} IS NOT NULL AND NOT {together})"
-
-
-def _like(column: str, value: str) -> str:
-    if "*" not in value and "?" not in value:
-        return f"{column} = {_text(value)}"
-    pattern = re.escape(value).replace(r"\*", ".*").replace(r"\?", ".")
-    return f"regexp_like({column}, {_text(f'^(?s:{pattern})$')})"
-
-
-def _number(text: str, columns: Mapping[str, Any], condition: Filter) -> str:
-    number = number_of(text)
-    if number is None:
-        raise EmbedforgeError(
-            f"filter '{condition.field}{condition.sign}{text}': the values of '{condition.field}' are numbers or "
-            "true and false"
-        )
-    if str(columns[column_of(condition.field)]) == "bool":
-        return "true" if number else "false"
-    return repr(number)
-
-
-def _text(value: str) -> str:
-    return "'" + value.replace("'", "''") + "'"

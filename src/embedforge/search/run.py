@@ -19,7 +19,7 @@ from embedforge.search.store import Facts, Store
 
 LINES_SHOWN = 6
 SLOW_FROM = 300_000
-"""Documents from which the exact search of a folder takes so long that it is worth a word; see docs/search.md."""
+"""Documents from which exact search takes so long that it is worth a word; see docs/search.md."""
 _FOUND_BEST = {
     "lexical": "by words alone (BM25)",
     "dense": "by meaning alone",
@@ -118,14 +118,14 @@ def index(
         note(f"passed over: {listed}")
     say(
         f"{where}: {outcome.added:,} files added, {outcome.changed:,} changed, {outcome.removed:,} removed, "
-        f"{outcome.same:,} as they were; {outcome.embedded:,} passages embedded, {outcome.documents:,} in the "
-        f'index\nsearch it: embedforge search {where} "what you look for"',
+        f"{outcome.same:,} as they were; {outcome.embedded:,} passages embedded, {outcome.documents:,} in "
+        f'the index\nsearch it: embedforge search {where} "what you look for"',
         stdout(),
     )
     if outcome.documents >= SLOW_FROM and "://" not in where:
         note(
-            f"a folder is searched exactly, which takes its time with {outcome.documents:,} passages; LanceDB "
-            f"searches approximately: --out lance://{where}-lance (docs/search.md)"
+            f"a folder is searched exactly, which takes its time with {outcome.documents:,} passages; "
+            f"LanceDB searches approximately: --out lance://{where}-lance (docs/search.md)"
         )
     return outcome
 

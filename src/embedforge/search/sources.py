@@ -1,4 +1,4 @@
-"""What an index is made of: files of text, code or records, each with a hash that tells when it has changed."""
+"""What an index is made of: files of text, code or records, each with a hash that tells a change."""
 
 from __future__ import annotations
 
