@@ -8,9 +8,9 @@ for hit in index.search("how is a date parsed?", k=5, filters=["file=lib/*.py"])
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,8 @@ CANDIDATES = 100
 """Documents of each side that are fused; more where more hits are asked for."""
 RANK_OFFSET = 60
 """Of reciprocal rank fusion (Cormack, Clarke and Buettcher, SIGIR 2009)."""
+
+Named = TypeVar("Named", bound=Hashable)
 
 
 class Index:
@@ -231,13 +233,13 @@ class Index:
         self._model = None
 
 
-def fuse(rankings: Iterable[Sequence[Key]]) -> list[tuple[Key, float]]:
+def fuse(rankings: Iterable[Sequence[Named]]) -> list[tuple[Named, float]]:
     """Fuse rankings by reciprocal rank: 1 / (60 + rank), summed; best first, ties in the order met.
 
     >>> [key for key, _ in fuse([["a", "b", "c"], ["c", "a"]])]
     ['a', 'c', 'b']
     """
-    scores: dict[Key, float] = {}
+    scores: dict[Named, float] = {}
     for ranking in rankings:
         for rank, key in enumerate(ranking, start=1):
             scores[key] = scores.get(key, 0.0) + 1 / (RANK_OFFSET + rank)
