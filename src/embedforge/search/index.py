@@ -42,6 +42,14 @@ class Index:
 
     What is open stays whole while the index is rebuilt, added to or compacted by another process: all of a
     search's texts, vectors and scores are of one generation. `refresh` goes on to the newest.
+
+    >>> import embedforge, numpy
+    >>> from embedforge.search import Document, build_index
+    >>> documents = [Document("a", "git reset moves the branch"), Document("b", "git stash puts it aside")]
+    >>> build_index("index", numpy.eye(2), documents, model="model", contract=embedforge.Contract())
+    >>> with embedforge.Index.open("index") as index:
+    ...     [hit.document.id for hit in index.search("stash", mode="lexical")]
+    ['b']
     """
 
     def __init__(
