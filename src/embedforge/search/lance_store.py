@@ -201,7 +201,7 @@ def _open(uri: str) -> Any:
 
 def _ready(table: Any, uri: str) -> LanceStore:
     """Bring the indexes up to date, and mark this version as the one to read."""
-    from lancedb.index import FTS, BTree, HnswSq
+    from lancedb.index import FTS, BTree, IvfSq
 
     there = {index.columns[0] for index in table.list_indices()}
     with warnings.catch_warnings():
@@ -219,7 +219,7 @@ def _ready(table: Any, uri: str) -> LanceStore:
         if "id" not in there:
             table.create_index("id", config=BTree())
         if "vector" not in there and table.count_rows() >= APPROXIMATE_FROM:
-            table.create_index("vector", config=HnswSq(distance_type="dot"))
+            table.create_index("vector", config=IvfSq(distance_type="dot"))
     if there:
         table.optimize()
     if TAG in table.tags.list():
