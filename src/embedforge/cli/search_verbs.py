@@ -58,9 +58,11 @@ def search(
 class _FolderFirst(TyperGroup):
     """`embedforge index FOLDER` is `embedforge index files FOLDER`."""
 
+    default = "files"
+
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
         if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
-            args = ["files", *args]
+            args = [self.default, *args]
         return super().parse_args(ctx, args)
 
 
