@@ -160,7 +160,7 @@ def test_an_index_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     write(3)
     with disk_with_room_for(60_000), pytest.raises(EmbedforgeError, match="could not be written"):
         write(1000)
-    assert len(Index.load(tmp_path / "index")) == 3
+    assert len(Index.open(tmp_path / "index")) == 3
     assert [path.name for path in tmp_path.iterdir()] == ["index"]
 
 

@@ -172,6 +172,8 @@ def command_of(verb: str, words: list[str]) -> tuple[Any, list[str]]:
     """What a verb runs, with a verb of its own as in `recipe list`, and the words that follow."""
     assert verb in VERBS, f"no verb '{verb}'"
     command = VERBS[verb]
+    if words and hasattr(command, "default") and words[0] not in command.commands:
+        words = [command.default, *words]  # `index FOLDER`
     if words and hasattr(command, "commands"):
         assert words[0] in command.commands, f"no verb '{verb} {words[0]}'"
         return command.commands[words[0]], words[1:]

@@ -17,7 +17,7 @@ import embedforge
 NAMES = sorted(set(embedforge.__all__) - {"__version__"})
 PROMISED = (
     "load encode train Recipe load_recipe evaluate mine curate synthesize probe build save "
-    "Contract Example EmbedforgeError"
+    "Contract Example Index EmbedforgeError"
 )
 HIDDEN = [name for name in NAMES if find_spec(f"embedforge.{name}") is not None]
 """Names that a package or module has too."""

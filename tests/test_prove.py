@@ -191,10 +191,11 @@ def test_nothing_that_is_asked_was_trained_on(finished_pairs: Path) -> None:
 
 
 def test_the_index_holds_every_described_definition_by_the_vectors_of_the_model(finished_pairs: Path) -> None:
-    documents = rows(finished_pairs / "index" / "documents.jsonl")
+    (segment,) = (finished_pairs / "index").glob("segment-*")
+    documents = rows(segment / "documents.jsonl")
     assert len(documents) == 40 * 8
     st = embedforge.load(str(finished_pairs / "run" / "model"), device="cpu")
-    hits = search(finished_pairs, "Turn one thing into another", k=3, device="cpu")
+    hits = search(finished_pairs, "Turn one thing into another", k=3, mode="dense", device="cpu")
     query = st.encode_query("Turn one thing into another")
     for hit in hits:
         assert hit.score == pytest.approx(float(query @ st.encode_document(hit.document.text)), abs=0.02)
@@ -405,7 +406,7 @@ def test_the_plan_says_what_was_chosen_for_this_base(finished: Path, tiny_base: 
 def test_the_result_is_a_merged_model_whose_index_can_be_searched(finished: Path) -> None:
     assert not any("lora" in name for name in weights_of(finished))
     st = embedforge.load(str(finished / "run" / "model"), device="cpu")
-    hits = search(finished, "one thing and another", k=3, device="cpu")
+    hits = search(finished, "one thing and another", k=3, mode="dense", device="cpu")
     query = st.encode_query("one thing and another")
     for hit in hits:
         assert hit.document.location.startswith("document_")

@@ -20,6 +20,7 @@ from embedforge.errors import EmbedforgeError
 from embedforge.prove.figures import (
     FEWEST_HALVES,
     alignment,
+    best_mode,
     clustered,
     figures_of,
     own_half_nearer,
@@ -438,3 +439,26 @@ def test_the_table_fits_a_terminal_of_80_columns(held_out: HeldOut, systems: dic
     assert "[" in next(line for line in text.splitlines() if UNTRAINED in line)
     assert "…" not in text
     assert max(map(len, text.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    ("noise", "query", "expected"),
+    [
+        (0.01, "what is word{}", "fused"),
+        (0.01, "same question", "dense"),
+        (9, "word{} same question", "lexical"),
+    ],
+)
+def test_an_index_is_searched_by_both_sides_unless_one_is_better_for_certain(
+    noise: float, query: str, expected: str
+) -> None:
+    random = np.random.default_rng(0)
+    pairs = [
+        Pair(str(n), query.format(n), f"word{n} same question", "heading", f"{n}.md", "", n)
+        for n in range(60)
+    ]
+    answers = random.standard_normal((60, 8)).astype(np.float32)
+    queries = answers + noise * random.standard_normal((60, 8)).astype(np.float32)
+    nothing = np.empty((0, 8), np.float32)
+    trained = Encoded(queries, answers, nothing, nothing, nothing, np.empty(0), np.empty(0, np.int64))
+    assert best_mode(HeldOut(pairs, [], [], []), trained, seed=0) == expected

@@ -1,53 +1,160 @@
 from __future__ import annotations
 
+import json
 import shutil
+import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+import embedforge
 from embedforge.encode import encode
 from embedforge.errors import EmbedforgeError
+from embedforge.lexical import Bm25
 from embedforge.model.encoder import build as build_model
 from embedforge.model.encoder import embedding_model, load, save
-from embedforge.search import Document, Index, build_index, fingerprint
+from embedforge.search import Document, Index, build_index
+from embedforge.search import run as verbs
+from embedforge.search.build import change_index, compact_index
 from embedforge.search.run import search
+from embedforge.search.snippet import snippet_of
+from embedforge.search.store import Change
 from embedforge.text.contract import Contract, Golden
 
 DOCUMENTS = [
-    Document("a", "first\nline", "a.py:1"),
-    Document("b", "zwei ü", "b.md:2"),
-    Document("c", "\udcff"),
+    Document("a", "first\nline", "a.py:1", {"file": "a.py", "year": 2019, "new": False}),
+    Document("b", "zwei ü line", "b.md:2", {"file": "docs/b.md", "year": 2024, "new": True}),
+    Document("c", "\udcff", "", {"file": "docs/c.md"}),
 ]
-VECTORS = np.eye(3, 4)
+VECTORS = np.eye(3, 4, dtype=np.float32)
 CONTRACT = Contract()
+ASKED = np.array([0.1, 0.3, 0.2, 9.0])
 
 
-def build(folder: Path, **changes):
+@pytest.fixture(params=["folder", "lancedb"])
+def where(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An index to be, of either store."""
+    if request.param == "folder":
+        return str(tmp_path / "index")
+    pytest.importorskip("lancedb")
+    return f"lance://{tmp_path / 'lance'}"
+
+
+def build(where: str | Path, **changes: Any) -> Index:
     arguments = {"vectors": VECTORS, "documents": DOCUMENTS, "model": "m", "contract": CONTRACT} | changes
-    build_index(folder, **arguments)
-    return Index.load(folder)
+    build_index(where, **arguments)
+    return Index.open(where)
 
 
-def test_a_search_finds_the_nearest_documents_with_their_texts(tmp_path: Path):
-    index = build(tmp_path / "index")
-    hits = index.search(np.array([0.1, 0.3, 0.2, 9.0]), k=2)
-    assert [hit.document for hit in hits] == [DOCUMENTS[1], DOCUMENTS[2]]
+def found(index: Index, query: str = "line", k: int = 9, **settings: Any) -> list[str]:
+    return [hit.document.id for hit in index.search(query, k, **settings)]
+
+
+# --- searching ---------------------------------------------------------------------------------------
+
+
+def test_a_search_by_meaning_finds_the_nearest_documents_with_their_texts(where: str) -> None:
+    index = build(where)
+    hits = index.search("a question", 2, mode="dense", vector=ASKED)
+    assert [(hit.document.id, hit.document.metadata) for hit in hits] == [
+        ("b", DOCUMENTS[1].metadata),
+        ("c", DOCUMENTS[2].metadata),
+    ]
     assert [hit.score for hit in hits] == pytest.approx([0.3, 0.2])
-    assert len(index.search(np.ones(4), k=10)) == len(index) == 3
+    assert len(found(index, mode="dense", vector=ASKED)) == len(index) == 3
 
 
-def test_equal_scores_keep_the_order_of_the_documents(tmp_path: Path):
-    hits = build(tmp_path / "index").search(np.ones(4), k=3)
-    assert [hit.document.id for hit in hits] == ["a", "b", "c"]
+def test_equal_scores_keep_the_order_of_the_documents(tmp_path: Path) -> None:
+    assert found(build(tmp_path / "index"), mode="dense", vector=np.ones(4)) == ["a", "b", "c"]
 
 
-def test_vectors_stay_on_disk(tmp_path: Path):
-    assert isinstance(build(tmp_path / "index").vectors, np.memmap)
+def test_a_search_by_words_scores_as_bm25_over_all_documents_does(where: str) -> None:
+    random = np.random.default_rng(0)
+    texts = [" ".join(f"word{rank % 50}" for rank in random.zipf(1.5, 20)) for _ in range(60)]
+    documents = [Document(str(row), text) for row, text in enumerate(texts)]
+    build_index(where, np.eye(60, 64), documents[:60], model="m", contract=CONTRACT)
+    if "://" not in where:  # in several segments, with some removed, the scores are those of what is left
+        build_index(where, np.eye(30, 64), documents[:30], model="m", contract=CONTRACT)
+        change_index(where, Change([*documents[30:], Document("x", "word1")], np.eye(31, 64)))
+        change_index(where, Change(remove_ids=["x"]))
+    scores = Bm25(texts, tokenization="identifiers").scores("word3 word7 word3")
+    hits = Index.open(where).search("word3 word7 word3", 60, mode="lexical")
+    assert {hit.document.id for hit in hits} == {str(row) for row in np.flatnonzero(scores)}
+    assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+    if "://" not in where:
+        assert [hit.score for hit in hits] == pytest.approx([scores[int(hit.document.id)] for hit in hits])
 
 
-def test_only_the_model_that_built_it_may_search(tmp_path: Path):
-    index = build(tmp_path / "index")
+def test_by_default_both_sides_are_fused_by_reciprocal_rank(where: str) -> None:
+    hits = build(where).search("zwei line", 9, vector=ASKED)
+    assert [hit.document.id for hit in hits] == ["b", "a", "c"]
+    best = hits[0]
+    assert best.score == best.fused == pytest.approx(1 / 61 + 1 / 61)
+    assert best.dense == pytest.approx(0.3)
+    assert best.lexical is not None
+    assert best.lexical > hits[1].lexical > 0  # type: ignore[operator]
+    assert hits[1].score == pytest.approx(1 / 63 + 1 / 62)
+
+
+@pytest.mark.parametrize(
+    ("filters", "expected"),
+    [
+        (["file=a.py"], ["a"]),
+        (["file=docs/*"], ["b", "c"]),
+        (["file=docs/*", "year>2000"], ["b"]),
+        (["file=a.py,docs/c.md"], ["a", "c"]),
+        (["file!=*.md"], ["a"]),
+        (["year<=2019"], ["a"]),
+        (["year!=2019"], ["b"]),
+        (["new=true"], ["b"]),
+        (["file=[a].py"], []),
+    ],
+)
+def test_filters_by_metadata_are_the_same_in_both_stores(
+    built: tuple[Index, ...], filters: list[str], expected: list[str]
+) -> None:
+    for index in built:
+        assert sorted(found(index, mode="dense", vector=ASKED, filters=filters)) == expected
+        assert sorted(found(index, "zwei first line", mode="lexical", filters=filters)) == [
+            name for name in expected if name != "c"
+        ]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Index, ...]:
+    """The same index in each store that is installed."""
+    folder = tmp_path_factory.mktemp("built")
+    try:
+        import lancedb  # noqa: F401
+    except ImportError:
+        return (build(folder / "index"),)
+    return build(folder / "index"), build(f"lance://{folder / 'lance'}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"filters": ["yaer>2000"]}, r"no document of this index has the field 'yaer'; it has: .*'year'"),
+        ({"filters": ["new"]}, "write it as lang=en"),
+        ({"mode": "dens"}, "Did you mean 'dense'"),
+        ({"query": " "}, "the query is empty"),
+        ({"k": 0}, "at least 1; got 0"),
+        ({"vector": np.ones(5)}, r"the query has shape \(5,\)"),
+        ({"vector": np.full(4, np.nan)}, "not a number"),
+    ],
+)
+def test_a_search_that_cannot_be_done_says_why(
+    built: tuple[Index, ...], arguments: dict[str, Any], message: str
+) -> None:
+    for index in built:
+        with pytest.raises(EmbedforgeError, match=message):
+            index.search(**({"query": "line", "vector": ASKED} | arguments))
+
+
+def test_only_the_model_that_built_it_may_search(where: str) -> None:
+    index = build(where)
     index.check(Contract(), "m")
     golden = Golden(text="t", prefix="", input_ids=(1,), pooling_mask=(1,), vector=(0.5,))
     for other in (Contract(max_tokens=64), Contract(goldens=(golden,))):
@@ -55,60 +162,180 @@ def test_only_the_model_that_built_it_may_search(tmp_path: Path):
             index.check(other, "other")
 
 
-def test_the_fingerprint_survives_saving(tmp_path: Path):
+def test_the_fingerprint_survives_saving(tmp_path: Path) -> None:
     contract = Contract(max_tokens=77)
     contract.save(tmp_path)
-    assert fingerprint(Contract.load(tmp_path)) == fingerprint(contract)
+    assert Contract.load(tmp_path).fingerprint == contract.fingerprint
 
 
-def test_a_new_index_replaces_an_old_one_and_nothing_else(tmp_path: Path):
+def test_a_snippet_shows_the_part_with_the_most_of_the_querys_words() -> None:
+    text = "Nothing here. " * 40 + "The parser reads a readLines call.\n" + "More of it. " * 40
+    snippet = snippet_of(text, "lines that the parser reads", 120)
+    assert len(snippet.text) <= 120
+    assert [snippet.text[start:end] for start, end in snippet.matches] == ["parser", "reads", "Lines"]
+    assert snippet.cut_before
+    assert snippet.cut_after
+    assert snippet_of("short", "other words").text == "short"
+    assert snippet_of("東京都の猫", "京都").matches == ((1, 3),)
+
+
+# --- changing ----------------------------------------------------------------------------------------
+
+
+def test_documents_are_added_replaced_and_removed_and_compacting_changes_no_answer(where: str) -> None:
+    build(where)
+    new = [Document("b", "another text", metadata={"lang": "en"}), Document("d", "fourth line")]
+    vectors = np.array([[0, 0, 0, 1.0], [1.0, 0, 0, 0]])
+    change_index(where, Change(new, vectors, remove_files=["a.py"]))
+    index = Index.open(where)
+    for _ in range(2):
+        assert sorted(found(index, mode="dense", vector=ASKED)) == ["b", "c", "d"]
+        assert found(index, "another line", mode="lexical") in (["b", "d"], ["d", "b"])
+        assert found(index, mode="dense", vector=ASKED, filters=["lang=en"]) == ["b"]
+        assert not found(index, "zwei", mode="lexical")
+        compact_index(where)
+        index.refresh()
+    change_index(where, Change(remove_ids=["b", "c", "d"]))
+    assert index.refresh()
+    assert len(index) == 0
+    assert not index.search("line", vector=ASKED)
+
+
+def test_an_open_index_stays_whole_while_it_is_rebuilt_and_goes_on_when_told(where: str) -> None:
+    """Texts of the new with scores of the old: what an index held open once gave."""
+    build(where)
+    index = Index.open(where)
+    others = [Document(str(row), f"other line {row}") for row in range(3)]
+    build(where, documents=others, vectors=VECTORS[::-1].copy())
+    hits = index.search("line", vector=ASKED)
+    assert {hit.document.id for hit in hits} == {"a", "b", "c"}
+    assert {hit.document.id: hit.dense for hit in hits} == pytest.approx({"a": 0.1, "b": 0.3, "c": 0.2})
+    assert index.refresh()
+    assert not index.refresh()
+    hits = index.search("line", vector=ASKED)
+    assert {hit.document.id: hit.dense for hit in hits} == pytest.approx({"0": 0.2, "1": 0.3, "2": 0.1})
+    build(where, contract=Contract(max_tokens=64))
+    assert index.refresh()
+    with pytest.raises(EmbedforgeError, match="whose contract differs"):
+        index.check(CONTRACT, "m")
+
+
+def test_an_index_opens_whenever_another_replaces_it(tmp_path: Path) -> None:
+    build(tmp_path / "index")
+    done, problems = threading.Event(), []
+
+    def read() -> None:
+        while not done.is_set():
+            try:
+                marks = {
+                    hit.document.location
+                    for hit in Index.open(tmp_path / "index").search("line", vector=ASKED)
+                }
+                if len(marks) != 1:
+                    problems.append(marks)
+            except Exception as error:
+                problems.append(error)
+                return
+
+    build(tmp_path / "index", documents=[Document(str(row), "line", "0") for row in range(3)])
+    reader = threading.Thread(target=read)
+    reader.start()
+    for mark in range(1, 12):
+        build(tmp_path / "index", documents=[Document(str(row), "line", str(mark)) for row in range(3)])
+    done.set()
+    reader.join()
+    assert not problems
+
+
+def test_a_new_index_replaces_an_old_one_and_nothing_else(tmp_path: Path) -> None:
     build(tmp_path / "index")
     assert len(build(tmp_path / "index", vectors=VECTORS[:1], documents=DOCUMENTS[:1])) == 1
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("keep me")
-    with pytest.raises(EmbedforgeError, match="no index"):
+    with pytest.raises(EmbedforgeError, match=r"no index\.json in it"):
         build(tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "keep me"
 
 
-def test_a_failed_build_leaves_the_old_index(tmp_path: Path):
-    build(tmp_path / "index")
-    with pytest.raises(EmbedforgeError, match="3 vectors for 2 documents"):
-        build(tmp_path / "index", documents=DOCUMENTS[:2])
-    assert len(Index.load(tmp_path / "index")) == 3
-    assert [path.name for path in tmp_path.iterdir()] == ["index"]
+def test_a_failed_build_leaves_the_old_index(where: str) -> None:
+    build(where)
+    for documents in (DOCUMENTS[:2], [*DOCUMENTS, Document("d", "x")]):
+        with pytest.raises(EmbedforgeError, match=r"3 vectors for \d documents"):
+            build(where, documents=documents)
+    assert len(Index.open(where)) == 3
+    if "://" not in where:
+        kept = [path.name.split("-")[0] for path in Path(where).iterdir()]
+        assert sorted(kept) == [".lock", "index.json", "segment"]
 
 
 @pytest.mark.parametrize("vectors", [np.zeros((0, 4)), np.zeros(4), np.full((3, 4), np.nan)])
-def test_unusable_vectors_are_refused(tmp_path: Path, vectors: np.ndarray):
+def test_unusable_vectors_are_refused(tmp_path: Path, vectors: np.ndarray) -> None:
     with pytest.raises(EmbedforgeError):
         build(tmp_path / "index", vectors=vectors)
     assert not (tmp_path / "index").exists()
 
 
-def test_a_damaged_index_is_named(tmp_path: Path):
+def test_a_damaged_index_is_named(tmp_path: Path) -> None:
     folder = tmp_path / "index"
     build(folder)
-    with (folder / "documents.jsonl").open("a") as file:
+    (segment,) = folder.glob("segment-*")
+    with (segment / "documents.jsonl").open("a") as file:
         file.write("more\n")
     with pytest.raises(EmbedforgeError, match="damaged"):
-        Index.load(folder)
-    (folder / "vectors.npy").write_bytes(b"no array")
+        Index.open(folder)
+    (segment / "vectors.npy").write_bytes(b"no array")
     with pytest.raises(EmbedforgeError, match="damaged"):
-        Index.load(folder)
+        Index.open(folder)
+    shutil.rmtree(segment)
+    with pytest.raises(EmbedforgeError, match="damaged"):
+        Index.open(folder)
+    (folder / "index.json").write_text('{"version": 3}')
+    with pytest.raises(EmbedforgeError, match="version 3"):
+        Index.open(folder)
 
 
-def test_a_query_of_another_size_is_refused(tmp_path: Path):
-    with pytest.raises(EmbedforgeError, match="shape"):
-        build(tmp_path / "index").search(np.ones(5))
+def test_no_index_is_an_error_that_says_how_to_make_one(where: str) -> None:
+    with pytest.raises(EmbedforgeError, match="there is no index here; make one with: embedforge"):
+        Index.open(where)
 
 
-def test_no_index_is_an_error_that_names_the_file(tmp_path: Path):
-    with pytest.raises(EmbedforgeError, match=r"index\.json"):
-        Index.load(tmp_path)
+def test_two_writers_at_once_are_refused(tmp_path: Path) -> None:
+    import fcntl
+
+    build(tmp_path / "index")
+    with (tmp_path / "index" / ".lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(EmbedforgeError, match="another process is writing"):
+            compact_index(tmp_path / "index")
 
 
-# --- the verb ------------------------------------------------------------------------------------
+def old_index(folder: Path) -> None:
+    """Write what version 1 wrote."""
+    folder.mkdir()
+    lines = [
+        json.dumps({"id": item.id, "text": item.text, "location": item.location}).encode() + b"\n"
+        for item in DOCUMENTS
+    ]
+    (folder / "documents.jsonl").write_bytes(b"".join(lines))
+    np.save(folder / "offsets.npy", np.cumsum([0, *map(len, lines)]))
+    np.save(folder / "vectors.npy", VECTORS)
+    facts = {"version": 1, "model": "m", "fingerprint": CONTRACT.fingerprint, "documents": 3, "dimensions": 4}
+    (folder / "index.json").write_text(json.dumps(facts))
+
+
+def test_an_index_of_version_1_opens_and_becomes_one_of_today_when_it_is_changed(tmp_path: Path) -> None:
+    old_index(tmp_path / "index")
+    index = Index.open(tmp_path / "index")
+    assert found(index, "zwei line", vector=ASKED) == ["b", "a", "c"]
+    change_index(tmp_path / "index", Change([Document("d", "line")], VECTORS[:1]))
+    assert found(index, "zwei line", vector=ASKED) == ["b", "a", "c"]
+    assert index.refresh()
+    assert sorted(found(index, "zwei line", vector=ASKED)) == ["a", "b", "c", "d"]
+    assert not (tmp_path / "index" / "vectors.npy").exists()
+
+
+# --- the verb search ---------------------------------------------------------------------------------
+
 
 TEXTS = {
     "a.py:1": "how deep is the river?",
@@ -144,7 +371,7 @@ def run(saved: Path, tmp_path: Path) -> Path:
 def test_search_ranks_as_the_model_alone_does_and_prints_the_texts(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    hits = search(run, "engine", k=2, device="cpu")
+    hits = search(run, "engine", k=2, mode="dense", device="cpu")
     st = load(str(run / "run" / "model"), "cpu")
     scores = (st.encode_query(["engine"]) @ st.encode_document(list(TEXTS.values())).T)[0]
     best = np.argsort(-scores)[:2]
@@ -182,3 +409,102 @@ def test_search_without_index_or_query(run: Path, tmp_path: Path) -> None:
         search(run, " \n")
     with pytest.raises(EmbedforgeError, match="--device tpu"):
         search(run, "river", device="tpu")
+
+
+def test_search_prints_json_and_the_scores_of_both_sides(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    search(run, "engine", k=2, as_json=True, device="cpu")
+    printed = json.loads(capsys.readouterr().out)
+    first = printed["hits"][0]
+    assert (printed["mode"], first["document"]["text"]) == ("fused", "the engine of a market")
+    assert first["score"] == first["fused"] > 0
+    assert first["lexical"] > 0
+    assert first["snippet"]["matches"] == [[4, 10]]
+
+
+def test_search_by_words_needs_no_model(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    moved = (run / "index").rename(run.parent / "alone")
+    shutil.rmtree(run)
+    assert [hit.document.location for hit in search(moved, "river", mode="lexical")] == ["a.py:1"]
+    assert not search(moved, "unheard", mode="lexical")
+    assert "no document holds a word of the query" in capsys.readouterr().err
+
+
+# --- the verb index ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def notes(tmp_path: Path) -> Path:
+    folder = tmp_path / "notes"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "a.md").write_text("# River\n\nhow deep is the river?\n")
+    (folder / "sub" / "b.py").write_text("def engine():\n    return 'the engine of a market'\n")
+    (folder / "c.md").write_text("a stone in the garden\n")
+    return folder
+
+
+def test_index_embeds_only_what_has_changed(
+    saved: Path, notes: Path, tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def go(*paths: Path, **settings: Any) -> tuple[int, int, int, int, int]:
+        done = verbs.index(list(paths) or [notes], where, device="cpu", **settings)
+        return done.added, done.changed, done.removed, done.same, done.embedded
+
+    with pytest.raises(EmbedforgeError, match="there is no index yet; name the model"):
+        go()
+    assert go(model=str(saved)) == (3, 0, 0, 0, 3)
+    monkeypatch.setattr("embedforge.model.encoder.load", None)  # with nothing to embed no model is loaded
+    (notes / "a.md").touch()
+    assert go() == (0, 0, 0, 3, 0)
+    monkeypatch.undo()
+    (notes / "a.md").write_text("how cold is the river?\n")
+    (notes / "c.md").unlink()
+    (notes / "d.md").write_text("a new cloud\n")
+    assert go() == (1, 1, 1, 1, 2)
+    index = Index.open(where, device="cpu")
+    assert sorted(hit.document.metadata["file"] for hit in index.search("river engine cloud", 9)) == [
+        "a.md",
+        "d.md",
+        "sub/b.py",
+    ]
+    assert [hit.document.text for hit in index.search("river", mode="lexical")] == ["how cold is the river?"]
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"id": "r1", "text": "a market", "lang": "en"}) + "\n")
+    assert go(rows, whole=False) == (1, 0, 0, 0, 1)
+    assert go() == (0, 0, 0, 3, 0)  # what was added from elsewhere stays
+    index.refresh()
+    assert found(index, "market", filters=["lang=en"]) == ["r1"]
+    assert verbs.remove(where, ["sub/*", "r1"]) == 2
+    verbs.compact(where)
+    assert len(Index.open(where)) == 2
+
+
+def test_index_refuses_another_model_another_folder_and_one_id_twice(
+    saved: Path, notes: Path, tmp_path: Path
+) -> None:
+    where = str(tmp_path / "index")
+    verbs.index([notes], where, model=str(saved), device="cpu")
+    other = tmp_path / "other"
+    shutil.copytree(saved, other)
+    Contract.load(other).model_copy(update={"default_instruction": "Find songs"}).save(other)
+    with pytest.raises(EmbedforgeError, match=rf"'{saved}', whose contract differs from that of '{other}'"):
+        verbs.index([notes], where, model=str(other))
+    with pytest.raises(EmbedforgeError, match=rf"this index is of the folder {notes}"):
+        verbs.index([saved.parent], where)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(2 * (json.dumps({"id": "r1", "text": "a market"}) + "\n"))
+    with pytest.raises(EmbedforgeError, match=r"line 1 and .*line 2: both have the id 'r1'"):
+        verbs.index([rows], where, whole=False, device="cpu")
+    with pytest.raises(EmbedforgeError, match=r"no document 'a.mb'. Did you mean 'a.md'"):
+        verbs.remove(where, ["a.mb"])
+    with pytest.raises(EmbedforgeError, match="there is no such file or folder"):
+        verbs.index([tmp_path / "none"], where, whole=False)
+
+
+def test_the_index_is_part_of_the_python_api(notes: Path, saved: Path, tmp_path: Path) -> None:
+    verbs.index([notes], str(tmp_path / "index"), model=str(saved), device="cpu")
+    model = embedforge.load(str(saved), device="cpu")
+    with embedforge.Index.open(tmp_path / "index", model=model) as index:
+        assert index.search("engine", 1)[0].document.metadata["file"] == "sub/b.py"
+        assert index.facts.fields == ("file", "file_hash")

@@ -6,6 +6,7 @@ The table of contents of the Python API. In the order of a project:
     Recipe, load_recipe, train    what a run is, and running it
     evaluate                      models on tasks, with intervals and paired tests
     load, encode                  a saved model, and its vectors
+    Index                         texts that can be searched
     build, save, probe            the same by hand: a decoder turned around, saved, and proven layer by layer
     Contract, Example             how a text becomes a vector; a query with its documents
     EmbedforgeError               whatever is the user's to mend
@@ -30,6 +31,7 @@ __all__ = [
     "Contract",
     "EmbedforgeError",
     "Example",
+    "Index",
     "Recipe",
     "__version__",
     "build",
@@ -55,6 +57,7 @@ if TYPE_CHECKING:
     from embedforge.model.encoder import build, load, save
     from embedforge.model.probe import probe
     from embedforge.recipe import Recipe, load_recipe
+    from embedforge.search.index import Index
     from embedforge.synthesize.run import synthesize
     from embedforge.text.contract import Contract
     from embedforge.train.run import train
@@ -63,6 +66,7 @@ _HOMES = {
     "Contract": "embedforge.text.contract",
     "EmbedforgeError": "embedforge.errors",
     "Example": "embedforge.data.example",
+    "Index": "embedforge.search.index",
     "Recipe": "embedforge.recipe",
     "build": "embedforge.model.encoder",
     "curate": "embedforge.curate.run",

@@ -58,6 +58,25 @@ def words_and_identifiers(text: str) -> list[str]:
     return [token for token in map(str.lower, _with_parts(text)) if token not in _STOPWORDS]
 
 
+def word_spans(text: str) -> Iterator[tuple[str, int, int]]:
+    """Yield the words that `words_and_identifiers` finds, and from where to where each stands in the text.
+
+    >>> list(word_spans("The readLines"))
+    [('readlines', 4, 13), ('read', 4, 8), ('lines', 8, 13)]
+    """
+    for run in _RUN.finditer(text):
+        start, found = run.start(), run[0]
+        if run[1] is not None and len(found) > 2:
+            spans = [(place, place + 2) for place in range(len(found) - 1)]
+        else:
+            parts = [part.span() for part in _PART.finditer(found)]
+            spans = [(0, len(found)), *(part for part in parts if len(parts) > 1 and part[1] - part[0] > 1)]
+        for begin, end in spans:
+            word = unicodedata.normalize("NFC", found[begin:end]).lower()
+            if word not in _STOPWORDS:
+                yield word, start + begin, start + end
+
+
 def _tokens(text: str) -> Iterator[str]:
     for run in _RUN.finditer(unicodedata.normalize("NFC", text)):  # an accent apart would end the word
         pairs = run[1]

@@ -52,19 +52,6 @@ def evaluate(
 
 
 @app.command()
-def search(
-    folder: Annotated[Path, typer.Argument(help="The folder of a quickstart or adapt run, or of an index.")],
-    query: Annotated[str, typer.Argument(help="What to look for, in words.")],
-    k: Annotated[int, typer.Option("-k", min=1, help="Number of hits.")] = 5,
-    device: Device = None,
-) -> None:
-    """Search the text that quickstart or adapt has indexed."""
-    from embedforge.search.run import search as run
-
-    run(folder, query, k=k, device=device)
-
-
-@app.command()
 def export(
     source: Annotated[
         str,

@@ -22,11 +22,25 @@ REMNANT = 1 / 4
 Span = tuple[int, int]
 """From and to, in characters of `ParsedFile.text`."""
 
+CHARACTERS_PER_TOKEN = 4
+"""About what a token is worth; a passage of so many characters just fits the model."""
+CHUNK_CHARACTERS = (200, 1500)
+
 _LINE = re.compile(r"\n")
 _BLANK_LINE = re.compile(r"\n[ \t]*\n")
 _PROSE_CUTS = (None, _LINE, SPACE)
 _FENCE_CUTS = (_BLANK_LINE, _LINE, SPACE)
 _CLOSING = re.compile(r"[)\]}]|end\b|EOF\b", re.IGNORECASE)
+
+
+def chunk_characters(max_tokens: int) -> int:
+    """Return the size of passages for a model that reads `max_tokens`.
+
+    >>> chunk_characters(128), chunk_characters(512)
+    (512, 1500)
+    """
+    least, most = CHUNK_CHARACTERS
+    return min(most, max(least, CHARACTERS_PER_TOKEN * max_tokens))
 
 
 def chunks(document: ParsedFile, characters: int) -> list[Chunk]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Collection
+from hashlib import blake2b
 from pathlib import Path
 
 from embedforge.errors import EmbedforgeError
@@ -76,3 +77,12 @@ def read_bytes(path: Path, most: int) -> bytes:
     if len(source) > most:
         raise PassedOver("files_too_large")
     return source
+
+
+def content_hash(path: Path, most: int) -> str:
+    """Return a hash of a file of at most `most` bytes: what tells, later on, whether it has changed.
+
+    Raises:
+        PassedOver: as of `read_bytes`.
+    """
+    return blake2b(read_bytes(path, most), digest_size=16).hexdigest()

@@ -17,6 +17,9 @@ from embedforge.nearest import exact_search
 from embedforge.prove.held_out import HeldOut, is_code
 from embedforge.prove.systems import TRAINED, Encoded
 from embedforge.prove.training_data import parts_of
+from embedforge.ranking import NOTHING
+from embedforge.search import Mode
+from embedforge.search.index import CANDIDATES, fuse
 from embedforge.statistics import (
     Interval,
     PairedTest,
@@ -150,6 +153,36 @@ def figures_of(
         chunks=len(trained.losses),
         rankings=rankings,
     )
+
+
+def best_mode(held_out: HeldOut, trained: Encoded, *, seed: int) -> Mode:
+    """Return how the index of this folder is best searched, by nDCG@10 on held-out questions.
+
+    By both sides fused, unless meaning or words alone are better by more than chance explains (a paired
+    test); the better of these two then.
+    """
+    if not held_out.pairs:
+        return "fused"
+    code = is_code(held_out.pairs)
+    lexical = Bm25(held_out.documents, tokenization="identifiers" if code else "words")
+    by_words, word_scores = lexical.search([pair.query for pair in held_out.pairs], CANDIDATES)
+    by_meaning, _ = exact_search(trained.queries, trained.documents, CANDIDATES)
+    both = np.full((len(held_out.pairs), DEPTH), NOTHING, dtype=np.int64)
+    for row, (words, scores, meaning) in enumerate(zip(by_words, word_scores, by_meaning, strict=True)):
+        fused = fuse([meaning.tolist(), words[scores > 0].tolist()])[:DEPTH]
+        both[row, : len(fused)] = [document for document, _ in fused]
+    relevant = [{row: 1.0} for row in range(len(held_out.pairs))]
+    rankings: dict[Mode, Any] = {"fused": both, "dense": by_meaning, "lexical": by_words}
+    scores_of = {
+        mode: per_query_metrics(ranking[:, :DEPTH], relevant, k=DEPTH)["ndcg@10"]
+        for mode, ranking in rankings.items()
+    }
+    better: dict[Mode, float] = {}
+    for mode in ("dense", "lexical"):
+        gain = paired_difference(scores_of["fused"], scores_of[mode], seed=seed)
+        if gain.is_real and gain.difference > 0:
+            better[mode] = gain.difference
+    return max(better, key=lambda mode: better[mode]) if better else "fused"
 
 
 def clustered(held_out: HeldOut) -> tuple[list[int], list[str]]:

@@ -17,7 +17,7 @@ from embedforge.model.encoder import embedding_model, load
 from embedforge.prove.held_out import HeldOut
 from embedforge.prove.systems import TRAINED, Encoded
 from embedforge.runtime import pick_device
-from embedforge.search.index import Document, build_index
+from embedforge.search import Document, Mode, build_index
 
 MADE_OF = "made-of.json"
 
@@ -35,6 +35,7 @@ def index_folder(
     held_out: HeldOut,
     encoded: Mapping[str, Encoded],
     most: int,
+    mode: Mode,
     made_of: str,
     device: str | None,
     console: Console,
@@ -47,6 +48,7 @@ def index_folder(
         held_out: whose vectors are there already.
         encoded: these vectors.
         most: passages to encode beyond these.
+        mode: how it is to be searched, see `figures.best_mode`.
         made_of: hash of what the index depends on; one that was made of the same is left as it is.
         device: as for `load`.
         console: told what is left out.
@@ -67,6 +69,7 @@ def index_folder(
             console,
         )
     new = [passage for passage in new if passage.id in chosen]
+    made.unlink(missing_ok=True)  # an index that is being replaced is made of neither
     model_folder = out / "run" / "model"
     model = embedding_model(load(str(model_folder), device=str(pick_device(device))))
     contract = model.contract
@@ -83,9 +86,13 @@ def index_folder(
     build_index(
         out / "index",
         np.stack([known[passage.id] for passage in shown]),
-        [Document(passage.id, _text(passage), location=_location(passage)) for passage in shown],
+        [
+            Document(passage.id, _text(passage), _location(passage), {"file": passage.file})
+            for passage in shown
+        ],
         model=str(model_folder.resolve()),
         contract=contract,
+        mode=mode,
     )
     write_json(made, made_of)
 

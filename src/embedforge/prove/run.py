@@ -34,7 +34,7 @@ from embedforge.errors import EmbedforgeError
 from embedforge.files import read_object, write_json
 from embedforge.mine.teachers import open_teacher
 from embedforge.model.folder import find_folder
-from embedforge.prove.figures import figures_of
+from embedforge.prove.figures import best_mode, figures_of
 from embedforge.prove.held_out import HeldOut, held_out_of, is_code
 from embedforge.prove.index import index_folder
 from embedforge.prove.page import build_report
@@ -399,7 +399,8 @@ class _Run:
         """Index the folder's passages with the trained model."""
         most = self.plan["sizes after"]["indexed"]
         made_of = key_of(self.data, self.plan["recipe"], self.plan["sizes after"])
-        index_folder(self.out, texts, held_out, encoded, most, made_of, self.device, self.console)
+        mode = best_mode(held_out, encoded[TRAINED], seed=self.seed)
+        index_folder(self.out, texts, held_out, encoded, most, mode, made_of, self.device, self.console)
 
     def report(self, texts: Folder, held_out: HeldOut, encoded: Mapping[str, Encoded]) -> list[str]:
         """Write report.html, then report.json, which says that the run is finished; return why it overran."""

@@ -13,12 +13,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 from embedforge.documents import Chunk, Folder, Pair, read_folder
-from embedforge.documents.find_files import PassedOver, read_bytes
+from embedforge.documents.chunks import chunk_characters
+from embedforge.documents.find_files import PassedOver, content_hash
 from embedforge.documents.folder import MAX_BYTES, readable_files
 from embedforge.errors import EmbedforgeError
 from embedforge.files import file_hash, hash_of, read_object, write_json, write_jsonl
@@ -26,9 +26,6 @@ from embedforge.files import file_hash, hash_of, read_object, write_json, write_
 TEXTS_FILE, SENTENCES_FILE, TRAIN_PAIRS_FILE = "texts.jsonl", "sentences.jsonl", "train-pairs.jsonl"
 HELD_OUT_FILE, PAIRS_FILE, FOLDER_FILE = "held-out.jsonl", "pairs.jsonl", "folder.json"
 
-CHARACTERS_PER_TOKEN = 4
-"""About what a token is worth; a passage of so many characters just fits the model."""
-CHUNK_CHARACTERS = (200, 1500)
 CHARACTERS_PER_MINUTE = 2_500_000
 """Most text that is read for a minute of the run: reading is to take a small part of it."""
 MOST_CHARACTERS = 200_000_000
@@ -37,16 +34,6 @@ NAMED = 5
 
 Stamp = tuple[int, int, str]
 """A file's size, time of change, and hash; no hash for one too large to be read."""
-
-
-def chunk_characters(max_tokens: int) -> int:
-    """Return the size of passages for a model that reads `max_tokens`.
-
-    >>> chunk_characters(128), chunk_characters(512)
-    (512, 1500)
-    """
-    least, most = CHUNK_CHARACTERS
-    return min(most, max(least, CHARACTERS_PER_TOKEN * max_tokens))
 
 
 def read_texts(
@@ -190,11 +177,7 @@ def _stamp(path: Path) -> Stamp:
     """Stamp a file; one that cannot be read, or is none, is passed over by the readers too."""
     try:
         status = path.stat()
-        return (
-            status.st_size,
-            status.st_mtime_ns,
-            blake2b(read_bytes(path, MAX_BYTES), digest_size=16).hexdigest(),
-        )
+        return status.st_size, status.st_mtime_ns, content_hash(path, MAX_BYTES)
     except PassedOver:
         return status.st_size, status.st_mtime_ns, ""
     except OSError:

@@ -1,5 +1,12 @@
-"""Search a folder of vectors and texts with the model that made them."""
+"""Search texts by meaning and by words, with the model that made their vectors.
 
-from embedforge.search.index import Document, Hit, Index, build_index, fingerprint
+Read `index.py` first: `Index` is what the command line and the server use. `folder_store` and `lance_store`
+hold documents, `build` writes them, `files` keeps an index up to date with a folder, `run` has the verbs.
+"""
 
-__all__ = ["Document", "Hit", "Index", "build_index", "fingerprint"]
+from embedforge.search.build import build_index
+from embedforge.search.document import Document, Hit, Mode, Snippet
+from embedforge.search.index import Index
+from embedforge.search.store import Facts
+
+__all__ = ["Document", "Facts", "Hit", "Index", "Mode", "Snippet", "build_index"]

@@ -1,181 +1,254 @@
-"""A search index in a folder: vectors, documents, and which model they belong to.
+"""An index that is open: one small API for the command line, the server and programs.
 
-    index.json       model, fingerprint of its contract, number of documents, dimensions
-    vectors.npy      float32 [documents, dimensions]
-    documents.jsonl  one document a line, in the order of the vectors
-    offsets.npy      int64 [documents + 1], the byte at which each line starts
-
-Vectors and documents are read where they lie on disk, so an index may be larger than memory.
+index = embedforge.Index.open("index")
+for hit in index.search("how is a date parsed?", k=5, filters=["file=lib/*.py"]):
+    print(hit.score, hit.document.location, hit.snippet.text)
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+import threading
+from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from embedforge.errors import EmbedforgeError
-from embedforge.files import read_json, replace_folder, write_json
+from embedforge.errors import EmbedforgeError, did_you_mean
+from embedforge.ranking import Floats
+from embedforge.search.document import MODES, Hit, Mode
+from embedforge.search.filters import Filter, parse_filters
+from embedforge.search.places import find_model, find_store
+from embedforge.search.snippet import snippet_of
+from embedforge.search.store import Facts, Key, Store, require_model
 from embedforge.text.contract import Contract
 
-VERSION = 1
-INDEX_FILE = "index.json"
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+    from embedforge.model.embedding_model import EmbeddingModel
+
+CANDIDATES = 100
+"""Documents of each side that are fused; more where more hits are asked for."""
+RANK_OFFSET = 60
+"""Of reciprocal rank fusion (Cormack, Clarke and Buettcher, SIGIR 2009)."""
+
+Named = TypeVar("Named", bound=Hashable)
 
 
-@dataclass(frozen=True, slots=True)
-class Document:
-    """A text that can be found."""
-
-    id: str
-    text: str
-    location: str = ""
-    """Where a reader finds it, "file:line" for example."""
-
-
-@dataclass(frozen=True, slots=True)
-class Hit:
-    """A document that was found, and its inner product with the query."""
-
-    document: Document
-    score: float
-
-
-def fingerprint(contract: Contract) -> str:
-    """Return a hash of how a model turns text into vectors: `Contract.fingerprint`."""
-    return contract.fingerprint
-
-
-def build_index(
-    folder: Path, vectors: NDArray[Any], documents: Iterable[Document], *, model: str, contract: Contract
-) -> None:
-    """Write an index to `folder`; an older index there is replaced once the new one is complete.
-
-    Args:
-        folder: created if it does not exist.
-        vectors: [documents, dimensions], the documents' embeddings, in their order.
-        documents: one for each vector.
-        model: name or folder of the model, for messages.
-        contract: the model's, checked again at every search.
-
-    Raises:
-        EmbedforgeError: the folder holds something else, vectors and documents do not fit, or the disk is
-            full.
-    """
-    if vectors.ndim != 2 or not len(vectors):
-        raise EmbedforgeError(f"an index needs vectors [documents, dimensions], got shape {vectors.shape}")
-    if not np.isfinite(vectors).all():
-        raise EmbedforgeError("an index needs finite vectors, some of these are not")
-    facts = {
-        "version": VERSION,
-        "model": model,
-        "fingerprint": fingerprint(contract),
-        "documents": len(vectors),
-        "dimensions": vectors.shape[1],
-    }
-    try:
-        with replace_folder(folder, INDEX_FILE) as partial:
-            offsets = _write_documents(partial / "documents.jsonl", documents)
-            if len(offsets) != len(vectors) + 1:
-                raise EmbedforgeError(f"there are {len(vectors)} vectors for {len(offsets) - 1} documents")
-            np.save(partial / "offsets.npy", np.array(offsets, dtype=np.int64), allow_pickle=False)
-            np.save(partial / "vectors.npy", np.asarray(vectors, dtype=np.float32), allow_pickle=False)
-            write_json(partial / INDEX_FILE, facts)
-    except OSError as error:
-        raise EmbedforgeError(
-            f"{folder}: the index could not be written, nothing was changed ({error}); is the disk full?"
-        ) from error
-
-
-def _write_documents(path: Path, documents: Iterable[Document]) -> list[int]:
-    offsets = [0]
-    with path.open("wb") as file:
-        for document in documents:
-            # A lone surrogate (an undecodable file name) becomes \udcxx, which JSON reads back as it was.
-            line = json.dumps(asdict(document), ensure_ascii=False).encode("utf-8", "backslashreplace")
-            offsets.append(offsets[-1] + file.write(line + b"\n"))
-    return offsets
-
-
-@dataclass(frozen=True)
 class Index:
-    """An index on disk, opened with `Index.load`."""
+    """An index of documents, open for search; safe to use from several threads.
 
-    folder: Path
-    model: str
-    fingerprint: str
-    vectors: NDArray[np.float32]
-    """[documents, dimensions], a memory map."""
-    offsets: NDArray[np.int64]
+    What is open stays whole while the index is rebuilt, added to or compacted by another process: all of a
+    search's texts, vectors and scores are of one generation. `refresh` goes on to the newest.
+
+    >>> import embedforge, numpy
+    >>> from embedforge.search import Document, build_index
+    >>> documents = [Document("a", "git reset moves the branch"), Document("b", "git stash puts it aside")]
+    >>> build_index("index", numpy.eye(2), documents, model="model", contract=embedforge.Contract())
+    >>> with embedforge.Index.open("index") as index:
+    ...     [hit.document.id for hit in index.search("stash", mode="lexical")]
+    ['b']
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        where: str,
+        model: str | Path | SentenceTransformer | None = None,
+        device: str | None = None,
+    ) -> None:
+        self._store, self._where, self._device = store, where, device
+        self._lock = threading.Lock()
+        self._model: EmbeddingModel | None = None
+        self._model_name = ""
+        if model is None or isinstance(model, (str, Path)):
+            self._model_name = str(model or "")
+        else:
+            from embedforge.model.encoder import embedding_model
+
+            self._model = embedding_model(model)
+            self.check(self._model.contract, "the given model")
 
     @classmethod
-    def load(cls, folder: Path) -> Index:
-        """Open the index in `folder`; the texts and vectors stay on disk.
+    def open(
+        cls,
+        where: str | Path,
+        *,
+        model: str | Path | SentenceTransformer | None = None,
+        device: str | None = None,
+    ) -> Index:
+        """Open an index; reads little, loads no model.
+
+        Args:
+            where: an index folder, the folder of a quickstart or adapt run, or a store's URL.
+            model: what embeds the queries: a loaded model (what `embedforge.load` gives; a server shares
+                its own), or a folder. None is the one of the run, or that the index names. A loaded model is
+                checked at once, any other when it is first needed.
+            device: for a model that is loaded here.
 
         Raises:
-            EmbedforgeError: no index, one of a later version, or one whose files do not fit together.
+            EmbedforgeError: no index, a damaged one, or one of another model (both are named).
         """
-        facts = read_json(folder / INDEX_FILE)
-        if not isinstance(facts, dict) or facts.get("version") != VERSION:
-            raise EmbedforgeError(
-                f"{folder / INDEX_FILE}: not an index of version {VERSION}; build it again with this version"
-            )
-        try:
-            vectors = np.load(folder / "vectors.npy", mmap_mode="r", allow_pickle=False)
-            offsets = np.load(folder / "offsets.npy", allow_pickle=False)
-            size = (folder / "documents.jsonl").stat().st_size
-            whole = (
-                vectors.shape == (facts["documents"], facts["dimensions"])
-                and offsets.shape == (facts["documents"] + 1,)
-                and offsets[-1] == size
-            )
-            index = cls(folder, facts["model"], facts["fingerprint"], vectors, offsets)
-        except (OSError, ValueError, KeyError) as error:
-            raise EmbedforgeError(f"{folder}: the index is damaged ({error}); build it again") from None
-        if not whole:
-            raise EmbedforgeError(f"{folder}: the index is damaged (sizes do not fit); build it again")
-        return index
+        return cls(find_store(where), str(where), model, device)
+
+    @property
+    def facts(self) -> Facts:
+        """What is known of the generation that is open."""
+        return self._store.facts
 
     def __len__(self) -> int:
-        return len(self.vectors)
+        return self.facts.documents
+
+    def __enter__(self) -> Index:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def search(
+        self,
+        query: str,
+        k: int = 10,
+        *,
+        filters: Sequence[str] = (),
+        mode: Mode | None = None,
+        vector: NDArray[Any] | None = None,
+    ) -> list[Hit]:
+        """Return the best `k` documents for a query, best first.
+
+        Args:
+            query: in words.
+            k: at least 1; fewer hits where fewer documents pass the filters (or, by words, match).
+            filters: all must hold: "lang=en", "lang=en,de" (either), "lang!=en", "year>=2020" (also > < <=),
+                "file=docs/*" (* and ? stand for anything). A document that lacks the field does not pass.
+            mode: None is the index's own, see `Facts.mode`.
+            vector: [dimensions], the query's embedding where the caller has it already (a server that
+                batches); must come from a model that `check` accepts.
+
+        Raises:
+            EmbedforgeError: an empty query, k below 1, a filter that cannot be read or names no field of
+                the index (those there are listed), another number of dimensions, another model.
+        """
+        store = self._store  # one generation, whatever `refresh` does meanwhile
+        mode = mode or store.facts.mode
+        if mode not in MODES:
+            raise EmbedforgeError(f"mode '{mode}': one of {', '.join(MODES)}.{did_you_mean(mode, MODES)}")
+        if not query.strip():
+            raise EmbedforgeError("the query is empty; say what to look for, in words")
+        if k < 1:
+            raise EmbedforgeError(f"k is the number of hits, at least 1; got {k}")
+        conditions = parse_filters(filters, store.facts.fields)
+        if mode == "lexical":
+            return self._lexical(store, query, k, conditions)
+        asked = self._vector(query, vector)
+        if mode == "dense":
+            return self._dense(store, query, asked, k, conditions)
+        return self._fused(store, query, asked, k, conditions)
+
+    def _lexical(self, store: Store, query: str, k: int, filters: Sequence[Filter]) -> list[Hit]:
+        found = store.matching(query, k, filters)
+        documents = store.documents([key for key, _ in found])
+        return [
+            Hit(document, score, lexical=score, snippet=snippet_of(document.text, query))
+            for document, (_, score) in zip(documents, found, strict=True)
+        ]
+
+    def _dense(
+        self, store: Store, query: str, vector: Floats, k: int, filters: Sequence[Filter]
+    ) -> list[Hit]:
+        found = store.nearest(vector, k, filters)
+        documents = store.documents([key for key, _ in found])
+        return [
+            Hit(document, score, dense=score, snippet=snippet_of(document.text, query))
+            for document, (_, score) in zip(documents, found, strict=True)
+        ]
+
+    def _fused(
+        self, store: Store, query: str, vector: Floats, k: int, filters: Sequence[Filter]
+    ) -> list[Hit]:
+        depth = max(CANDIDATES, k)
+        dense = dict(store.nearest(vector, depth, filters))
+        lexical: dict[Key, float | None] = dict(store.matching(query, depth, filters))
+        fused = fuse([list(dense), list(lexical)])[:k]
+        keys = [key for key, _ in fused]
+        only_words = [key for key in keys if key not in dense]
+        only_meaning = [key for key in keys if key not in lexical]
+        dense.update(zip(only_words, store.dense_scores(vector, only_words), strict=True))
+        lexical.update(zip(only_meaning, store.lexical_scores(query, only_meaning), strict=True))
+        return [
+            Hit(document, score, dense[key], lexical[key], score, snippet_of(document.text, query))
+            for document, (key, score) in zip(store.documents(keys), fused, strict=True)
+        ]
+
+    def _vector(self, query: str, vector: NDArray[Any] | None) -> Floats:
+        """Return the query's embedding, [dimensions] float32, of a model that is the index's."""
+        if vector is None:
+            from embedforge.encode import encode  # torch, once it is known that there is something to search
+
+            model = self._loaded()
+            contract = model.contract
+            vector = encode(model, [query], contract.query_prefix(), suffix=contract.query_suffix())[0]
+        if vector.shape != (self.facts.dimensions,):
+            raise EmbedforgeError(
+                f"{self._where}: the query has shape {vector.shape}, "
+                f"the index's vectors ({self.facts.dimensions},)"
+            )
+        asked = np.ascontiguousarray(vector, dtype=np.float32)
+        if not np.isfinite(asked).all():
+            raise EmbedforgeError("the query's vector holds what is not a number (NaN) or infinite")
+        return asked
+
+    def _loaded(self) -> EmbeddingModel:
+        """Load the model at first use, and see whether it is the index's."""
+        with self._lock:
+            if self._model is None:
+                folder = self._model_name or find_model(self._where, self.facts.model)
+                from embedforge.model.encoder import embedding_model, load
+                from embedforge.runtime import pick_device
+
+                model = embedding_model(load(folder, device=str(pick_device(self._device))))
+                self.check(model.contract, folder)
+                self._model, self._model_name = model, folder
+            return self._model
 
     def check(self, contract: Contract, model: str) -> None:
         """Refuse a model that did not make this index: its vectors have nothing to do with these.
 
         Raises:
-            EmbedforgeError: the fingerprints of the contracts differ.
+            EmbedforgeError: the fingerprints of the contracts differ; names both models.
         """
-        if fingerprint(contract) != self.fingerprint:
-            raise EmbedforgeError(
-                f"{self.folder}: this index was built with the model '{self.model}', whose contract differs "
-                f"from that of '{model}'. Search with that model, or build the index again with this one."
-            )
+        require_model(self.facts, self._where, contract.fingerprint, model)
 
-    def search(self, query: NDArray[Any], k: int = 10) -> list[Hit]:
-        """Return the `k` documents of highest inner product, best first; exact.
-
-        Args:
-            query: [dimensions], embedded as a query by the index's model (see `check`).
-            k: at least 1; all documents where there are fewer.
+    def refresh(self) -> bool:
+        """Go on to the newest generation, if there is one; tells whether there was.
 
         Raises:
-            EmbedforgeError: another number of dimensions.
+            EmbedforgeError: the index is gone, or is now one of another model.
         """
-        if query.shape != self.vectors.shape[1:]:
-            raise EmbedforgeError(
-                f"{self.folder}: the query has shape {query.shape}, "
-                f"the index's vectors {self.vectors.shape[1:]}"
-            )
-        from embedforge.nearest import exact_search  # torch, when there is something to look for
+        newest = self._store.newest()
+        if newest is None:
+            return False
+        if self._model is not None:
+            name = self._model_name or "the given model"
+            require_model(newest.facts, self._where, self._model.contract.fingerprint, name)
+        self._store = newest
+        return True
 
-        rows, scores = exact_search(query[None, :], self.vectors, k)
-        with (self.folder / "documents.jsonl").open("rb") as file:
-            hits = []
-            for row, score in zip(rows[0], scores[0], strict=True):
-                file.seek(int(self.offsets[row]))
-                hits.append(Hit(Document(**json.loads(file.readline())), float(score)))
-        return hits
+    def close(self) -> None:
+        """Let go of the model; files are let go of with the last search that reads them."""
+        self._model = None
+
+
+def fuse(rankings: Iterable[Sequence[Named]]) -> list[tuple[Named, float]]:
+    """Fuse rankings by reciprocal rank: 1 / (60 + rank), summed; best first, ties in the order met.
+
+    >>> [key for key, _ in fuse([["a", "b", "c"], ["c", "a"]])]
+    ['a', 'c', 'b']
+    """
+    scores: dict[Named, float] = {}
+    for ranking in rankings:
+        for rank, key in enumerate(ranking, start=1):
+            scores[key] = scores.get(key, 0.0) + 1 / (RANK_OFFSET + rank)
+    return sorted(scores.items(), key=lambda item: -item[1])

@@ -1,26 +1,52 @@
-"""`embedforge search`: the text of a quickstart or adapt run, by meaning."""
+"""`embedforge search` and `embedforge index`: what they print."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.text import Text
 
-from embedforge.console import stdout
+from embedforge.console import note, say, stdout
 from embedforge.errors import EmbedforgeError
-from embedforge.search.index import INDEX_FILE, Hit, Index
+from embedforge.search.build import compact_index
+from embedforge.search.document import Hit, Mode, Snippet
+from embedforge.search.files import Outcome, remove_from_index, update_index
+from embedforge.search.folder_store import FolderStore
+from embedforge.search.index import Index
+from embedforge.search.store import Facts, Store
 
 LINES_SHOWN = 6
-MODEL_FOLDERS = ("run/model", "model")
+SLOW_FROM = 300_000
+"""Documents from which exact search takes so long that it is worth a word; see docs/search.md."""
+_FOUND_BEST = {
+    "lexical": "by words alone (BM25)",
+    "dense": "by meaning alone",
+}
 
 
-def search(folder: Path, query: str, *, k: int = 5, device: str | None = None) -> list[Hit]:
+def search(
+    folder: str | Path,
+    query: str,
+    *,
+    k: int = 5,
+    mode: Mode | None = None,
+    filters: Sequence[str] = (),
+    as_json: bool = False,
+    model: str | None = None,
+    device: str | None = None,
+) -> list[Hit]:
     """Print the best `k` documents for a query, and return them.
 
     Args:
-        folder: of a quickstart or adapt run, or an index (then its model is where the index says).
+        folder: of a quickstart or adapt run, an index, or a store's URL.
         query: in words.
         k: number of hits.
+        mode: None for the index's own.
+        filters: see `Index.search`.
+        as_json: print one JSON object.
+        model: folder or hub id, where it is not the one that the index names.
         device: "cpu", "cuda", ...
 
     Raises:
@@ -28,31 +54,92 @@ def search(folder: Path, query: str, *, k: int = 5, device: str | None = None) -
     """
     if not query.strip():
         raise EmbedforgeError("the query is empty; say what to look for, in words")
-    index_folder = folder / "index" if (folder / "index" / INDEX_FILE).exists() else folder
-    if not (index_folder / INDEX_FILE).exists():
-        raise EmbedforgeError(
-            f"{folder}: there is no index here; make one with: embedforge quickstart --out {folder}, or adapt"
-        )
-    index = Index.load(index_folder)
-    model_folder = next(
-        (folder / name for name in MODEL_FOLDERS if (folder / name).exists()), Path(index.model)
-    )
-    if not model_folder.exists():
-        raise EmbedforgeError(f"{index_folder}: its model '{model_folder}' is not there any more")
-    from embedforge.encode import encode  # torch, once it is known that there is something to search
-    from embedforge.model.encoder import embedding_model, load
-    from embedforge.runtime import pick_device
-
-    model = embedding_model(load(str(model_folder), device=str(pick_device(device))))
-    contract = model.contract
-    index.check(contract, str(model_folder))
-    vectors = encode(model, [query], contract.query_prefix(), suffix=contract.query_suffix())
-    hits = index.search(vectors[0], k)
-    console = stdout()
+    index = Index.open(folder, model=model, device=device)
+    hits = index.search(query, k, filters=filters, mode=mode)
+    facts = index.facts
+    if as_json:
+        about = {"query": query, "mode": mode or facts.mode, "model": facts.model}
+        found = {**about, "hits": [hit.as_json() for hit in hits]}
+        stdout().print(json.dumps(found, ensure_ascii=True, indent=2), soft_wrap=True)
+        return hits
+    if mode is None and facts.mode in _FOUND_BEST:
+        other = "--mode fused searches by both"
+        note(f"searched {_FOUND_BEST[facts.mode]}, which the run's report found best here; {other}")
+    if not hits:
+        why = "no document passes the filters" if filters else "no document holds a word of the query"
+        note(f"nothing found: {why}")
     for rank, hit in enumerate(hits, start=1):
-        head = Text.assemble((f"{rank}.", "bold"), " ", (hit.document.location, "cyan"), f"  {hit.score:.3f}")
-        console.print(head)
-        lines = hit.document.text.strip().splitlines()
-        more = ["…"] if len(lines) > LINES_SHOWN else []
-        console.print("\n".join("   " + line for line in [*lines[:LINES_SHOWN], *more]))
+        _print(rank, hit)
     return hits
+
+
+def _print(rank: int, hit: Hit) -> None:
+    sides = [
+        f"{name} {value:.3f}"
+        for name, value in (("meaning", hit.dense), ("words", hit.lexical))
+        if value is not None
+    ]
+    head = Text.assemble(
+        (f"{rank}.", "bold"), " ", (hit.document.location or hit.document.id, "cyan"), f"  {', '.join(sides)}"
+    )
+    console = stdout()
+    console.print(head)
+    console.print(shown(hit.snippet))
+
+
+def shown(snippet: Snippet) -> Text:
+    """Return a snippet for the terminal: some lines, set in, its matching words bold."""
+    text = Text(snippet.text)
+    for start, end in snippet.matches:
+        text.stylize("bold yellow", start, end)
+    lines = list(text.split("\n"))
+    more = snippet.cut_after or len(lines) > LINES_SHOWN
+    if snippet.cut_before:
+        lines[0] = Text("… ") + lines[0]
+    lines = [*lines[:LINES_SHOWN], *([Text("…")] if more else [])]
+    return Text("\n").join(Text("   ") + line for line in lines)
+
+
+def index(
+    paths: Sequence[Path],
+    where: str,
+    *,
+    model: str | None = None,
+    whole: bool = True,
+    restart: bool = False,
+    device: str | None = None,
+) -> Outcome:
+    """Bring files into an index and say what was done; arguments as of `update_index`."""
+    outcome = update_index(where, paths, model=model, whole=whole, restart=restart, device=device)
+    if outcome.passed_over:
+        listed = ", ".join(
+            f"{name.replace('_', ' ')} {count:,}" for name, count in outcome.passed_over.items()
+        )
+        note(f"passed over: {listed}")
+    say(
+        f"{where}: {outcome.added:,} files added, {outcome.changed:,} changed, {outcome.removed:,} removed, "
+        f"{outcome.same:,} as they were; {outcome.embedded:,} passages embedded, {outcome.documents:,} in "
+        f'the index\nsearch it: embedforge search {where} "what you look for"',
+        stdout(),
+    )
+    if outcome.documents >= SLOW_FROM and "://" not in where:
+        note(
+            f"a folder is searched exactly, which takes its time with {outcome.documents:,} passages; "
+            f"LanceDB searches approximately: --out lance://{where}-lance (docs/search.md)"
+        )
+    return outcome
+
+
+def remove(where: str, names: Sequence[str]) -> int:
+    """Remove files or documents from an index and say how many went."""
+    gone, store = remove_from_index(where, names)
+    say(f"{where}: {gone:,} passages removed, {store.facts.documents:,} left", stdout())
+    return gone
+
+
+def compact(where: str) -> Facts:
+    """Compact an index and say what it is now."""
+    store: Store = compact_index(where)
+    parts = f" in {store.size[0]} parts" if isinstance(store, FolderStore) else ""
+    say(f"{where}: {store.facts.documents:,} passages{parts}", stdout())
+    return store.facts

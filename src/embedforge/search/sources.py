@@ -1,0 +1,123 @@
+"""What an index is made of: files of text, code or records, each with a hash that tells a change."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from embedforge.data.readers import join_title, read_records
+from embedforge.data.record import Record
+from embedforge.documents.chunks import chunks
+from embedforge.documents.find_files import DEFAULT_EXCLUDES, PassedOver, content_hash
+from embedforge.documents.folder import MAX_BYTES, readable_files
+from embedforge.documents.readers import PDF_BYTES, missing_package, read_document, suffix_of
+from embedforge.documents.words import count_words
+from embedforge.errors import EmbedforgeError, missing_extra
+from embedforge.files import file_hash
+from embedforge.search.document import Document, Value
+
+RECORDS = (".jsonl", ".jsonl.gz", ".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")
+"""A record a document: `text`, and if they are there `id` (or `_id`) and `title`; the rest is metadata."""
+FILE, HASH = "file", "file_hash"
+"""Fields of metadata that every document of a file has."""
+_KEYS = ("id", "_id", "text", "title")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A file to be indexed."""
+
+    name: str
+    """What it is called in the index: its path from the root where it lies below, else its whole path."""
+    path: Path
+    hash: str
+
+
+def sources_of(
+    paths: Sequence[Path], root: Path, counts: Counter[str], excludes: Collection[str] = DEFAULT_EXCLUDES
+) -> list[Source]:
+    """List the files of folders, and files; those that cannot be read are counted.
+
+    Raises:
+        EmbedforgeError: no such file or folder, one that cannot be read, or nothing to read.
+    """
+    sources: dict[str, Source] = {}
+    for path in paths:
+        if path.is_dir():
+            files = [path / name for name in readable_files(path, excludes)]
+        elif path.exists():
+            _require_readable(path)
+            files = [path]
+        else:
+            raise EmbedforgeError(f"{path}: there is no such file or folder")
+        for file in files:
+            try:
+                hash_ = (
+                    file_hash(file)[:32] if _is_records(file) else content_hash(file, PDF_BYTES * MAX_BYTES)
+                )
+            except PassedOver as reason:
+                counts[str(reason)] += 1
+                continue
+            source = Source(name_of(file, root), file, hash_)
+            sources[source.name] = source
+    return list(sources.values())
+
+
+def name_of(file: Path, root: Path) -> str:
+    """Return what a file is called in an index."""
+    whole = file.resolve()
+    name = whole.relative_to(root).as_posix() if whole.is_relative_to(root) else whole.as_posix()
+    return name.encode(errors="surrogateescape").decode(errors="replace")
+
+
+def documents_of(source: Source, characters: int, counts: Counter[str]) -> Iterator[Document]:
+    """Yield a file's passages of about `characters`, or its records; none of one that gives no text.
+
+    Raises:
+        EmbedforgeError: a record without text; names file and line.
+    """
+    about: dict[str, Value] = {FILE: source.name, HASH: source.hash}
+    if _is_records(source.path):
+        for record in read_records(source.path):
+            yield _document(record, source, about)
+        return
+    try:
+        parsed = read_document(source.path.parent, source.path.name, MAX_BYTES, counts)
+    except PassedOver as reason:
+        counts[str(reason)] += 1
+        return
+    for chunk in chunks(parsed, characters):
+        if count_words(chunk.text):
+            place = f"{source.name}, {chunk.place}" if chunk.place else source.name
+            yield Document(f"{source.name}#{chunk.start}", chunk.text, place, about)
+
+
+def _document(record: Record, source: Source, about: dict[str, Value]) -> Document:
+    values = record.values
+    given = values.get("id", values.get("_id"))
+    text = join_title(record.optional_text("title"), record.text("text"))
+    fields = {
+        key: value
+        for key, value in values.items()
+        if key not in _KEYS and isinstance(value, (str, int, float)) and value != ""
+    }
+    place = f"{source.name}, {record.unit} {record.number}"
+    name = f"{source.name}#{record.number}" if given is None else str(given)
+    return Document(name, text, place, {**fields, **about})
+
+
+def _is_records(path: Path) -> bool:
+    return path.name.lower().endswith(RECORDS)
+
+
+def _require_readable(path: Path) -> None:
+    suffix = suffix_of(path.name)
+    if not suffix and not _is_records(path):
+        raise EmbedforgeError(
+            f"{path}: what is read is .txt, .md, .rst, .html, .pdf, source code, and {', '.join(RECORDS)}"
+        )
+    package = missing_package(suffix)
+    if package is not None:
+        raise missing_extra(package, "documents", f"Reading {path}")
