@@ -5,10 +5,14 @@ from __future__ import annotations
 from typing import Any
 from urllib.parse import quote
 
+import numpy as np
 import orjson
 from fastapi import Response
+from numpy.typing import NDArray
 from pydantic import BaseModel
 
+from embedforge.quantize import Precision, cut_dimensions, quantize
+from embedforge.serve.errors import RefusedError
 from embedforge.serve.guard import CONTRACT_HEADER
 from embedforge.serve.service import Embedded, Service
 
@@ -21,6 +25,37 @@ def embedding_headers(service: Service, embedded: Embedded) -> dict[str, str]:
         "embedforge-instruction": quote(embedded.instruction, safe=" ,.;:?!'()/-"),
         "embedforge-truncated": str(len(embedded.truncated)),
     }
+
+
+def require_shape(service: Service, dimensions: int | None, precision: Precision) -> None:
+    """Refuse, before anything is computed, vectors that there are not.
+
+    Raises:
+        RefusedError: more dimensions than the model has, or bits that do not fill bytes.
+    """
+    if dimensions is not None and dimensions > service.dim:
+        raise RefusedError(
+            400,
+            f"dimensions is {dimensions}, and '{service.name}' has {service.dim}",
+            "too_many_dimensions",
+            param="dimensions",
+        )
+    if precision == "binary" and (dimensions or service.dim) % 8:
+        raise RefusedError(
+            400,
+            f"binary puts 8 numbers into a byte; {dimensions or service.dim} dimensions are no multiple of 8",
+            "dimensions_not_bytes",
+            param="dimensions",
+        )
+
+
+def shaped(
+    service: Service, embedded: Embedded, dimensions: int | None, precision: Precision
+) -> tuple[NDArray[Any], NDArray[Any] | None]:
+    """Return the vectors as they were asked for, [texts, dimensions], and the scales of int8, [texts]."""
+    vectors = embedded.vectors if dimensions is None else cut_dimensions(embedded.vectors, dimensions)
+    numbers, scale = quantize(vectors, precision)
+    return np.ascontiguousarray(numbers), scale
 
 
 def array_response(body: Any, headers: dict[str, str]) -> Response:

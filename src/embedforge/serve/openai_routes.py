@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import base64
 from typing import Any, Literal
 
-import numpy as np
 from fastapi import APIRouter, Request, Response
+from numpy.typing import NDArray
 from pydantic import BaseModel
 
-from embedforge.serve import vectors as shapes
-from embedforge.serve.answers import OpenAIError, array_response, documented, embedding_headers
+from embedforge.serve.answers import (
+    OpenAIError,
+    array_response,
+    documented,
+    embedding_headers,
+    require_shape,
+    shaped,
+)
 from embedforge.serve.errors import RefusedError
 from embedforge.serve.requests import EmbeddingsRequest
 from embedforge.serve.service import Service, frame_of
@@ -22,6 +29,8 @@ class EmbeddingItem(BaseModel):
     index: int
     embedding: list[float] | str
     """Numbers, or base64 of the bytes."""
+    scale: float | None = None
+    """Of int8: what the numbers are to be multiplied by; cosines need no scale."""
 
 
 class Usage(BaseModel):
@@ -55,17 +64,6 @@ class ModelList(BaseModel):
 
     object: Literal["list"]
     data: list[ModelItem]
-
-
-def require_dimensions(service: Service, dimensions: int | None) -> None:
-    """Refuse more numbers than there are."""
-    if dimensions is not None and dimensions > service.dim:
-        raise RefusedError(
-            400,
-            f"dimensions is {dimensions}, and '{service.name}' has {service.dim}",
-            "too_many_dimensions",
-            param="dimensions",
-        )
 
 
 def _require_model(service: Service, name: str | None, param: str) -> None:
@@ -105,18 +103,15 @@ def openai_routes(service: Service) -> APIRouter:
     async def embeddings(body: EmbeddingsRequest, request: Request) -> Response:
         """Embed texts."""
         _require_model(service, body.model, "model")
-        require_dimensions(service, body.dimensions)
+        require_shape(service, body.dimensions, body.precision)
         texts = await _texts(service, body)
         frame = frame_of(service.contract, body.input_type, body.instruction)
         embedded = await service.embed(texts, frame, truncate=body.truncate, gone=request.is_disconnected)
-        normalize = service.contract.normalize and body.dimensions is not None
-        numbers = shapes.as_type(
-            shapes.cut(embedded.vectors, body.dimensions, normalize=normalize), body.output_type
-        )
+        numbers, scale = shaped(service, embedded, body.dimensions, body.precision)
         return array_response(
             {
                 "object": "list",
-                "data": _items(numbers, as_bytes=body.encoding_format == "base64"),
+                "data": _items(numbers, scale, as_bytes=body.encoding_format == "base64"),
                 "model": service.name,
                 "usage": {"prompt_tokens": embedded.tokens, "total_tokens": embedded.tokens},
                 "truncated": embedded.truncated,
@@ -135,8 +130,19 @@ def openai_routes(service: Service) -> APIRouter:
     return router
 
 
-def _items(numbers: np.ndarray, *, as_bytes: bool) -> list[dict[str, Any]]:
-    return [
-        {"object": "embedding", "index": index, "embedding": embedding}
-        for index, embedding in enumerate(shapes.rows(numbers, as_bytes=as_bytes))
-    ]
+def _items(numbers: NDArray[Any], scale: NDArray[Any] | None, *, as_bytes: bool) -> list[dict[str, Any]]:
+    items = []
+    for index, vector in enumerate(numbers):
+        item = {
+            "object": "embedding",
+            "index": index,
+            "embedding": _base64(vector) if as_bytes else vector,
+        }
+        items.append(item if scale is None else item | {"scale": scale[index]})
+    return items
+
+
+def _base64(vector: NDArray[Any]) -> str:
+    """Return a vector's bytes in its own type, little endian."""
+    little = vector.astype(vector.dtype.newbyteorder("<"), copy=False)
+    return base64.b64encode(little.tobytes()).decode()

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from embedforge.errors import did_you_mean
-from embedforge.serve.vectors import OutputType
+from embedforge.quantize import Precision
 
 InputType = Literal["query", "document"]
 TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
@@ -42,13 +42,14 @@ class EmbeddingsRequest(_Request):
     """What the texts are: a query has the contract's instruction before it. Documents unless said."""
     instruction: str | None = None
     """Instead of the contract's default; "" for none."""
-    output_type: OutputType = "float"
+    precision: Precision = "float32"
+    """Of the numbers: int8 keeps cosines, binary is the signs, eight to a byte; see `quantize`."""
     tokenizer: str | None = None
     """For token ids: the name of the model whose tokenizer made them, which must be this one."""
 
 
 class EmbedRequest(_Request):
-    """TEI's request for embeddings, with `input_type`, `instruction` and `output_type` besides."""
+    """TEI's request for embeddings, with `input_type`, `instruction` and `precision` besides."""
 
     inputs: str | Annotated[list[str], Field(min_length=1)]
     normalize: bool | None = None
@@ -60,7 +61,7 @@ class EmbedRequest(_Request):
     dimensions: Annotated[int, Field(ge=1)] | None = None
     input_type: InputType | None = None
     instruction: str | None = None
-    output_type: OutputType = "float"
+    precision: Precision = "float32"
 
 
 class SearchRequest(_Request):

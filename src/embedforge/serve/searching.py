@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import BaseModel
 
 from embedforge.errors import EmbedforgeError
@@ -50,6 +51,8 @@ class Searcher:
         self.service = service
         self.index = Index.open(where, model=service.st)
         self._pool = ThreadPoolExecutor(_THREADS, "embedforge-search")
+        # Words are counted and files mapped at the first search, which is nobody's.
+        self.index.search("warm", 1, mode="fused", vector=np.full(service.dim, service.dim**-0.5, np.float32))
         self._under_way = 0
         self._refreshed = time.monotonic()
 

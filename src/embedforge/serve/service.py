@@ -15,7 +15,6 @@ from embedforge.encode import encode_rendered
 from embedforge.errors import EmbedforgeError
 from embedforge.model.encoder import embedding_model, load
 from embedforge.runtime import fast_bfloat16, pick_device
-from embedforge.search import fingerprint
 from embedforge.serve.errors import RefusedError
 from embedforge.serve.metrics import Metrics
 from embedforge.serve.queue import BatchQueue, QueueFullError, TooLargeError
@@ -84,7 +83,7 @@ class Service:
         self.contract = self.model.contract
         self.name = name
         self.names = tuple(dict.fromkeys(filter(None, (name, path))))
-        self.fingerprint = fingerprint(self.contract)
+        self.fingerprint = self.contract.fingerprint
         self.limits = limits or Limits()
         self.metrics = Metrics()
         self._budget = self.limits.tokens_per_batch

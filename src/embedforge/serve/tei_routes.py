@@ -8,11 +8,16 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 
 from embedforge import __version__
-from embedforge.serve import vectors as shapes
-from embedforge.serve.answers import TEIError, array_response, documented, embedding_headers
+from embedforge.serve.answers import (
+    TEIError,
+    array_response,
+    documented,
+    embedding_headers,
+    require_shape,
+    shaped,
+)
 from embedforge.serve.errors import RefusedError
 from embedforge.serve.metrics import CONTENT_TYPE_LATEST
-from embedforge.serve.openai_routes import require_dimensions
 from embedforge.serve.requests import EmbedRequest
 from embedforge.serve.searching import IndexFacts, Searcher
 from embedforge.serve.service import Service, frame_of
@@ -72,10 +77,10 @@ def tei_routes(service: Service, searcher: Searcher | None) -> APIRouter:
     """Return the routes of TEI's protocol."""
     router = APIRouter(tags=["TEI"], responses=documented(TEIError))
 
-    @router.post("/embed", response_model=list[list[float] | str])
+    @router.post("/embed", response_model=list[list[float]])
     async def embed(body: EmbedRequest, request: Request) -> Response:
         """Embed texts; a single one also gives a list of one vector."""
-        require_dimensions(service, body.dimensions)
+        require_shape(service, body.dimensions, body.precision)
         if body.normalize is False and service.contract.normalize:
             raise RefusedError(
                 400,
@@ -88,12 +93,9 @@ def tei_routes(service: Service, searcher: Searcher | None) -> APIRouter:
         texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
         frame = frame_of(service.contract, body.input_type or body.prompt_name, body.instruction)
         embedded = await service.embed(texts, frame, truncate=body.truncate, gone=request.is_disconnected)
-        normalize = bool(body.normalize) or (service.contract.normalize and body.dimensions is not None)
-        numbers = shapes.cut(embedded.vectors, body.dimensions, normalize=normalize)
-        return array_response(
-            shapes.rows(shapes.as_type(numbers, body.output_type), as_bytes=False),
-            embedding_headers(service, embedded),
-        )
+        dimensions = body.dimensions or (service.dim if body.normalize else None)
+        numbers, _ = shaped(service, embedded, dimensions, body.precision)
+        return array_response(numbers, embedding_headers(service, embedded))
 
     @router.get("/info", response_model=Info)
     async def info() -> Any:

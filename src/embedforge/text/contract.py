@@ -6,6 +6,8 @@ merged, exported or served. Training, evaluation and serving read the same contr
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -163,6 +165,24 @@ class Contract(BaseModel):
             return start, end
         before, after = _halves(template)
         return start + before.replace("{instruction}", instruction), after + end
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of how the model turns text into vectors: 64 hexadecimal digits.
+
+        The goldens hold numbers of its vectors, so models that differ in their weights differ here as well;
+        without such goldens (`knows_weights`) only the settings are told apart.
+        """
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def knows_weights(self) -> bool:
+        """Whether the fingerprint tells the weights: goldens with vectors, checked when the model is loaded.
+
+        Those of a model that sentence-transformers saved, or that was converted, hold token ids alone.
+        """
+        return bool(self.goldens) and all(golden.vector for golden in self.goldens)
 
     def save(self, folder: Path) -> None:
         """Write `contract.json` into `folder`."""
