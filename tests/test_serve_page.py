@@ -20,6 +20,7 @@ from embedforge.serve.service import Service
 from serve_for_tests import served
 
 playwright = pytest.importorskip("playwright.sync_api")
+expect = playwright.expect
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 if CHROMIUM is None:
     pytest.skip("no Chromium", allow_module_level=True)
@@ -65,7 +66,7 @@ def test_a_visit(page: Any, index: tuple[Service, str]) -> None:
     service, folder = index
     with served(create_app(service, index=folder)) as (url, server):
         page.goto(url)
-        page.wait_for_function("document.querySelector('#title').textContent.includes('3 documents')")
+        expect(page.locator("#title")).to_contain_text("3 documents")
         page.keyboard.type("the river")  # the query has the focus
         page.wait_for_selector("#hits li")
         first = page.locator("#hits li").first
@@ -78,13 +79,13 @@ def test_a_visit(page: Any, index: tuple[Service, str]) -> None:
         page.keyboard.press("Escape")
         assert page.evaluate("document.activeElement.id") == "query"
         page.get_by_label("Only lang=de").click()
-        page.wait_for_function("document.querySelectorAll('#hits li').length === 1")
+        expect(page.locator("#hits li")).to_have_count(1)
         assert "fluss.txt" in page.locator("#hits").inner_text()
         page.get_by_label("Remove the filter lang=de").click()
-        page.wait_for_function("document.querySelectorAll('#hits li').length === 3")
+        expect(page.locator("#hits li")).to_have_count(3)
         page.select_option("#mode", "lexical")
         page.fill("#query", "zebra")
-        page.wait_for_function("document.querySelector('#status').textContent.startsWith('Nothing found')")
+        expect(page.locator("#status")).to_contain_text("Nothing found")
         page.fill("#filter", "nope=1")
         page.press("#filter", "Enter")
         page.wait_for_selector("#status.bad")
@@ -94,7 +95,7 @@ def test_a_visit(page: Any, index: tuple[Service, str]) -> None:
         assert page.input_value("#query") == "zebra"
         server.should_exit = True
     page.fill("#query", "gone")
-    page.wait_for_function("document.querySelector('#status').textContent.includes('does not answer')")
+    expect(page.locator("#status")).to_contain_text("does not answer")
 
 
 def test_the_whole_of_a_long_text(page: Any, index: tuple[Service, str]) -> None:
