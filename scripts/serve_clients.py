@@ -121,9 +121,13 @@ def langchain_default_is_refused(url: str, model: str) -> None:
 
 
 def schemathesis(url: str) -> None:
-    """Send what the OpenAPI page allows, and what it does not."""
+    """Send what the OpenAPI page allows, and what it does not.
+
+    What a schema cannot say (a text's tokens, whose token ids) may be refused, so that check is left out.
+    """
     command = [str(Path(sys.executable).with_name("schemathesis")), "run", f"{url}/openapi.json"]
-    subprocess.run([*command, "--url", url, "--max-examples", "40", "--seed", "1"], check=True)
+    without = ("--exclude-checks", "positive_data_acceptance")
+    subprocess.run([*command, "--url", url, "--max-examples", "40", "--seed", "1", *without], check=True)
 
 
 def main() -> None:

@@ -148,6 +148,8 @@ def test_a_long_text_is_an_error_unless_it_may_be_cut(service, client):
         ("/v1/embeddings", {"input": ["a"] * 17}, 413, "at most 16"),
         ("/v1/embeddings", {"input": "a" * 60_000}, 413, "50000 bytes"),
         ("/v1/search", {"query": "a"}, 404, "--index"),
+        ("/embed", {"inputs": "a", "truncate": 0}, 400, "truncate"),
+        ("/embed", {"inputs": "a", "dimensions": "8"}, 400, "must be a number"),
         ("/embed", {"inputs": "a", "normalize": False}, 400, "unit length"),
         ("/embed", {"inputs": "a", "truncation_direction": "left"}, 400, "truncation_direction"),
         ("/embed", {"inputs": "a", "prompt_name": "query", "input_type": "document"}, 400, "differ"),

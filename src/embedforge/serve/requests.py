@@ -4,20 +4,31 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool
 
 from embedforge.errors import did_you_mean
 from embedforge.quantize import Precision
 
 InputType = Literal["query", "document"]
-TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
+MOST_HITS = 1000
+
+
+def _number(given: Any) -> Any:
+    """Refuse what pydantic would turn into a number: a text, true."""
+    if isinstance(given, str | bool):
+        raise ValueError("must be a number")
+    return given
+
+
+Count = Annotated[int, BeforeValidator(_number)]
+TokenId = Annotated[int, Field(ge=0, le=2**31 - 1, strict=True)]
 TokenIds = Annotated[list[TokenId], Field(min_length=1)]
 
 
 class _Request(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    truncate: bool = False
+    truncate: StrictBool = False
     """Cut texts that are too long; otherwise they are an error. The answer says how many were cut."""
 
 
@@ -34,7 +45,7 @@ class EmbeddingsRequest(_Request):
     model: str | None = None
     """A name that /v1/models lists; any other is refused."""
     encoding_format: Literal["float", "base64"] = "float"
-    dimensions: Annotated[int, Field(ge=1)] | None = None
+    dimensions: Annotated[Count, Field(ge=1)] | None = None
     """The first so many numbers, of unit length again where the contract asks for it."""
     user: str | None = None
     """Taken for OpenAI's sake, and not used."""
@@ -52,13 +63,13 @@ class EmbedRequest(_Request):
     """TEI's request for embeddings, with `input_type`, `instruction` and `precision` besides."""
 
     inputs: str | Annotated[list[str], Field(min_length=1)]
-    normalize: bool | None = None
+    normalize: StrictBool | None = None
     """The contract decides unless said; vectors that it makes of unit length cannot be had otherwise."""
     truncation_direction: Annotated[str, Field(pattern="(?i)^right$")] = "right"
     """Texts lose their end, never their beginning."""
     prompt_name: InputType | None = None
     """TEI's word for `input_type`."""
-    dimensions: Annotated[int, Field(ge=1)] | None = None
+    dimensions: Annotated[Count, Field(ge=1)] | None = None
     input_type: InputType | None = None
     instruction: str | None = None
     precision: Precision = "float32"
@@ -68,7 +79,7 @@ class SearchRequest(_Request):
     """A search in the index that the server was started with."""
 
     query: Annotated[str, Field(min_length=1)]
-    k: Annotated[int, Field(ge=1)] = 10
+    k: Annotated[Count, Field(ge=1, le=MOST_HITS)] = 10
     filters: Annotated[list[str], Field(max_length=32)] = []
     """All must hold: lang=en, year>=2020, file=docs/*; see docs/search.md."""
     mode: Literal["fused", "dense", "lexical"] | None = None

@@ -74,11 +74,9 @@ class Searcher:
         """Return what /v1/search answers, and how the query was embedded (None by words alone).
 
         Raises:
-            RefusedError: too many searches or hits, or what `Service.embed` and the index refuse.
+            RefusedError: too many searches, or what `Service.embed` and the index refuse.
         """
         limits = self.service.limits
-        if request.k > limits.hits:
-            raise RefusedError(400, f"k is {request.k}, at most {limits.hits}", "too_many_hits", param="k")
         if self._under_way >= limits.searches:
             raise RefusedError(
                 429, "too many searches under way; try again in 1 s", "overloaded", retry_after=1

@@ -21,8 +21,6 @@ class Limits:
     """Of one request."""
     searches: int = 256
     """Under way at a time."""
-    hits: int = 1000
-    """Of one search."""
 
     def __post_init__(self) -> None:
         """Raise EmbedforgeError where a limit lets nothing through."""
