@@ -95,21 +95,15 @@ def encode(
     model.train(False)
     device = next(model.parameters()).device
     use_bfloat16 = fast_bfloat16(device) if bfloat16 is None else bfloat16
-    report = progress or (lambda _: None)
     vectors: list[np.ndarray] = []
-
-    def embed(rendered: Sequence[Rendered]) -> np.ndarray:
-        batch = model.renderer.pad(rendered)
-        with bfloat16_autocast(device, use_bfloat16):
-            output = model(**{name: tensor.to(device) for name, tensor in batch.items()})
-        return output.float().cpu().numpy()
-
     try:
         for start in range(0, len(texts), TEXTS_PER_WINDOW):
             window = model.renderer.render(
                 texts[start : start + TEXTS_PER_WINDOW], prefix, suffix=suffix, max_tokens=max_tokens
             )
-            window_vectors, tokens_per_batch = _embed_window(window, tokens_per_batch, embed, report)
+            window_vectors, tokens_per_batch = encode_rendered(
+                model, window, tokens_per_batch, bfloat16=use_bfloat16, progress=progress
+            )
             vectors.append(window_vectors)
             if len(window) >= TEXTS_TO_RELEASE:
                 release_freed_memory()
@@ -118,16 +112,41 @@ def encode(
     return np.concatenate(vectors) if vectors else np.empty((0, 0), dtype=np.float32)
 
 
-def _embed_window(
+@torch.no_grad()
+def encode_rendered(
+    model: TextEmbedder,
     window: Sequence[Rendered],
     budget: int,
-    embed: Callable[[Sequence[Rendered]], np.ndarray],
-    progress: Callable[[int], None],
+    *,
+    bfloat16: bool,
+    progress: Callable[[int], None] | None = None,
 ) -> tuple[np.ndarray, int]:
-    """Return the vectors of the texts, in their order, and the budget of tokens that memory had room for.
+    """Return vectors of rendered texts, and the budget of tokens a batch that memory had room for.
 
-    Out of memory, the budget is halved and what is missing is embedded in smaller batches.
+    What `encode` does with a window, for a caller that keeps texts waiting as tokens (a server). Out of
+    memory, the budget is halved and what is missing is embedded in smaller batches.
+
+    Args:
+        model: in evaluation mode, see `encode`.
+        window: at least one text.
+        budget: tokens of one forward pass, padding included.
+        bfloat16: autocast matrix products.
+        progress: called with the number of texts finished since the last call.
+
+    Returns:
+        [texts, dim] float32 in their order, and `budget` or what is left of it.
+
+    Raises:
+        EmbedforgeError: a single text does not fit in memory.
     """
+    device = next(model.parameters()).device
+
+    def embed(rendered: Sequence[Rendered]) -> np.ndarray:
+        batch = model.renderer.pad(rendered)
+        with bfloat16_autocast(device, bfloat16):
+            output = model(**{name: tensor.to(device) for name, tensor in batch.items()})
+        return output.float().cpu().numpy()
+
     lengths = [len(text.input_ids) for text in window]
     vectors: dict[int, np.ndarray] = {}
     while left := [row for row in range(len(window)) if row not in vectors]:
@@ -135,7 +154,8 @@ def _embed_window(
             for batch in micro_batches([lengths[row] for row in left], budget):
                 rows = [left[index] for index in batch]
                 vectors.update(zip(rows, embed([window[row] for row in rows]), strict=True))
-                progress(len(rows))
+                if progress is not None:
+                    progress(len(rows))
             continue
         except Exception as error:  # the class differs by device and by version of torch
             longest = max(lengths[row] for row in left if row not in vectors)

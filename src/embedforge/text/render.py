@@ -25,6 +25,8 @@ class Rendered:
     input_ids: list[int]
     pooling_mask: list[int]
     """1 where a token may enter the embedding; as long as `input_ids`, never all 0."""
+    cut: int = 0
+    """Tokens that a limit has taken from the end, EOS too where the contract lets it go."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,8 @@ class _Frame:
     text: str
     suffix: str
     max_tokens: int
+    shortened: int
+    """Tokens that the text has lost by itself already."""
 
 
 class Renderer:
@@ -91,18 +95,25 @@ class Renderer:
             self._check_prefix(prefix)
         most = self.contract.max_tokens
         limit = most if max_tokens is None else min(most, max_tokens)
-        framed = list(zip(before, self.prepare(texts), after, strict=True))
-        ids, offsets = self._tokenize([p + t + s for p, t, s in framed])
-        frames = [_Frame(p, t, s, limit) for p, t, s in framed]
+        prepared, shortened = self._prepare(texts)
+        ids, offsets = self._tokenize([p + t + s for p, t, s in zip(before, prepared, after, strict=True)])
+        each = zip(before, prepared, after, shortened, strict=True)
+        frames = [_Frame(p, t, s, limit, lost) for p, t, s, lost in each]
         return [self._finish(*row) for row in zip(frames, ids, offsets, strict=True)]
 
     def prepare(self, texts: Sequence[str]) -> Sequence[str]:
         """Shorten and strip texts by themselves where the contract asks for it; twice is the same as once."""
+        return self._prepare(texts)[0]
+
+    def _prepare(self, texts: Sequence[str]) -> tuple[Sequence[str], Sequence[int]]:
+        """Return texts as `prepare` does, and how many tokens above the contract's limit each one had."""
         contract = self.contract
+        lost = [0] * len(texts)
         if contract.text_max_tokens is not None:
             _refuse_invalid(texts)
             ids, _ = self._tokenize(list(texts))
             limit = contract.text_max_tokens
+            lost = [max(0, len(row) - limit) for row in ids]
             texts = [
                 text if len(row) <= limit else self._shortened(text, limit)
                 for text, row in zip(texts, ids, strict=True)
@@ -110,7 +121,7 @@ class Renderer:
         if contract.strip_text_end:
             _refuse_invalid(texts)
             texts = [text.rstrip() for text in texts]
-        return texts
+        return texts, lost
 
     def pad(
         self, rendered: Sequence[Rendered], *, side: str | None = None, multiple_of: int = 1
@@ -216,7 +227,8 @@ class Renderer:
                 f"instruction {frame.prefix!r}"
             )
         text_end = len(ids) - suffix_tokens
-        cut, tail = slice(min(text_end, frame.max_tokens - fixed)), slice(text_end, len(ids))
+        kept = min(text_end, frame.max_tokens - fixed)
+        cut, tail = slice(kept), slice(text_end, len(ids))
         pooled = [1] * len(ids) if contract.pool_instruction else in_text
         pool_bos = contract.pool_bos == "always" or (
             contract.pool_bos == "without_instruction" and not frame.prefix
@@ -232,7 +244,8 @@ class Renderer:
             return Rendered([self.pad_id], [1])
         if 1 not in mask:
             mask[-1] = 1
-        return Rendered(input_ids, mask)
+        lost = frame.shortened + text_end - kept + len(self._eos) - len(eos)
+        return Rendered(input_ids, mask, lost)
 
     def _suffix_tokens(self, frame: _Frame, offsets: list[tuple[int, int]]) -> int:
         """Count the tokens that end in the suffix."""
