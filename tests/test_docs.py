@@ -98,6 +98,7 @@ SECTIONS = {
     "contrastive": objectives.Contrastive,
     "mntp": objectives.Mntp,
     "simcse": objectives.SimCSE,
+    "merge": objectives.Merge,
     "mine_again": stage.MineAgain,
     "mix": recipe.Mix,
     "source": recipe.Source,

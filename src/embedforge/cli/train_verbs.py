@@ -160,7 +160,10 @@ def train(
 ) -> None:
     """Run a recipe: stages of training, then a model folder that sentence-transformers loads."""
     from embedforge.data.convert import require_source
+    from embedforge.model.folder import require_model
     from embedforge.recipe import load_recipe
+    from embedforge.recipe.objectives import Merge
+    from embedforge.train.mixtures import finished_model
 
     chosen = load_recipe(recipe, set_ or ())  # before torch is imported: a mistake in it shows at once
     folder = source_folder(recipe, data)
@@ -168,6 +171,10 @@ def train(
     pruned_to = prune.vocabulary.texts if prune is not None and prune.vocabulary is not None else ()
     for source in (*pruned_to, *(source for stage in chosen.stages for source in stage.mix.sources)):
         require_source(source, folder)
+    for stage in chosen.stages:
+        if isinstance(stage.objective, Merge):
+            for name in stage.objective.finished:
+                require_model(finished_model(name, folder))
     from embedforge.mine.refresh import refresh_stage
     from embedforge.mine.teachers import open_teacher
     from embedforge.runtime import is_first_rank, under_torchrun

@@ -187,6 +187,8 @@ def limited(recipe: Recipe, folder: Folder, measured: Measured) -> Recipe:
 
 
 def _limited(recipe: Recipe, stage: Stage, folder: Folder, measured: Measured) -> Stage:
+    if stage.objective.unit == "models":
+        return stage
     rows = _rows(recipe, stage, folder, measured)
     batch = min(stage.batch_queries, rows)
     steps = min(stage.steps, math.ceil(MOST_EPOCHS * rows / batch))

@@ -13,7 +13,7 @@ from embedforge.model.folder import BUNDLED, find_folder
 from embedforge.model.mask_token import EOS, mask_token_id
 from embedforge.prove.texts import SENTENCES_FILE, TEXTS_FILE
 from embedforge.prove.training_data import PARTS_FILE, RETRIEVAL_FILE
-from embedforge.recipe import Recipe, Source, load_recipe
+from embedforge.recipe import Recipe, Source, Stage, load_recipe
 from embedforge.recipe.objectives import Objective, PairObjective
 from embedforge.runtime import native_precision, pick_device
 
@@ -111,7 +111,7 @@ def pick_mask_token(tokenizer: PreTrainedTokenizerBase, rows: int) -> str:
 
 def trains_on_pairs(recipe: Recipe) -> bool:
     """Tell whether any stage needs questions and answers; the others need text alone."""
-    return any(stage.objective.learns_from != "texts" for stage in recipe.stages)
+    return any(stage.objective.learns_from not in ("texts", "nothing") for stage in recipe.stages)
 
 
 def with_sources(recipe: Recipe, *, parts: bool) -> Recipe:
@@ -132,8 +132,10 @@ def with_sources(recipe: Recipe, *, parts: bool) -> Recipe:
             return (pairs,)
         return (pairs, Source(path=PARTS_FILE, symmetric=True, in_batch_negatives=False))
 
-    stages = tuple(
-        stage.model_copy(update={"mix": stage.mix.model_copy(update={"sources": sources(stage.objective)})})
-        for stage in recipe.stages
-    )
-    return recipe.model_copy(update={"stages": stages})
+    def fed(stage: Stage) -> Stage:
+        if stage.objective.unit == "models":
+            return stage
+        mix = stage.mix.model_copy(update={"sources": sources(stage.objective)})
+        return stage.model_copy(update={"mix": mix})
+
+    return recipe.model_copy(update={"stages": tuple(map(fed, recipe.stages))})

@@ -67,7 +67,7 @@ class Source(Section):
 class Mix(Section):
     """The data of a stage."""
 
-    sources: tuple[Source, ...] = Field(min_length=1)
+    sources: tuple[Source, ...] = ()
     batches: Literal["blended", "homogeneous"] = "blended"
     """Rows of one step come from all sources (NV-Embed) or from one (LLM2Vec)."""
 

@@ -177,7 +177,7 @@ class Matryoshka(VectorObjective):
         return self
 
     @property
-    def learns_from(self) -> Literal["pairs", "texts", "either"]:
+    def learns_from(self) -> Literal["pairs", "texts", "either", "nothing"]:
         """What its objective learns from."""
         return self.objective.learns_from
 

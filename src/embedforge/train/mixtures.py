@@ -37,6 +37,12 @@ def read_mixture(stage: Stage, seed: int, source_folder: Path | None = None) -> 
     return mixture_of(stage, seed, examples)
 
 
+def finished_model(name: str, source_folder: Path | None = None) -> str:
+    """Return a finished model that a merge names: a folder, from where sources start, or the name itself."""
+    folder = Path(source_folder or "", name).expanduser()
+    return str(folder) if folder.is_dir() else name
+
+
 def mixture_of(stage: Stage, seed: int, examples: Mapping[str, Sequence[Example]]) -> Mixture:
     """Lay out a stage's Examples, by source.
 
@@ -55,6 +61,12 @@ def mixture_of(stage: Stage, seed: int, examples: Mapping[str, Sequence[Example]
         negatives=stage.negatives,
         batches=stage.mix.batches,
     )
+
+
+def read_mixtures(recipe: Recipe, source_folder: Path | None = None) -> dict[str, Mixture]:
+    """Read the sources of all stages that have data, by the stage's name; see `read_mixture`."""
+    trained = (stage for stage in recipe.stages if stage.objective.unit != "models")
+    return {stage.name: read_mixture(stage, recipe.seed, source_folder) for stage in trained}
 
 
 def read_held_out(
@@ -115,7 +127,7 @@ def training_instructions(recipe: Recipe, mixtures: Mapping[str, Mixture]) -> It
     pairs = [
         mixtures[stage.name]
         for stage in recipe.stages
-        if stage.objective.learns_from != "texts" and stage.name in mixtures
+        if stage.objective.learns_from not in ("texts", "nothing") and stage.name in mixtures
     ]
     rows = (row for mixture in pairs for rows in mixture.examples.values() for row in rows)
     return dict.fromkeys(row.instruction for row in rows)
