@@ -46,9 +46,7 @@ def test_the_mean_of_two_stages_is_that_of_their_models_and_training_goes_on_fro
     recipe = three(tiny_base, pairs, adapter)
     ends = [train(cut(recipe, count), tmp_path / str(count), quiet=True) for count in (1, 2, 3)]
     merge([str(ends[0]), str(ends[1])], tmp_path / "expected")
-    expected, found = (
-        load_file(folder / "model.safetensors") for folder in (tmp_path / "expected", ends[2])
-    )
+    expected, found = (load_file(folder / "model.safetensors") for folder in (tmp_path / "expected", ends[2]))
     for name, weight in found.items():
         torch.testing.assert_close(weight, expected[name], rtol=0, atol=1e-5)
     assert json.loads((tmp_path / "3" / "stages" / "3-soup" / "merge.json").read_text())["how"] == "mean"
