@@ -1,4 +1,4 @@
-"""`embedforge distill`, whole: a teacher and a folder in; a student, and a report of both of its modes, out."""
+"""`embedforge distill`, whole: a teacher and a folder in; a student, and a report of both its modes, out."""
 
 from __future__ import annotations
 

@@ -108,6 +108,7 @@ TERMS = {
     "distill": terms.Distill,
     "distill.teacher": terms.Teacher,
     "spread_out": terms.SpreadOut,
+    "cosent": terms.Cosent,
     "matryoshka": terms.Matryoshka,
     "sum": terms.Sum,
 }

@@ -2,8 +2,8 @@
 
 `embedforge quickstart`, `adapt` and `distill` are verbs on it: they differ in what they take where nothing is
 said, and distill has a teacher that is compared too. Whether the folder's text becomes pairs of questions and
-answers or plain text is for the recipe's objectives to say. Each phase leaves its result in OUT and is skipped when that is there, so an
-interrupted run goes on:
+answers or plain text is for the recipe's objectives to say. Each phase leaves its result in OUT and is
+skipped when that is there, so an interrupted run goes on:
 
     OUT/prove.json          what was asked, and the plan: recipe, sizes, seconds spent
     OUT/data/               what was read of the folder, and what is trained on (read it)

@@ -85,6 +85,7 @@ def train(
     own_test: bool = False,
     refresh: Refresh | None = None,
     teachers: OpenTeacher | None = None,
+    teacher_cache: Path | None = None,
     seconds: Mapping[str, float] | None = None,
     quiet: bool = False,
 ) -> Path:
@@ -109,6 +110,7 @@ def train(
             names the sources that were not checked against any evaluation task.
         refresh: mines again for stages with `mine_again`: `refresh_stage` of `embedforge.mine.refresh`.
         teachers: opens the teachers of `distill`: `open_teacher` of `embedforge.mine.teachers`.
+        teacher_cache: the folder of their vectors, where the objective names none; in `out` when None.
         seconds: that stages may take, by name; one whose steps take longer ends earlier, its schedule with
             it, and the saved model's recipe has the steps that were taken. On one rank only.
         quiet: no progress bars.
@@ -126,7 +128,7 @@ def train(
     check_fsdp(recipe.training.fsdp, device)
     check_sharded_stages(recipe)
     _check_refresh(recipe, refresh)
-    teaching = Teaching(teachers, out / "teachers", source_folder, device, quiet)
+    teaching = Teaching(teachers, teacher_cache or out / "teachers", source_folder, device, quiet)
     check_teachers(recipe, teaching)
     if seconds and world_size() > 1:
         raise EmbedforgeError("seconds: stages end by the clock on one rank only; leave them out")
