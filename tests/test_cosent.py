@@ -87,7 +87,7 @@ def test_the_gradient_of_a_sum_is_the_same_for_every_micro_batch_and_cosent_is_p
 def test_cosent_alone_is_trained_and_matryoshka_takes_it(tiny_base: Path, tmp_path: Path) -> None:
     objective = {"kind": "matryoshka", "dims": [8], "objective": {"kind": "cosent"}}
     recipe = scored_recipe(tiny_base, tmp_path, objective, pairs=False)
-    stage = recipe.stages[0].model_copy(update={"steps": 12, "batch_queries": 24})
+    stage = recipe.stages[0].model_copy(update={"steps": 8, "batch_queries": 24})
     train(recipe.model_copy(update={"stages": (stage,)}), tmp_path / "run", quiet=True)
     losses = logged(tmp_path / "run", "loss")
     assert losses[-1] < losses[0]

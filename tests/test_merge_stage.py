@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file
 
 from embedforge.errors import EmbedforgeError
 from embedforge.model.encoder import load
 from embedforge.recipe import Recipe, parse_recipe
-from embedforge.train.merge import merge
-from embedforge.train.run import train
+from embedforge.train.run import DONE, stage_folder, train
+from embedforge.train.stages import model_after
 from stages_for_tests import LORA, crash_in, recipe_of, supervised
 from training_for_tests import assert_same_weights, write_pairs
 
@@ -44,17 +45,27 @@ def test_the_mean_of_two_stages_is_that_of_their_models_and_training_goes_on_fro
 ) -> None:
     """Under LoRA the merged weights are averaged, not A and B; a run that breaks off after it is the same."""
     recipe = three(tiny_base, pairs, adapter)
-    ends = [train(cut(recipe, count), tmp_path / str(count), quiet=True) for count in (1, 2, 3)]
-    merge([str(ends[0]), str(ends[1])], tmp_path / "expected")
-    expected, found = (load_file(folder / "model.safetensors") for folder in (tmp_path / "expected", ends[2]))
-    for name, weight in found.items():
-        torch.testing.assert_close(weight, expected[name], rtol=0, atol=1e-5)
-    assert json.loads((tmp_path / "3" / "stages" / "3-soup" / "merge.json").read_text())["how"] == "mean"
     whole = train(recipe, tmp_path / "whole", quiet=True)
+    done = [stage_folder(tmp_path / "whole", recipe, number) / DONE for number in range(4)]
+    one, other = (plain_weights(recipe, done[:count]) for count in (1, 2))
+    found = load_file(done[2])
+    assert found.keys() == one.keys()
+    for name, weight in found.items():
+        torch.testing.assert_close(weight, (one[name] + other[name]) / 2, rtol=0, atol=1e-6)
+    assert any((one[name] != other[name]).any() for name in one)
+    assert any((plain_weights(recipe, done)[name] != weight).any() for name, weight in found.items())
+    assert json.loads((done[2].parent / "merge.json").read_text())["how"] == "mean"
     with crash_in(monkeypatch, "after", 1):
         train(recipe, tmp_path / "broken", quiet=True)
     assert_same_weights(train(recipe, tmp_path / "broken", resume=True, quiet=True), whole)
-    assert any((load_file(whole / "model.safetensors")[name] != found[name]).any() for name in found)
+
+
+def plain_weights(recipe: Recipe, done: list[Path]) -> dict[str, torch.Tensor]:
+    """What a stage has left, its adapter merged."""
+    model = model_after(recipe, done, "cpu").eval()
+    if isinstance(model.decoder, PeftModel):
+        model.decoder = model.decoder.merge_and_unload()
+    return model.state_dict()
 
 
 def test_finished_models_are_chosen_greedily_from_where_sources_start(

@@ -69,7 +69,7 @@ def merge(
     """Write the model between finished models: same base, same shape, same contract.
 
     Sums are in float32, and the result is saved in the models' own dtype, its goldens made anew. Memory is
-    that of two models, and of two float32 copies of the weights, three with `dev`.
+    that of two models, and of three float32 copies of the weights, four with `dev`.
 
     Args:
         models: two or more folders that embedforge saved.

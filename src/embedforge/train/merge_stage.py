@@ -1,7 +1,7 @@
 """A stage that trains nothing: what earlier stages have left, and finished models, made into one.
 
 Its folder has `done.safetensors` with all weights, not only trained ones, and `merge.json`, what was merged
-and why. Memory is that of two models and of two or three float32 copies of the weights, as for `merge`.
+and why. Memory is that of `merge`: two models, and three float32 copies of the weights, four with `dev`.
 """
 
 from __future__ import annotations
