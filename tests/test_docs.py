@@ -98,6 +98,7 @@ SECTIONS = {
     "contrastive": objectives.Contrastive,
     "mntp": objectives.Mntp,
     "simcse": objectives.SimCSE,
+    "merge": objectives.Merge,
     "mine_again": stage.MineAgain,
     "mix": recipe.Mix,
     "source": recipe.Source,
@@ -107,6 +108,7 @@ TERMS = {
     "distill": terms.Distill,
     "distill.teacher": terms.Teacher,
     "spread_out": terms.SpreadOut,
+    "cosent": terms.Cosent,
     "matryoshka": terms.Matryoshka,
     "sum": terms.Sum,
 }

@@ -110,7 +110,7 @@ def test_kinds_of_ones_own_are_read_like_the_packages() -> None:
     found = json.loads(in_a_fresh_interpreter(OWN_KINDS))
     assert "objective.marign: unknown key. Did you mean 'margin'?" in found["key"]
     assert re.search(
-        r"'margni' is none of contrastive, margin, .*mntp, simcse, repair\. Did you mean 'margin'\?",
+        r"'margni' is none of contrastive, margin, .*mntp, simcse, merge, repair\. Did you mean 'margin'\?",
         found["kind"],
     )
     assert "negatives (2) has no effect on objective 'repair'" in found["ignored"]

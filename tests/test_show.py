@@ -31,7 +31,7 @@ def recipe_with(*sources: dict[str, object], **stage: object) -> Recipe:
     return parse_recipe(values, "mine.yaml")
 
 
-UNITS = {"contrastive": "queries", "simcse": "texts", "mntp": "chunks"}
+UNITS = {"distill": "texts and pairs", "contrastive": "queries", "simcse": "texts", "mntp": "chunks"}
 
 
 @pytest.mark.parametrize("name", shipped_recipes())
@@ -48,7 +48,7 @@ def test_every_shipped_recipe_is_a_tree_with_the_rows_of_every_source(name: str,
             rows = 2 * ROWS if source.kind == "scored_pairs" and not is_mined(source) else ROWS
             rows = min(rows, source.cap or rows)
             stem = Path(file_of(source)).name.partition(".")[0]
-            kind = "texts" if source.kind == "texts" else "rows"
+            kind = "rows" if stage.objective.unit == "queries" else "texts"
             assert f"{source.name or stem}: {rows:,} {kind}" in text
 
 

@@ -6,7 +6,8 @@ import contextlib
 import ctypes
 import os
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -107,6 +108,19 @@ def _has_cpu_flag(word: str) -> bool:
 def native_precision(wanted: str, device: torch.device) -> str:
     """Return a recipe's precision, or "float32" where bfloat16 is only emulated, many times slower."""
     return wanted if wanted == "float32" or fast_bfloat16(device) else "float32"
+
+
+def wait_for_first_rank(is_done: Callable[[], bool], what: str, patience: float = 3600.0) -> None:
+    """Wait until the first rank has done what one process does for all.
+
+    Raises:
+        EmbedforgeError: it has not within `patience` seconds; `what` begins the message.
+    """
+    started = time.monotonic()
+    while not is_done():
+        if time.monotonic() - started > patience:
+            raise EmbedforgeError(f"{what}: the first rank has not written it in {patience / 60:.0f} minutes")
+        time.sleep(0.2)
 
 
 def keep_freed_memory() -> None:

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.tree import Tree
 
 from embedforge.errors import EmbedforgeError
-from embedforge.recipe import Recipe, load_recipe, shipped_recipes
+from embedforge.recipe import Recipe, Stage, load_recipe, shipped_recipes
 from embedforge.recipe.schema import recipe_schema
 
 if TYPE_CHECKING:
@@ -67,10 +67,14 @@ def show_recipes() -> None:
         table.add_column(heading, overflow="fold")
     for name in shipped_recipes():
         recipe = load_recipe(name)
-        stages = (f"{stage.name}: {stage.objective.kind}, {stage.steps:,} steps" for stage in recipe.stages)
+        stages = (f"{stage.name}: {stage.objective.kind}{_steps(stage)}" for stage in recipe.stages)
         facts = [recipe.model.base, f"{recipe.model.pooling.kind} pooling", *stages]
         table.add_row(f"[bold]{escape(name)}[/bold]", escape(recipe.about), escape("\n".join(facts)))
     console.print(table)
+
+
+def _steps(stage: Stage) -> str:
+    return f", {stage.steps:,} steps" if stage.steps else ""
 
 
 def read_mixtures(recipe: Recipe, source_folder: Path | None) -> dict[str, Mixture | EmbedforgeError]:
@@ -79,6 +83,8 @@ def read_mixtures(recipe: Recipe, source_folder: Path | None) -> dict[str, Mixtu
 
     mixtures: dict[str, Mixture | EmbedforgeError] = {}
     for stage in recipe.stages:
+        if stage.objective.unit == "models":
+            continue
         try:
             mixtures[stage.name] = read_mixture(stage, recipe.seed, source_folder)
         except EmbedforgeError as error:
@@ -92,6 +98,10 @@ def mixture_tree(recipe: Recipe, mixtures: Mapping[str, Mixture | EmbedforgeErro
 
     root = Tree(f"[bold]{escape(recipe.name)}[/bold]: {escape(recipe.about)}")
     for stage in recipe.stages:
+        if stage.objective.unit == "models":
+            what = stage.objective.describe(stage, recipe.contract.max_tokens)
+            root.add(f"[bold]{escape(stage.name)}[/bold]  {escape(what)}")
+            continue
         branch = root.add(
             f"[bold]{escape(stage.name)}[/bold]  {stage.steps:,} steps x {stage.batch_queries} "
             f"{stage.objective.describe(stage, recipe.contract.max_tokens)}, {stage.mix.batches} batches"

@@ -177,6 +177,39 @@ def pairs_difference(
     return PairedTest(float(observed[1] - observed[0]), float(low), float(high), p_value, len(y), is_real)
 
 
+def resampled_scores(
+    values: ArrayLike,
+    how: Literal["mean", "halves", "spearman", "average_precision"],
+    gold: ArrayLike = (),
+    *,
+    resamples: int = 2_000,
+    seed: int = 0,
+) -> Floats:
+    """Return the scores of several models on the same resamples of the units: [models, resamples].
+
+    Args:
+        values: [models, n], of every model the values of the same n units.
+        how: a score is their mean; of `halves`, which are samples already, one of them; else how well they
+            follow `gold`.
+        gold: [n], of the last two.
+        resamples: how many.
+        seed: of the draw; the same for all models.
+    """
+    scores = np.asarray(values, dtype=np.float64)
+    if how in ("spearman", "average_precision"):
+        return _resampled_pairs(scores, _checked(gold, "gold"), how, resamples, seed)
+    rng, units = np.random.default_rng(seed), scores.shape[1]
+    if how == "halves":
+        return scores[:, rng.integers(units, size=resamples)]
+    found = np.empty((len(scores), resamples))
+    block = max(1, _BLOCK_NUMBERS // units)
+    for start in range(0, resamples, block):
+        rows = rng.integers(units, size=(min(block, resamples - start), units))
+        for row, one in zip(found, scores, strict=True):
+            row[start : start + len(rows)] = one[rows].mean(axis=1)
+    return found
+
+
 def _resampled_pairs(
     predictions: Floats, gold: Floats, metric: PairMetric, resamples: int, seed: int
 ) -> Floats:

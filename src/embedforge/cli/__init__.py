@@ -12,7 +12,7 @@ import sys
 import typer
 
 # The order of the imports is that of the verbs in --help.
-from embedforge.cli import train_verbs, recipe_verbs, base_verbs  # isort: skip
+from embedforge.cli import train_verbs, sweep_verbs, recipe_verbs, base_verbs  # isort: skip
 from embedforge.cli import curate_verbs, data_verbs, encode_verbs, model_verbs, search_verbs, serve_verbs
 from embedforge.cli.app import app
 from embedforge.errors import EmbedforgeError
@@ -28,6 +28,7 @@ __all__ = [
     "recipe_verbs",
     "search_verbs",
     "serve_verbs",
+    "sweep_verbs",
     "train_verbs",
 ]
 

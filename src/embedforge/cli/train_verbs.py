@@ -137,6 +137,56 @@ def adapt(
     )
 
 
+@app.command(epilog="Example: embedforge distill intfloat/e5-mistral-7b-instruct --text docs --out small")
+def distill(
+    teacher: Annotated[
+        str,
+        typer.Argument(help="A good embedder: a folder, a hub id, or an endpoint http://HOST/v1#MODEL."),
+    ],
+    text: Annotated[
+        Path, typer.Option("--text", help="A folder of text, Markdown, HTML, PDF or source code; no labels.")
+    ],
+    student: Annotated[
+        str, typer.Option(help="Decoder to start from: a folder, a hub id or a name of `base list`.")
+    ] = "embedforge:base",
+    out: Annotated[Path, Out] = Path("distill-out"),
+    recipe: Annotated[
+        str, typer.Option(help="Recipe by name or file, with a stage of objective distill.")
+    ] = "distill-small",
+    set_: Overrides = None,
+    minutes: Minutes = 30.0,
+    seed: Seed = 0,
+    device: Device = None,
+    restart: Restart = False,
+) -> None:
+    """Make a small embedder that gives a large one's vectors, from a folder of text.
+
+    Documents that the teacher has embedded are then searched with the student's queries, or the student does
+    both. The report compares both ways with the teacher, with BM25 and with the decoder as it came, on
+    held-out text. Run it again to resume after Ctrl-C. It is quickstart's engine with a teacher.
+    """
+    _check(text, recipe, set_)
+    from embedforge.model.folder import require_model
+
+    for name in (student, teacher):
+        if not name.startswith(("http://", "https://", "file:")):
+            require_model(name)
+    from embedforge.prove.run import distill as run
+
+    run(
+        teacher,
+        student,
+        text,
+        out,
+        recipe_name=recipe,
+        overrides=set_ or (),
+        minutes=minutes,
+        seed=seed,
+        device=device,
+        restart=restart,
+    )
+
+
 @app.command()
 def train(
     recipe: Annotated[
@@ -160,7 +210,10 @@ def train(
 ) -> None:
     """Run a recipe: stages of training, then a model folder that sentence-transformers loads."""
     from embedforge.data.convert import require_source
+    from embedforge.model.folder import require_model
     from embedforge.recipe import load_recipe
+    from embedforge.recipe.objectives import Merge
+    from embedforge.train.mixtures import finished_model
 
     chosen = load_recipe(recipe, set_ or ())  # before torch is imported: a mistake in it shows at once
     folder = source_folder(recipe, data)
@@ -168,6 +221,10 @@ def train(
     pruned_to = prune.vocabulary.texts if prune is not None and prune.vocabulary is not None else ()
     for source in (*pruned_to, *(source for stage in chosen.stages for source in stage.mix.sources)):
         require_source(source, folder)
+    for stage in chosen.stages:
+        if isinstance(stage.objective, Merge):
+            for name in stage.objective.finished:
+                require_model(finished_model(name, folder))
     from embedforge.mine.refresh import refresh_stage
     from embedforge.mine.teachers import open_teacher
     from embedforge.runtime import is_first_rank, under_torchrun

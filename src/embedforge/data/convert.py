@@ -138,7 +138,7 @@ def _finished(source: SourceSpec, kind: str, converted: Iterable[Example], seed:
             example,
             source=name,
             instruction=example.instruction or source.instruction,
-            in_batch_negatives=source.in_batch_negatives,
+            in_batch_negatives=source.in_batch_negatives and example.score is None,
             symmetric=source.symmetric,
         )
         for example in converted

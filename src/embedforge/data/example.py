@@ -27,3 +27,6 @@ class Example:
     query_id: str = ""
     positive_ids: tuple[str, ...] = ()
     negative_ids: tuple[str, ...] = ()
+    score: float | None = None
+    """How much the query and its one positive are alike, on the source's scale: what CoSENT learns the order
+    of. Such a pair is no answer and no negative; None for all other data."""

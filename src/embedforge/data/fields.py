@@ -11,7 +11,7 @@ from embedforge.data.delimited import text_of_list
 from embedforge.data.example import Example
 from embedforge.data.record import Record
 
-_KEYS = ("query", "positives", "negatives", "instruction", "query_id")
+_KEYS = ("query", "positives", "negatives", "instruction", "query_id", "score")
 _OTHER_NAMES = ("anchor", "positive", "negative")
 _DOCUMENT_KEYS = ("id", "title", "text")
 _OTHER_KINDS: dict[tuple[str, ...], str] = {
@@ -34,6 +34,7 @@ def example_of(record: Record) -> Example:
     | negatives | list of documents, or one; also named negative, or negative_1, negative_2, … |
     | instruction | text, for this record instead of the source's |
     | query_id | text or a whole number |
+    | score | a number: how alike the query and its one positive are, for `cosent` |
 
     A document is a text, or an object {"text": …, "title": …, "id": …} of which only the text is needed;
     a title is put before the text. The other names are those of sentence-transformers' datasets. Nulls
@@ -59,7 +60,16 @@ def example_of(record: Record) -> Example:
         query_id=_optional_id(record, record.values.get("query_id"), "query_id"),
         positive_ids=_ids(record, positives, "positives"),
         negative_ids=_ids(record, negatives, "negatives"),
+        score=_score(record, len(positives), len(negatives)),
     )
+
+
+def _score(record: Record, positives: int, negatives: int) -> float | None:
+    if record.values.get("score") in (None, ""):
+        return None
+    if positives != 1 or negatives:
+        raise record.error("a 'score' is that of the query with one positive; this has other documents too")
+    return record.number_of("score")
 
 
 def record_of(example: Example) -> dict[str, Any]:
@@ -72,6 +82,8 @@ def record_of(example: Example) -> dict[str, Any]:
     values["positives"] = _written(example.positives, example.positive_ids)
     if example.negatives:
         values["negatives"] = _written(example.negatives, example.negative_ids)
+    if example.score is not None:
+        values["score"] = example.score
     return values
 
 

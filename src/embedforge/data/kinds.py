@@ -5,7 +5,7 @@
 | examples | query, positives, negatives … (`fields.example_of`) | the same |
 | retrieval | a BEIR folder | a query and all its relevant documents |
 | labels, clusters | text, label | a text and another of its class, or its label |
-| scored_pairs | sentence1, sentence2, score | two Examples for a pair at or above a threshold |
+| scored_pairs | sentence1, sentence2, score | two Examples for a pair above a threshold; or each, scored |
 | nli | premise, hypothesis, label | a premise, what follows from it, what contradicts it |
 | texts | text, and perhaps title | the text as query and as its own positive, for mntp and simcse |
 
@@ -51,7 +51,7 @@ class SourceSpec(Protocol):
     symmetric: bool
     cap: int | None
     label_documents: Literal["examples", "labels"]
-    threshold: float
+    threshold: float | None
 
 
 def source_name(source: SourceSpec) -> str:
@@ -176,10 +176,13 @@ class ScoredPairs(SourceKind):
 
     @override
     def defaults(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        return {"symmetric": True}
+        graded = {"in_batch_negatives": False} if values.get("threshold", 0) is None else {}
+        return {"symmetric": True, **graded}
 
     @override
     def examples(self, records: Records, source: SourceSpec, seed: str, negatives: int) -> Iterator[Example]:
+        if source.threshold is None:
+            return from_graded_pairs(records)
         return from_scored_pairs(records, threshold=source.threshold)
 
 
@@ -213,6 +216,13 @@ class Texts(SourceKind):
 def scored_pair(record: Record) -> tuple[str, str, float]:
     """Return the two sentences of a record, and their score; for training and for evaluation."""
     return record.text("sentence1"), record.text("sentence2"), record.number_of("score")
+
+
+def from_graded_pairs(records: Iterable[Record]) -> Iterator[Example]:
+    """Give one Example, with its score, for each pair."""
+    for record in records:
+        score = record.number_of("score")
+        yield Example(record.text("sentence1"), (record.text("sentence2"),), symmetric=True, score=score)
 
 
 def from_scored_pairs(records: Iterable[Record], *, threshold: float) -> Iterator[Example]:

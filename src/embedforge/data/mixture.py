@@ -116,9 +116,11 @@ class Mixture:
 def fingerprint(examples: Sequence[Example]) -> str:
     """Return 32 hexadecimal digits of a hash of the Examples, every field of them, in order."""
     digest = hashlib.blake2b(digest_size=16)
-    every_field = attrgetter(*(field.name for field in fields(Example)))
+    every_field = attrgetter(*(field.name for field in fields(Example) if field.name != "score"))
     for example in examples:
         digest.update(json.dumps(every_field(example)).encode("ascii"))
+        if example.score is not None:  # so that data without scores keeps the hash it always had
+            digest.update(repr(example.score).encode("ascii"))
     return digest.hexdigest()
 
 

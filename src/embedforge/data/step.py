@@ -61,6 +61,8 @@ class Step:
     """[Q], of all listed positives of the query, drawn in this step or not: none of them is its negative."""
     sources: list[str]
     """[Q], names of the data sources."""
+    scores: npt.NDArray[np.float64]
+    """[Q], how much a query and its positive are alike; NaN where nobody has said."""
 
 
 def build_step(index: int, draws: Sequence[Draw]) -> Step:
@@ -93,6 +95,7 @@ def build_step(index: int, draws: Sequence[Draw]) -> Step:
         document_keys=tuple(document_keys),
         positive_keys=tuple(_listed(draw.example) for draw in draws),
         sources=[draw.example.source for draw in draws],
+        scores=np.array([np.nan if e.score is None else e.score for e, _, _ in draws], dtype=np.float64),
     )
 
 

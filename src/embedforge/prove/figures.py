@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from embedforge.evaluate.retrieval import per_query_metrics, v_measure
 from embedforge.lexical import Bm25
 from embedforge.nearest import exact_search
 from embedforge.prove.held_out import HeldOut, is_code
-from embedforge.prove.systems import TRAINED, Encoded
+from embedforge.prove.systems import ACROSS, TEACHER, TRAINED, Encoded
 from embedforge.prove.training_data import parts_of
 from embedforge.ranking import NOTHING
 from embedforge.search import Mode
@@ -90,6 +90,10 @@ class Figures:
     """Hidden tokens of the held-out chunks."""
     chunks: int
     rankings: dict[str, Ranked]
+    across: Measure | None = None
+    """nDCG@10 of a student's questions in its teacher's vectors of documents, minus that of each system."""
+    fidelity: dict[str, Interval] = field(default_factory=dict)
+    """Mean cosine of the student's vectors to the teacher's, by kind of text."""
 
     def as_json(self) -> dict[str, Any]:
         """Return the figures as plain values."""
@@ -108,6 +112,8 @@ class Figures:
                 for kind, row in self.retrieval.items()
             },
             **{name: measure and measure.as_json() for name, measure in measures.items()},
+            "across": self.across and self.across.as_json(),
+            "cosine to the teacher": {kind: as_dict(value) for kind, value in self.fidelity.items()},
             "parts": self.parts,
             "halved passages": self.halves,
             "hidden tokens": self.predictions,
@@ -132,7 +138,8 @@ def figures_of(
     rows, labels = clustered(held_out)
 
     def of_each(measure: Callable[[Encoded], Scores]) -> dict[str, Scores]:
-        return {name: measure(one) for name, one in encoded.items()}
+        """Of the systems that have a space of their own."""
+        return {name: measure(one) for name, one in encoded.items() if name != ACROSS}
 
     return Figures(
         retrieval=_retrieval(held_out, rankings, seed),
@@ -152,6 +159,8 @@ def figures_of(
         predictions=int(trained.predictions.sum()),
         chunks=len(trained.losses),
         rankings=rankings,
+        across=_across(rankings, seed) if ACROSS in rankings else None,
+        fidelity=_fidelity(trained, encoded[TEACHER], seed) if ACROSS in encoded else {},
     )
 
 
@@ -265,6 +274,28 @@ def _retrieval(held_out: HeldOut, rankings: Mapping[str, Ranked], seed: int) -> 
             for metric in METRICS
         }
         for kind, chosen in rows.items()
+    }
+
+
+def _across(rankings: Mapping[str, Ranked], seed: int) -> Measure:
+    """Compare what is found across with what each system finds by itself."""
+    relevant = [{row: 1.0} for row in range(len(rankings[ACROSS].indices))]
+    scores = {
+        name: per_query_metrics(found.indices, relevant, k=DEPTH)["ndcg@10"]
+        for name, found in rankings.items()
+    }
+    return _over_texts(scores, seed, reference=ACROSS)
+
+
+def _fidelity(student: Encoded, teacher: Encoded, seed: int) -> dict[str, Interval]:
+    parts = {
+        "questions": (student.queries, teacher.queries),
+        "passages": (student.documents, teacher.documents),
+    }
+    return {
+        kind: bootstrap_interval((own * its).sum(axis=1), seed=seed)
+        for kind, (own, its) in parts.items()
+        if len(own)
     }
 
 

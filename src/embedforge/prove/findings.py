@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from embedforge.prove.figures import ALL, BM25, Figures, Measure
-from embedforge.prove.systems import AS_IT_CAME, TRAINED, UNTRAINED
+from embedforge.prove.systems import ACROSS, AS_IT_CAME, TEACHER, TRAINED, UNTRAINED
 from embedforge.report.page import Finding, Tone, against_bm25, finding
-from embedforge.statistics import PairedTest
+from embedforge.statistics import Interval, PairedTest
 
 
 def findings(figures: Figures) -> list[Finding]:
     """Return the sentences of the summary, the most important first."""
     lines: list[Finding] = []
     if figures.retrieval:
-        lines += _on_retrieval(figures.retrieval[ALL]["ndcg@10"])
+        measure = figures.retrieval[ALL]["ndcg@10"]
+        lines += _on_distillation(figures, measure) if TEACHER in measure.values else _on_retrieval(measure)
     else:
         lines.append(Finding("No question could be made of the held-out text: retrieval was not measured."))
     if figures.clustering:
@@ -51,6 +52,41 @@ def _on_retrieval(measure: Measure) -> list[Finding]:
         "from a larger base."
     )
     return [*lines, against_bm25(changes[BM25], "the trained model", why)]
+
+
+def _on_distillation(figures: Figures, measure: Measure) -> list[Finding]:
+    """Both modes of a student: in the place of its teacher, and before an index that the teacher has made."""
+    changes, values = measure.changes, measure.values
+    start = changes[AS_IT_CAME]
+    lines = [finding("Retrieval (nDCG@10) of the student alone against what it started from", start)]
+    if not (start.is_real and start.difference > 0):
+        lines.append(
+            Finding(
+                "The student is no better than what it started from: it is not worth using as it is. More "
+                "text, more --minutes, a larger --student or a higher learning rate may help.",
+                "bad",
+            )
+        )
+    lines.append(_share_of_teacher("The student alone", values[TRAINED], values[TEACHER], changes[TEACHER]))
+    if figures.across:
+        across, test = figures.across.values[ACROSS], figures.across.changes
+        what = "The student's questions against the teacher's documents"
+        lines.append(_share_of_teacher(what, across, values[TEACHER], test[TEACHER]))
+        lines.append(finding(f"{what}: nDCG@10 against the student alone", test[TRAINED]))
+    if figures.fidelity:
+        shown = ", ".join(f"{value.mean:.3f} of {kind}" for kind, value in figures.fidelity.items())
+        lines.append(Finding(f"Mean cosine of the student's vectors to the teacher's: {shown}."))
+    why = "words find more here than this student does; combine both, or train longer."
+    return [*lines, against_bm25(changes[BM25], "the student alone", why)]
+
+
+def _share_of_teacher(what: str, own: Interval, teacher: Interval, test: PairedTest) -> Finding:
+    """Say how much of the teacher's nDCG@10 is kept; a loss that chance may explain is good news."""
+    share = own.mean / teacher.mean if teacher.mean else 0.0
+    interval = f"{test.difference:+.3f}, 95 % interval {test.low:+.3f} to {test.high:+.3f}"
+    tone: Tone = "bad" if test.is_real and test.difference < 0 else "good"
+    text = f"{what}: nDCG@10 {own.mean:.3f}, {share:.0%} of the teacher's {teacher.mean:.3f} ({interval})."
+    return Finding(text.replace("%", " %", 1), tone)
 
 
 def _on_loss(measure: Measure) -> list[Finding]:

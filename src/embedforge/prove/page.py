@@ -15,7 +15,7 @@ from embedforge.evaluate.training_log import losses_by_stage
 from embedforge.prove.figures import ALL, BM25, METRICS, Figures, Measure, clustered
 from embedforge.prove.findings import findings
 from embedforge.prove.held_out import HeldOut
-from embedforge.prove.systems import AS_IT_CAME, TRAINED, UNTRAINED, Encoded
+from embedforge.prove.systems import ACROSS, AS_IT_CAME, TEACHER, TRAINED, UNTRAINED, Encoded
 from embedforge.report import charts
 from embedforge.report.page import Cell, Chart, Headline, QueryExample, Report, Table, Tone
 from embedforge.statistics import Interval, PairedTest
@@ -23,7 +23,15 @@ from embedforge.statistics import Interval, PairedTest
 LABELS = {"ndcg@10": "nDCG@10", "recall@10": "recall@10", "mrr@10": "MRR@10"}
 EXAMPLE_SYSTEMS = (AS_IT_CAME, TRAINED, BM25)
 BEFORE_AND_AFTER = {"before: decoder as it came": AS_IT_CAME, "after: trained": TRAINED}
+DISTILLED_SHOWN = {
+    ACROSS: "nDCG@10 of the student's questions in the teacher's index",
+    TEACHER: "nDCG@10 of the teacher by itself",
+}
 MAP_POINTS = 600
+_DISTILLED = (
+    ": the student alone. teacher: the model it learned from. across: the student's questions against the "
+    "teacher's documents."
+)
 
 Floats = NDArray[np.float32]
 
@@ -80,6 +88,9 @@ def _headlines(figures: Figures) -> list[Headline]:
                 _tone(measure.changes[AS_IT_CAME]),
             )
         )
+        for system, what in DISTILLED_SHOWN.items():
+            if system in values:
+                shown.append(Headline(system, f"{values[system].mean:.3f}", what))
         shown.append(Headline("BM25", f"{values[BM25].mean:.3f}", "nDCG@10 of plain word matching"))
     if figures.loss:
         before, after = (figures.loss.values[name].mean for name in (UNTRAINED, figures.loss.reference))
@@ -106,6 +117,8 @@ def _tables(figures: Figures) -> list[Table]:
     tables: list[Table] = []
     if figures.retrieval:
         tables += [_retrieval_table(figures), _gains_table(figures)]
+    if figures.across:
+        tables.append(_across_table(figures.across))
     if figures.clustering:
         note = (
             f"k-means on random halves of the answers, which come from {figures.parts} parts of the folder: "
@@ -169,7 +182,8 @@ def _retrieval_table(figures: Figures) -> Table:
         note="title: a document's title asks for its first passage. heading: a heading, with those above it, "
         "asks for the text below. description: a docstring or comment asks for its code. cloze: a sentence "
         "asks for the passage that it was taken out of. Means with 95 % bootstrap intervals over questions. "
-        f"Systems: the decoder as it came (causal, weighted mean){between}, and trained, the result.",
+        f"Systems: the decoder as it came (causal, weighted mean){between}, and trained, the result"
+        + (_DISTILLED if TEACHER in systems else "."),
         bold_best=True,
     )
 
@@ -186,6 +200,14 @@ def _gains_table(figures: Figures) -> Table:
         ],
         note="Paired bootstrap over questions, and a sign-flip permutation test.",
     )
+
+
+def _across_table(across: Measure) -> Table:
+    note = (
+        "The teacher embeds the documents once, the student every question: what is found so, and how that "
+        "compares with each system by itself, on the same questions."
+    )
+    return _table("The student's questions in the teacher's index", {"nDCG@10": across}, note)
 
 
 def _counts_table(counts: Mapping[str, int]) -> Table:

@@ -61,6 +61,15 @@ class Measured:
     """Of training text, not cut."""
     threads: int = 1
     """Of the CPU, that encode fastest: where others use the machine too, fewer may be faster than all."""
+    taught_per_second: float = 0.0
+    """Characters that the teacher of a distillation embeds; 0 without one."""
+
+    @property
+    def teacher_systems(self) -> float:
+        """How many systems of the student's speed the teacher takes as long as."""
+        if not self.taught_per_second:
+            return 0.0
+        return self.tokens_per_second / (self.taught_per_second * self.tokens_per_character)
 
 
 def measure(model: EmbeddingModel, folder: Folder, seed: int) -> Measured:
@@ -122,7 +131,7 @@ def _mean_tokens(model: EmbeddingModel, texts: Sequence[str]) -> float:
 # --- what is compared and indexed ----------------------------------------------------------------------
 
 
-def sizes_for(recipe: Recipe, folder: Folder, measured: Measured, seconds: float, systems: int) -> Sizes:
+def sizes_for(recipe: Recipe, folder: Folder, measured: Measured, seconds: float, systems: float) -> Sizes:
     """Choose sizes for a run of so many seconds, in which so many systems are compared."""
     speed = measured.tokens_per_second
     allowed = COMPARED_SHARE * seconds * speed / systems
@@ -141,7 +150,7 @@ def sizes_for(recipe: Recipe, folder: Folder, measured: Measured, seconds: float
     )
 
 
-def shortened(sizes: Sizes, recipe: Recipe, measured: Measured, seconds: float, systems: int) -> Sizes:
+def shortened(sizes: Sizes, recipe: Recipe, measured: Measured, seconds: float, systems: float) -> Sizes:
     """Return smaller sizes where encoding with so many systems, and indexing, would take too long.
 
     Hidden tokens are left as they are: they have to be the same for all systems.
@@ -159,7 +168,7 @@ def shortened(sizes: Sizes, recipe: Recipe, measured: Measured, seconds: float, 
     )
 
 
-def encoding_seconds(recipe: Recipe, sizes: Sizes, measured: Measured, systems: int) -> float:
+def encoding_seconds(recipe: Recipe, sizes: Sizes, measured: Measured, systems: float) -> float:
     """Return how long encoding with so many systems takes, and indexing with one."""
     each = tokens_of_system(recipe, sizes, measured)
     return (systems * each + sizes.indexed * measured.passage) / measured.tokens_per_second
@@ -187,6 +196,8 @@ def limited(recipe: Recipe, folder: Folder, measured: Measured) -> Recipe:
 
 
 def _limited(recipe: Recipe, stage: Stage, folder: Folder, measured: Measured) -> Stage:
+    if stage.objective.unit == "models":
+        return stage
     rows = _rows(recipe, stage, folder, measured)
     batch = min(stage.batch_queries, rows)
     steps = min(stage.steps, math.ceil(MOST_EPOCHS * rows / batch))
@@ -196,6 +207,8 @@ def _limited(recipe: Recipe, stage: Stage, folder: Folder, measured: Measured) -
 
 def _rows(recipe: Recipe, stage: Stage, folder: Folder, measured: Measured) -> int:
     """Estimate the rows that a stage can draw from, rather too few than too many."""
+    if stage.objective.learns_from == "either":
+        return max(1, sum(source.cap or 0 for source in stage.mix.sources))
     if stage.objective.unit == "queries":
         return max(1, len(folder.train_pairs))
     if stage.objective.unit == "texts":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
@@ -12,8 +12,8 @@ from embedforge.model.decoder import read_config, read_tokenizer
 from embedforge.model.folder import BUNDLED, find_folder
 from embedforge.model.mask_token import EOS, mask_token_id
 from embedforge.prove.texts import SENTENCES_FILE, TEXTS_FILE
-from embedforge.prove.training_data import PARTS_FILE, RETRIEVAL_FILE
-from embedforge.recipe import Recipe, Source, load_recipe
+from embedforge.prove.training_data import PARTS_FILE, QUESTIONS_FILE, RETRIEVAL_FILE
+from embedforge.recipe import Recipe, Source, Stage, load_recipe
 from embedforge.recipe.objectives import Objective, PairObjective
 from embedforge.runtime import native_precision, pick_device
 
@@ -110,16 +110,17 @@ def pick_mask_token(tokenizer: PreTrainedTokenizerBase, rows: int) -> str:
 
 
 def trains_on_pairs(recipe: Recipe) -> bool:
-    """Tell whether any stage needs questions and answers; the others need text alone."""
-    return any(stage.objective.learns_from != "texts" for stage in recipe.stages)
+    """Tell whether any stage needs questions and answers; the others need text alone, or take both."""
+    return any(stage.objective.learns_from == "pairs" for stage in recipe.stages)
 
 
-def with_sources(recipe: Recipe, *, parts: bool) -> Recipe:
+def with_sources(recipe: Recipe, *, parts: bool, taught: Mapping[str, int] | None = None) -> Recipe:
     """Replace a recipe's sources by the files that the run has written into OUT/data.
 
     Objectives of pairs get these, under the contract's instruction; those without in-batch negatives the
     texts of one part as well, where the folder has several `parts`. Those of texts get passages where they
-    cut chunks of them (MNTP), else sentences (SimCSE).
+    cut chunks of them (MNTP), else sentences (SimCSE). Those of either, distillation alone, get as many of
+    each file of text as the teacher has the time for, `taught`.
     """
     instruction = recipe.contract.default_instruction
 
@@ -127,13 +128,19 @@ def with_sources(recipe: Recipe, *, parts: bool) -> Recipe:
         if objective.learns_from == "texts":
             file = TEXTS_FILE if objective.unit == "chunks" else SENTENCES_FILE
             return (Source(path=file, kind="texts"),)
+        if objective.learns_from == "either":
+            known = {file: count for file, count in (taught or {}).items() if count}
+            kinds = {file: "examples" if file == QUESTIONS_FILE else "texts" for file in known}
+            return tuple(Source(path=file, kind=kinds[file], cap=count) for file, count in known.items())
         pairs = Source(path=RETRIEVAL_FILE, instruction=instruction)
         if not parts or not isinstance(objective, PairObjective) or objective.in_batch != "none":
             return (pairs,)
         return (pairs, Source(path=PARTS_FILE, symmetric=True, in_batch_negatives=False))
 
-    stages = tuple(
-        stage.model_copy(update={"mix": stage.mix.model_copy(update={"sources": sources(stage.objective)})})
-        for stage in recipe.stages
-    )
-    return recipe.model_copy(update={"stages": stages})
+    def fed(stage: Stage) -> Stage:
+        if stage.objective.unit == "models":
+            return stage
+        mix = stage.mix.model_copy(update={"sources": sources(stage.objective)})
+        return stage.model_copy(update={"mix": mix})
+
+    return recipe.model_copy(update={"stages": tuple(map(fed, recipe.stages))})

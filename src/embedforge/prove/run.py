@@ -1,9 +1,9 @@
 """A folder in; a model that fits it better, the proof of that, and a search index out. Read this first.
 
-`embedforge quickstart` and `embedforge adapt` are two verbs on it: they differ in what they take where
-nothing is said. Whether the folder's text becomes pairs of questions and answers or plain text is for the
-recipe's objectives to say. Each phase leaves its result in OUT and is skipped when that is there, so an
-interrupted run goes on:
+`embedforge quickstart`, `adapt` and `distill` are verbs on it: they differ in what they take where nothing is
+said, and distill has a teacher that is compared too. Whether the folder's text becomes pairs of questions and
+answers or plain text is for the recipe's objectives to say. Each phase leaves its result in OUT and is
+skipped when that is there, so an interrupted run goes on:
 
     OUT/prove.json          what was asked, and the plan: recipe, sizes, seconds spent
     OUT/data/               what was read of the folder, and what is trained on (read it)
@@ -34,6 +34,17 @@ from embedforge.errors import EmbedforgeError
 from embedforge.files import read_object, write_json
 from embedforge.mine.teachers import open_teacher
 from embedforge.model.folder import find_folder
+from embedforge.prove.distilling import (
+    RECIPE,
+    distils,
+    encode_by_teacher,
+    measure_teacher,
+    own_instruction,
+    taught_texts,
+    teaching_seconds,
+    with_across,
+    with_teacher,
+)
 from embedforge.prove.figures import best_mode, figures_of
 from embedforge.prove.held_out import HeldOut, held_out_of, is_code
 from embedforge.prove.index import index_folder
@@ -53,6 +64,7 @@ from embedforge.prove.plan import (
 )
 from embedforge.prove.recipes import choose_recipe, trains_on_pairs, with_sources
 from embedforge.prove.systems import (
+    TEACHER,
     TRAINED,
     Build,
     Encoded,
@@ -65,8 +77,8 @@ from embedforge.prove.systems import (
 )
 from embedforge.prove.table import terminal_table
 from embedforge.prove.texts import changes, check_unchanged, check_written, hashes, key_of, read_texts, stamps
-from embedforge.prove.training_data import TRAINING_FILES, split_dev, write_training_data
-from embedforge.recipe import Recipe, parse_recipe
+from embedforge.prove.training_data import TRAINING_FILES, split_dev, write_questions, write_training_data
+from embedforge.recipe import Recipe, Teacher, parse_recipe
 from embedforge.report.page import write_report
 from embedforge.run_folder import PHASES, Phases, claim, facts, next_steps
 from embedforge.runtime import keep_freed_memory, pick_device, release_freed_memory
@@ -91,6 +103,22 @@ def quickstart(folder: Path | None, out: Path, *, minutes: float = 5.0, **settin
     return prove(folder, out, verb="quickstart", minutes=minutes, **settings)
 
 
+def distill(teacher: str, student: str, text: Path, out: Path, **settings: Any) -> dict[str, Any]:
+    """Learn a teacher's vectors of a folder's text, and prove it; further arguments as of `prove`.
+
+    Args:
+        teacher: a model that `load` takes, or an endpoint `http://HOST/v1#MODEL`.
+        student: the decoder to start from, taken whole; the recipe "distill-small" prunes its own.
+        text: the folder.
+        out: of the run.
+        settings: minutes, recipe_name, overrides, seed, device, restart.
+    """
+    settings["recipe_name"] = settings.get("recipe_name") or RECIPE
+    settings["overrides"] = ["model.prune=null", *settings.get("overrides", ())]
+    settings.setdefault("minutes", 30.0)
+    return prove(text, out, verb="distill", base=student, teacher=teacher, **settings)
+
+
 def adapt(folder: Path, out: Path, *, minutes: float = 10.0, **settings: Any) -> dict[str, Any]:
     """Prove LLM2Vec's stages on a folder's text alone; arguments as of `prove`."""
     return prove(folder, out, verb="adapt", minutes=minutes, **settings)
@@ -103,6 +131,7 @@ def prove(
     verb: str,
     minutes: float,
     base: str | None = None,
+    teacher: str | None = None,
     recipe_name: str | None = None,
     overrides: Sequence[str] = (),
     seed: int = 0,
@@ -118,6 +147,8 @@ def prove(
         minutes: the whole run's time; training takes the steps that fit, at most the recipe's, and where that
             is not enough fewer texts are compared and indexed.
         base: the decoder to start from; the recipe's, or the bundled one, when None.
+        teacher: whose vectors the stages that distil learn, and which is compared; the recipe's own, which is
+            not compared, when None.
         recipe_name: a shipped recipe or a YAML file; chosen by the base when None. Its sources are replaced
             by this folder's.
         overrides: "key=value" changes of the recipe.
@@ -141,6 +172,7 @@ def prove(
         "set": list(overrides),
         "minutes": minutes,
         "seed": seed,
+        **({} if teacher is None else {"teacher": teacher}),
     }
     if restart:
         _set_aside(out, asked)
@@ -167,6 +199,7 @@ class _Run:
         self.out, self.plan, self.device = out, plan, device
         self.data, self.folder = out / "data", Path(plan["asked"]["folder"])
         self.seed, self.seconds = int(plan["asked"]["seed"]), 60.0 * plan["asked"]["minutes"]
+        self.teacher: str | None = plan["asked"].get("teacher")
         self.phases = Phases(out)
         self.console = stderr()
 
@@ -228,6 +261,8 @@ class _Run:
                 device=self.device,
                 console=self.console,
             )
+            if self.teacher is not None:
+                recipe = with_teacher(recipe, self.teacher)
             texts_to_keep = vocabulary_examples(recipe, Path(asked["recipe"] or "").parent)
             recipe = with_pruned_base(recipe, self.out, texts_to_keep)
             self.plan["recipe"] = recipe.model_dump(mode="json")  # written once the folder could be read
@@ -258,6 +293,8 @@ class _Run:
         learnt = f"{len(texts.train):,} passages and {len(texts.sentences):,} sentences"
         if trains_on_pairs(self.recipe):
             learnt = f"{len(texts.train_pairs):,} questions with their answers"
+        elif distils(self.recipe):
+            learnt += f", {len(texts.train_pairs):,} questions"
         say(
             f"{self.folder}: {learnt} to train on; {len(texts.held_out):,} passages and {len(texts.pairs):,} "
             "questions held out",
@@ -276,6 +313,8 @@ class _Run:
                 check_written(self.data, self.plan["trained on"])
             else:
                 self.plan["trained on"] = hashes(self.data, TRAINING_FILES)
+        if distils(recipe):
+            write_questions(self.data, pairs)
         if "measured" in self.plan:
             torch.set_num_threads(self.measured.threads)  # so that a resumed run is the same to the bit
             return
@@ -283,9 +322,15 @@ class _Run:
             model = prepare_model(without_adapter(recipe), self.device)
             require_head(recipe, model)
             measured = measure(model, texts, self.seed)
+            if self.teacher is not None:
+                by_teacher = measure_teacher(self.teacher, texts, self.device, self.seed)
+                measured = replace(measured, taught_per_second=by_teacher)
         torch.set_num_threads(measured.threads)
-        recipe = limited(with_sources(recipe, parts=parts), replace(texts, train_pairs=pairs), measured)
-        compared = len(untrained_systems(recipe, None)) + len(trained_systems(recipe, self.out, None))
+        trainable = replace(texts, train_pairs=pairs)
+        taught = taught_texts(trainable, measured.taught_per_second or math.inf, self.seconds)
+        recipe = limited(with_sources(recipe, parts=parts, taught=taught), trainable, measured)
+        compared = measured.teacher_systems + len(untrained_systems(recipe, None))
+        compared += len(trained_systems(recipe, self.out, None))
         sizes = sizes_for(recipe, texts, measured, self.seconds, compared)
         speed = f"{measured.tokens_per_second:,.0f} tokens/s encoded here, by {measured.threads} threads"
         say(f"recipe {recipe.name}: {speed}", self.console)
@@ -325,16 +370,21 @@ class _Run:
         sizes = Sizes(**self.plan["sizes"])
         held_out = held_out_of(texts, sizes, self.seed)
         encoded, speed = self._encode(untrained_systems(self.recipe, self.device), held_out, sizes)
+        if self.teacher is not None:
+            encoded[TEACHER] = self._encoded_by_teacher(held_out, sizes)
         measured = replace(self.measured, tokens_per_second=speed or self.measured.tokens_per_second)
         self._decide(measured=asdict(measured))
         return held_out, encoded
 
     def train(self, texts: Folder) -> None:
         """Train as many steps as leave time for the rest."""
-        recipe, sizes = self.recipe, Sizes(**self.plan["sizes"])
+        recipe, sizes, left = self.recipe, Sizes(**self.plan["sizes"]), self.left
+        if self.measured.taught_per_second and not (self.out / "run" / "stages").exists():
+            taught = {source.path: source.cap or 0 for source in recipe.stages[0].mix.sources}
+            left -= teaching_seconds(texts, taught, self.measured.taught_per_second)
         after = len(trained_systems(recipe, self.out / "run", None))
         seconds = seconds_of_stages(
-            recipe, sizes, texts, self.measured, seconds=self.seconds, left=self.left, systems=after
+            recipe, sizes, texts, self.measured, seconds=self.seconds, left=left, systems=after
         )
         release_freed_memory()
         try:
@@ -367,7 +417,26 @@ class _Run:
         sizes = Sizes(**self.plan["sizes after"])
         held_out = held_out.cut(sizes)
         after, _ = self._encode(systems, held_out, sizes)
-        return held_out, {name: one.cut(sizes) for name, one in encoded.items()} | after
+        together = {name: one.cut(sizes) for name, one in encoded.items()} | after
+        return held_out, with_across(together) if self.teacher is not None else together
+
+    def _encoded_by_teacher(self, held_out: HeldOut, sizes: Sizes) -> Encoded:
+        """Return what the teacher makes of held-out text, kept or made now."""
+        assert self.teacher is not None
+        name = key_of(self.data, self.teacher, own_instruction(self.teacher), asdict(sizes))
+        file = self.out / "vectors" / f"{name}.npz"
+        if not file.exists():
+            texts = len(held_out.pairs) + len(held_out.documents) + 2 * len(held_out.halves)
+            teacher = open_teacher(Teacher(model=self.teacher), self.device)
+            with progress_bar(self.console) as bar:
+                encode_by_teacher(
+                    teacher,
+                    held_out,
+                    own_instruction(self.teacher),
+                    advancing(bar, "encoding: the teacher", texts),
+                ).write(file)
+            release_freed_memory()
+        return Encoded.read(file)
 
     def _encode(
         self, systems: Mapping[str, Build], held_out: HeldOut, sizes: Sizes

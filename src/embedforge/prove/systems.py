@@ -41,6 +41,8 @@ from embedforge.train.run import DONE, stage_folder
 from embedforge.train.stages import model_after, prepare_model
 
 AS_IT_CAME, UNTRAINED, TRAINED = "as it came", "bidirectional", "trained"
+TEACHER, ACROSS = "teacher", "across"
+"""Of a distillation; see `prove.distilling`."""
 
 Floats = NDArray[np.float32]
 Build = Callable[[], EmbeddingModel]
@@ -90,7 +92,8 @@ class Encoded:
 
 def step_by_step(recipe: Recipe) -> bool:
     """Tell whether what each stage is worth is measured too."""
-    return mntp_of(recipe) is not None or not trains_on_pairs(recipe)
+    text_alone = any(stage.objective.learns_from == "texts" for stage in recipe.stages)
+    return mntp_of(recipe) is not None or (text_alone and not trains_on_pairs(recipe))
 
 
 def untrained_systems(recipe: Recipe, device: str | None) -> dict[str, Build]:

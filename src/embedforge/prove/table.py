@@ -9,7 +9,7 @@ from rich import box
 from rich.table import Table
 
 from embedforge.prove.figures import ALL, BM25
-from embedforge.prove.systems import TRAINED, UNTRAINED
+from embedforge.prove.systems import ACROSS, TEACHER, TRAINED, UNTRAINED
 
 Json = Mapping[str, Any]
 COLUMNS = {
@@ -54,6 +54,10 @@ def _caption(report: Json, columns: Json) -> str:
     said = ["as it came: the decoder, causal, weighted mean."]
     if UNTRAINED in report["systems"]:
         said.append("bidirectional: not trained yet.")
+    if TEACHER in report["systems"]:
+        said.append("trained: the student alone.")
+    if ACROSS in report["systems"]:
+        said.append("across: its questions, the teacher's documents.")
     lines = [" ".join(said), f"gain: nDCG@10 of {TRAINED} minus this, 95 % interval."]
     lines += [MEANINGS[title] for title in columns if title in MEANINGS]
     return "\n".join(lines)

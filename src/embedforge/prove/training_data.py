@@ -2,6 +2,7 @@
 
 OUT/data/retrieval.jsonl      each question with its answer, and negatives that BM25 finds
 OUT/data/same-package.jsonl   each text with another of its part of the folder, and texts of other parts
+OUT/data/questions.jsonl      for distillation: each question with its answer, nothing mined
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from embedforge.documents.draw import keyed_fraction
 from embedforge.files import write_jsonl
 
 RETRIEVAL_FILE, PARTS_FILE = "retrieval.jsonl", "same-package.jsonl"
+QUESTIONS_FILE = "questions.jsonl"
 TRAINING_FILES = (RETRIEVAL_FILE, PARTS_FILE)
 PARTS_INSTRUCTION = "Identify the part of the collection that the text belongs to"
 NEGATIVES = 4
@@ -76,6 +78,12 @@ def write_training_data(data: Path, pairs: Sequence[Pair], *, code: bool, seed: 
         write_jsonl(data / RETRIEVAL_FILE, map(record_of, mined))
         shutil.rmtree(data / "mining")
     return (data / PARTS_FILE).stat().st_size > 0
+
+
+def write_questions(data: Path, pairs: Sequence[Pair]) -> None:
+    """Write the questions that a teacher is asked, with their answers."""
+    examples = (Example(pair.query, (pair.document,), query_id=pair.id) for pair in pairs)
+    write_jsonl(data / QUESTIONS_FILE, map(record_of, examples))
 
 
 def with_hard_negatives(pairs: Sequence[Pair], work: Path, *, code: bool, seed: int) -> list[Example]:

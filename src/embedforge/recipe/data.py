@@ -36,8 +36,9 @@ class Source(Section):
     """At most so many rows, chosen by the seed."""
     label_documents: Literal["examples", "labels"] = "examples"
     """Labels and clusters: the document is another example of the class (v2) or the label's text (v1)."""
-    threshold: float = 4.0
-    """Scored pairs: a pair with at least this score is a positive, in both directions."""
+    threshold: float | None = 4.0
+    """Scored pairs: a pair with at least this score is a positive, in both directions. With null every pair
+    keeps its score, for objective cosent."""
 
     @model_validator(mode="before")
     @classmethod
@@ -67,7 +68,7 @@ class Source(Section):
 class Mix(Section):
     """The data of a stage."""
 
-    sources: tuple[Source, ...] = Field(min_length=1)
+    sources: tuple[Source, ...] = ()
     batches: Literal["blended", "homogeneous"] = "blended"
     """Rows of one step come from all sources (NV-Embed) or from one (LLM2Vec)."""
 

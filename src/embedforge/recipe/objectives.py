@@ -17,15 +17,16 @@ class Objective(Kinds):
     """What a stage learns. `train.stages.work_of` knows how a kind is trained."""
 
     default_kind: ClassVar[str] = "contrastive"
-    unit: ClassVar[Literal["queries", "texts", "chunks"]] = "queries"
-    """What a step is made of: queries with their documents, texts, or chunks of joined texts."""
+    unit: ClassVar[Literal["queries", "texts", "chunks", "models"]] = "queries"
+    """What a step is made of: queries with their documents, texts, or chunks of joined texts. A stage of
+    models has no steps."""
     ignores: ClassVar[tuple[str, ...]] = ()
     """Keys of a stage that this objective has no use for: a recipe that sets one is refused."""
     trains_pooling: ClassVar[bool] = True
     """False where the decoder is trained alone, under a head of its own."""
 
     @property
-    def learns_from(self) -> Literal["pairs", "texts", "either"]:
+    def learns_from(self) -> Literal["pairs", "texts", "either", "nothing"]:
         """What the sources hold: pairs of every kind, or texts alone."""
         return "pairs" if self.unit == "queries" else "texts"
 
@@ -142,3 +143,71 @@ class SimCSE(Objective):
         return (
             f"texts, simcse: temperature {self.temperature:g}, attention dropout {self.attention_dropout:g}"
         )
+
+
+STAGE_PREFIX = "stage:"
+"""Of a model of `merge` that is what an earlier stage of the recipe has left."""
+
+
+class Merge(Objective):
+    """No training: the mean of models, or the point between them on an arc (arXiv 2203.05482)."""
+
+    unit = "models"
+    ignores = (
+        "mix",
+        "steps",
+        "earlier_adapter",
+        "batch_queries",
+        "negatives",
+        "mine_again",
+        "query_max_tokens",
+        "document_max_tokens",
+        "learning_rate",
+        "pooling_learning_rate",
+        "schedule",
+        "warmup_steps",
+        "weight_decay",
+        "max_grad_norm",
+        "tokens_per_micro_batch",
+        "tokens_held",
+    )
+
+    kind: Literal["merge"] = "merge"
+    models: Annotated[tuple[str, ...], Field(min_length=2)]
+    """`stage:NAME`, what an earlier stage has left, or a finished model, from where sources start."""
+    how: Literal["mean", "slerp"] = "mean"
+    """The mean of the weights, or spherical interpolation, tensor by tensor."""
+    weights: tuple[Annotated[float, Field(gt=0)], ...] = ()
+    """One for each of `models`; all alike when empty."""
+    dev: tuple[str, ...] = ()
+    """Files of Examples: only models that do not lower MRR@10 on them are merged, from the best on."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Merge:
+        if len(set(self.models)) < len(self.models):
+            raise ValueError("models: one stands twice")
+        if self.weights and self.dev:
+            raise ValueError("weights are for all models, and dev chooses among them: leave one out")
+        if self.weights and len(self.weights) != len(self.models):
+            raise ValueError(f"{len(self.weights)} weights for {len(self.models)} models: give one for each")
+        return self
+
+    @property
+    def learns_from(self) -> Literal["nothing"]:
+        """Merging has no data."""
+        return "nothing"
+
+    @property
+    def stages(self) -> list[str]:
+        """Names of the stages whose results are merged."""
+        return [one.removeprefix(STAGE_PREFIX) for one in self.models if one.startswith(STAGE_PREFIX)]
+
+    @property
+    def finished(self) -> list[str]:
+        """Folders or hub ids of the finished models among them."""
+        return [one for one in self.models if not one.startswith(STAGE_PREFIX)]
+
+    def describe(self, stage: Stage, max_tokens: int) -> str:
+        """Say what is merged, and how that is chosen."""
+        chosen = f", chosen greedily on {', '.join(self.dev)}" if self.dev else ""
+        return f"{self.how} of {', '.join(self.models)}{chosen}"

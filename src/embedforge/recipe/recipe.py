@@ -18,10 +18,11 @@ from pydantic import (
     model_validator,
 )
 
-from embedforge.errors import EmbedforgeError
+from embedforge.errors import EmbedforgeError, did_you_mean
 from embedforge.recipe.base import PositiveInt, Section
 from embedforge.recipe.file import read_values, shipped_file
 from embedforge.recipe.model import Model, Pooling
+from embedforge.recipe.objectives import Merge
 from embedforge.recipe.stage import Stage
 from embedforge.text.contract import Contract
 from embedforge.validation import explain
@@ -90,6 +91,23 @@ class Recipe(Section):
         names = [stage.name for stage in self.stages]
         if len(set(names)) < len(names):
             raise ValueError(f"stages need different names, these repeat: {names}")
+        return self
+
+    @model_validator(mode="after")
+    def _merges_what_was_there_before(self) -> Recipe:
+        for number, stage in enumerate(self.stages):
+            earlier = [before.name for before in self.stages[:number]]
+            for name in stage.objective.stages if isinstance(stage.objective, Merge) else ():
+                if name not in earlier:
+                    raise ValueError(
+                        f"stages.{stage.name}.objective.models: no stage '{name}' comes before it, only "
+                        f"{', '.join(earlier) or 'none'}.{did_you_mean(name, earlier)}"
+                    )
+        if self.training.fsdp and any(isinstance(stage.objective, Merge) for stage in self.stages):
+            raise ValueError(
+                "objective merge needs whole models, and training.fsdp keeps them in shards: leave it empty, "
+                "or merge finished runs by `embedforge merge`"
+            )
         return self
 
     @model_validator(mode="after")

@@ -22,7 +22,7 @@ def recipe_schema() -> dict[str, Any]:
     A file that `extends` another may leave out what that one says, and skip its stages.
     """
     schema = Recipe.model_json_schema()
-    stage, mix = schema["$defs"]["Stage"], schema["$defs"]["Mix"]
+    stage = schema["$defs"]["Stage"]
     schema["properties"]["extends"] = {
         "description": "The recipe file beside this one from which this one says the differences only.",
         "type": "string",
@@ -38,8 +38,15 @@ def recipe_schema() -> dict[str, Any]:
     objectives = {"anyOf": stage["properties"]["objective"]["anyOf"]}
     schema["$defs"]["Sum"]["properties"]["terms"]["items"] = objectives
     schema["$defs"]["Matryoshka"]["properties"]["objective"] = dict(objectives)
-    inside = {"mix": {"required": mix.pop("required")}}
-    stages = {"items": {"required": stage.pop("required"), "properties": inside}}
+    merges = {"properties": {"objective": {"properties": {"kind": {"const": "merge"}}, "required": ["kind"]}}}
+    trained = {"required": ["mix", "steps"], "properties": {"mix": {"required": ["sources"]}}}
+    stages = {
+        "items": {
+            "required": stage.pop("required"),
+            "if": {**merges, "required": ["objective"]},
+            "else": trained,
+        }
+    }
     schema["if"] = {"required": ["extends"]}
     schema["else"] = {"required": schema.pop("required"), "properties": {"stages": stages}}
     stage["required"] = ["name"]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from embedforge.data.kinds import source_name
 from embedforge.recipe.base import PositiveInt, Section
@@ -36,8 +37,10 @@ class Stage(Section):
     name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
     """Letters, digits, `_`, `-` and `.`: it names a folder of the run."""
     objective: Objective = Contrastive()
-    mix: Mix
-    steps: PositiveInt
+    mix: Annotated[Mix, Field(validate_default=True)] = Mix()
+    """The data; needed by all that trains."""
+    steps: Annotated[int, Field(ge=0, validate_default=True)] = 0
+    """Optimizer steps; needed by all that trains."""
     earlier_adapter: Literal["continue", "merge", "stack"] = "continue"
     """What becomes of the adapter of the stages before: trained on, merged into the decoder and followed by
     a new one, or kept as it is below a new one."""
@@ -71,6 +74,18 @@ class Stage(Section):
     `tokens_per_micro_batch` when absent: the memory of one micro-batch, whatever the batch. Several ranks
     always take GradCache for what is more than one micro-batch.
     """
+
+    @field_validator("mix", "steps")
+    @classmethod
+    def _is_there_to_train(cls, value: Mix | int, info: ValidationInfo) -> Mix | int:
+        """Refuse to train on nothing, or not at all."""
+        objective = info.data.get("objective")
+        is_empty = value == cls.model_fields[str(info.field_name)].default
+        if is_empty and isinstance(objective, Objective) and objective.unit != "models":
+            if info.field_name == "steps":
+                raise PydanticCustomError("too_few_steps", "needed, and at least 1")
+            raise PydanticCustomError("missing", "Field required")
+        return value
 
     @model_validator(mode="after")
     def _holds_a_micro_batch(self) -> Stage:

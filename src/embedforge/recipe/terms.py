@@ -156,6 +156,23 @@ class SpreadOut(VectorObjective):
         raise ValueError("spread_out teaches nothing by itself: make it a term of kind: sum")
 
 
+class Cosent(VectorObjective):
+    """Of two scored pairs, the one with the higher score is to have the higher cosine (CoSENT; STS data)."""
+
+    kind: Literal["cosent"] = "cosent"
+    temperature: Annotated[float, Field(gt=0)] = 0.05
+    """Differences of cosines are divided by it; 1 / 20 in sentence-transformers."""
+
+    @property
+    def learns_from(self) -> Literal["pairs"]:
+        """Pairs with a score, that is."""
+        return "pairs"
+
+    def describe(self, stage: Stage, max_tokens: int) -> str:
+        """Say what is ordered."""
+        return "scored pairs, cosent: cosines in the order of the scores"
+
+
 class Matryoshka(VectorObjective):
     """A loss on the whole vector and on its beginnings, each scaled to unit length (arXiv 2205.13147)."""
 
@@ -177,7 +194,7 @@ class Matryoshka(VectorObjective):
         return self
 
     @property
-    def learns_from(self) -> Literal["pairs", "texts", "either"]:
+    def learns_from(self) -> Literal["pairs", "texts", "either", "nothing"]:
         """What its objective learns from."""
         return self.objective.learns_from
 
@@ -236,6 +253,16 @@ def parts_of(objective: Objective) -> Iterator[Objective]:
     inner = objective.terms if isinstance(objective, Sum) else ()
     for part in (*inner, *([objective.objective] if isinstance(objective, Matryoshka) else [])):
         yield from parts_of(part)
+
+
+def learns_scores(objective: Objective) -> bool:
+    """Tell whether an objective has a use for pairs with scores."""
+    return any(isinstance(part, Cosent | Distill) for part in parts_of(objective))
+
+
+def needs_scores(objective: Objective) -> bool:
+    """Tell whether an objective can learn nothing without pairs with scores."""
+    return any(isinstance(part, Cosent) for part in parts_of(objective))
 
 
 def distillation_of(objective: Objective) -> Distill | None:

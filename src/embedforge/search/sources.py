@@ -7,7 +7,8 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from embedforge.data.readers import join_title, read_records
+from embedforge.data.beir import join_title
+from embedforge.data.readers import read_records
 from embedforge.data.record import Record
 from embedforge.documents.chunks import chunks
 from embedforge.documents.find_files import DEFAULT_EXCLUDES, PassedOver, content_hash

@@ -51,12 +51,7 @@ def load_trainable(model: torch.nn.Module, file: Path) -> None:
     Raises:
         EmbedforgeError: the checkpoint is damaged, or of another model or adapter.
     """
-    try:
-        state = load_file(str(file))
-    except (OSError, SafetensorError) as error:
-        raise EmbedforgeError(
-            f"{file}: cannot be read ({error}); remove its folder, and --resume goes on from before it"
-        ) from None
+    state = _read(file)
     if isinstance(model, EmbeddingModel):
         restore_projection(model, state)
     expected = _trainable(model)
@@ -68,6 +63,29 @@ def load_trainable(model: torch.nn.Module, file: Path) -> None:
         )
     own = model.state_dict()
     model.load_state_dict({name: as_shard(state[name], own[name]) for name in state}, strict=False)
+
+
+def load_whole(model: EmbeddingModel, file: Path) -> None:
+    """Put all weights of a merged model into one of its shape, which wears no adapter.
+
+    Raises:
+        EmbedforgeError: the file is damaged, or of another model.
+    """
+    state = _read(file)
+    restore_projection(model, state)
+    floating = {name for name, value in model.state_dict().items() if value.is_floating_point()}
+    if set(state) != floating:
+        raise EmbedforgeError(f"{file}: its weights are not those of this recipe; train into another --out")
+    model.load_state_dict(state, strict=False)
+
+
+def _read(file: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(str(file))
+    except (OSError, SafetensorError) as error:
+        raise EmbedforgeError(
+            f"{file}: cannot be read ({error}); remove its folder, and --resume goes on from before it"
+        ) from None
 
 
 def last_complete_checkpoint(folder: Path) -> Path | None:

@@ -15,6 +15,8 @@ from embedforge.data.kinds import source_name
 from embedforge.data.marks import Mark, read_mark, training_mark
 from embedforge.files import read_object
 from embedforge.recipe import Recipe, Source
+from embedforge.recipe.objectives import Merge
+from embedforge.train.mixtures import finished_model
 
 MERGED = "merge.json"
 """In the folder of a merged model: what it was made of."""
@@ -44,7 +46,8 @@ def unchecked_sources(recipe: Recipe, folder: Path | None = None) -> str | None:
 def mark_of_training(recipe: Recipe, folder: Path | None = None) -> Mark | None:
     """Return the tasks that all pairs of a recipe were checked against; None if it has no pairs.
 
-    A base that embedforge trained counts as one more source: what it has seen, its successor has seen.
+    A base that embedforge trained counts as one more source, and so does a finished model that is merged:
+    what it has seen, its successor has seen.
 
     Args:
         recipe: of the run.
@@ -54,12 +57,15 @@ def mark_of_training(recipe: Recipe, folder: Path | None = None) -> Mark | None:
     base = Path(recipe.model.base).expanduser()
     if _learned_from_pairs(base):
         files[recipe.model.base] = base
+    merges = (stage.objective for stage in recipe.stages if isinstance(stage.objective, Merge))
+    models = [finished_model(name, folder) for merge in merges for name in merge.finished]
+    files |= {name: Path(name) for name in models if _learned_from_pairs(Path(name))}
     return training_mark([*files.values()]) if files else None
 
 
 def _sources_of_pairs(recipe: Recipe) -> Iterator[Source]:
     for stage in recipe.stages:
-        if stage.objective.learns_from != "texts":
+        if stage.objective.learns_from not in ("texts", "nothing"):
             yield from (source for source in stage.mix.sources if not source.texts_alone)
 
 

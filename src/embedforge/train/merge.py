@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,6 +37,7 @@ from embedforge.train.metrics import held_out_retrieval
 
 METRIC = "eval_mrr@10"
 How = Literal["mean", "slerp"]
+Build = Callable[[], EmbeddingModel]
 _UNRELATED = 0.5
 """Cosine of all weights below which two models cannot come from one base; fine-tunes of one are above 0.9."""
 logger = logging.getLogger(__name__)
@@ -67,7 +69,7 @@ def merge(
     """Write the model between finished models: same base, same shape, same contract.
 
     Sums are in float32, and the result is saved in the models' own dtype, its goldens made anew. Memory is
-    that of two models, and of two float32 copies of the weights, three with `dev`.
+    that of two models, and of three float32 copies of the weights, four with `dev`.
 
     Args:
         models: two or more folders that embedforge saved.
@@ -87,18 +89,50 @@ def merge(
             bad weights, or unreadable development sets.
     """
     _check_arguments(models, Path(out), how, weights, dev)
-    _check_contracts(models)
-    model = _load(models[0])
-    if dev:
-        score = _scorer(model, dev, device)
-        parts, state = _greedy(model, models, how, score)
-    else:
-        parts, state = _all(model, models, how, weights)
-    _fill(model, state)
-    save(model.to("cpu"), out)
-    write_json(Path(out) / MERGED, {"how": how, "models": [asdict(part) for part in parts]})
+    check_contracts(models)
+    builds = {name: partial(load_model, name) for name in models}
+    parts, model = merged(builds, how=how, weights=weights, dev=dev, device=device)
+    save(model, out)
+    write_json(Path(out) / MERGED, record_of(how, parts))
     _leave_mark(Path(out), [part.model for part in parts if part.weight])
     return parts
+
+
+def merged(
+    builds: Mapping[str, Build],
+    *,
+    how: How,
+    weights: Sequence[float] = (),
+    dev: Sequence[str | Path] = (),
+    device: str | None = None,
+    source_folder: Path | None = None,
+) -> tuple[list[Part], EmbeddingModel]:
+    """Return what became of each model, and the one between them, on the CPU.
+
+    Args:
+        builds: by name, what makes each model: plain, on the CPU. It may be called twice.
+        how: see `merge`, and so for `weights` and `device`.
+        weights: one a model, or none.
+        dev: files of Examples.
+        device: for retrieval on `dev`.
+        source_folder: where relative paths of `dev` start.
+
+    Raises:
+        EmbedforgeError: models of other shapes (named), or unreadable development sets.
+    """
+    models = _Models(builds)
+    if dev:
+        score = _scorer(models.first, dev, device, source_folder)
+        parts, state = _greedy(models, how, score)
+    else:
+        parts, state = _all(models, how, weights)
+    _fill(models.first, state)
+    return parts, models.first.to("cpu")
+
+
+def record_of(how: How, parts: Sequence[Part]) -> dict[str, Any]:
+    """Return what `merge.json` holds."""
+    return {"how": how, "models": [asdict(part) for part in parts]}
 
 
 def print_parts(parts: Sequence[Part], console: Console | None = None) -> None:
@@ -154,33 +188,46 @@ def _line(one: Tensor, other: Tensor, share: float) -> Tensor:
     return (1 - share) * one + share * other
 
 
-def _all(
-    model: EmbeddingModel, models: Sequence[str], how: How, weights: Sequence[float]
-) -> tuple[list[Part], Mapping[str, Tensor]]:
+class _Models:
+    """The models to merge: the first one, which is filled with what is tried, and the weights of each."""
+
+    def __init__(self, builds: Mapping[str, Build]) -> None:
+        self.builds, self.names = builds, list(builds)
+        self.first = builds[self.names[0]]()
+        self._own = state_of(self.first)
+
+    def state(self, name: str) -> dict[str, Tensor]:
+        """Return a model's weights; one that is not of the first one's shape is refused."""
+        if name == self.names[0]:
+            return dict(self._own)
+        other = self.builds[name]()
+        _require_like(self.first, self.names[0], other, name)
+        return state_of(other)
+
+
+def _all(models: _Models, how: How, weights: Sequence[float]) -> tuple[list[Part], Mapping[str, Tensor]]:
     """Join all models by their weights."""
-    weights = weights or [1.0] * len(models)
-    joined = _Join(_state(model), weights[0])
-    for name, weight in zip(models[1:], weights[1:], strict=True):
-        state = _state(_load_like(model, models[0], name))
+    names = models.names
+    weights = weights or [1.0] * len(names)
+    joined = _Join(models.state(names[0]), weights[0])
+    for name, weight in zip(names[1:], weights[1:], strict=True):
+        state = models.state(name)
         _warn_of_a_stranger(name, state, joined.state)
         joined = joined.plus(state, weight, how)
-    parts = [Part(name, weight / sum(weights)) for name, weight in zip(models, weights, strict=True)]
+    parts = [Part(name, weight / sum(weights)) for name, weight in zip(names, weights, strict=True)]
     return parts, joined.state
 
 
 def _greedy(
-    model: EmbeddingModel,
-    models: Sequence[str],
-    how: How,
-    score: Callable[[Mapping[str, Tensor]], float],
+    models: _Models, how: How, score: Callable[[Mapping[str, Tensor]], float]
 ) -> tuple[list[Part], Mapping[str, Tensor]]:
     """Go through the models from the best on, and keep what does not lower the score."""
-    alone = {name: score(_state(_load_like(model, models[0], name))) for name in models}
-    best, *others = sorted(models, key=lambda name: -alone[name])
-    kept, reached = _Join(_state(_load(best)), 1.0), alone[best]
+    alone = {name: score(models.state(name)) for name in models.names}
+    best, *others = sorted(models.names, key=lambda name: -alone[name])
+    kept, reached = _Join(models.state(best), 1.0), alone[best]
     parts = [Part(best, 1.0, alone[best], alone[best], "the best one alone")]
     for name in others:
-        state = _state(_load(name))
+        state = models.state(name)
         _warn_of_a_stranger(name, state, kept.state)
         tried = kept.plus(state, 1.0, how)
         found = score(tried.state)
@@ -199,13 +246,14 @@ def _with_share(part: Part, share: float) -> Part:
 
 
 def _scorer(
-    model: EmbeddingModel, dev: Sequence[str | Path], device: str | None
+    model: EmbeddingModel, dev: Sequence[str | Path], device: str | None, folder: Path | None
 ) -> Callable[[Mapping[str, Tensor]], float]:
     """Return what measures weights, put into `model`, on the development sets."""
     model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     instruction = model.contract.default_instruction
     pools: list[list[Example]] = [
-        read_source(source_of(str(path), name="dev", instruction=instruction), seed=0) for path in dev
+        read_source(source_of(str(path), name="dev", instruction=instruction), seed=0, folder=folder)
+        for path in dev
     ]
 
     def score(state: Mapping[str, Tensor]) -> float:
@@ -216,13 +264,13 @@ def _scorer(
     return score
 
 
-def _load(name: str) -> EmbeddingModel:
+def load_model(name: str) -> EmbeddingModel:
+    """Load a finished model, on the CPU."""
     return embedding_model(load(name, device="cpu")).eval()
 
 
-def _load_like(model: EmbeddingModel, first: str, name: str) -> EmbeddingModel:
-    """Load a model, and refuse one that is not of the first one's shape."""
-    other = _load(name)
+def _require_like(model: EmbeddingModel, first: str, other: EmbeddingModel, name: str) -> None:
+    """Refuse a model that is not of the first one's shape."""
     for part, one, two in (
         ("config.json", _config(model), _config(other)),
         ("the pooling's settings", model.pooling, other.pooling),
@@ -235,7 +283,6 @@ def _load_like(model: EmbeddingModel, first: str, name: str) -> EmbeddingModel:
             )
     if model.tokenizer.backend_tokenizer.to_str() != other.tokenizer.backend_tokenizer.to_str():
         raise EmbedforgeError(f"{name} cannot be merged with {first}: their tokenizers differ")
-    return other
 
 
 def _config(model: EmbeddingModel) -> dict[str, Any]:
@@ -261,7 +308,7 @@ def _warn_of_a_stranger(name: str, state: Mapping[str, Tensor], others: Mapping[
         )
 
 
-def _state(model: EmbeddingModel) -> dict[str, Tensor]:
+def state_of(model: EmbeddingModel) -> dict[str, Tensor]:
     """Return the model's weights in float32, on the CPU, apart from the model."""
     return {
         name: tensor.detach().to("cpu", torch.float32, copy=True)
@@ -292,9 +339,14 @@ def _check_arguments(
         raise EmbedforgeError(f"{out}: the merged model would replace one of those it is made of")
 
 
-def _check_contracts(models: Sequence[str]) -> None:
-    """Refuse models that make vectors of text in different ways, before weights are read."""
-    first: dict[str, Any] | None = None
+def check_contracts(models: Sequence[str], first: Contract | None = None) -> None:
+    """Refuse models that make vectors of text in different ways, before weights are read.
+
+    With `first`, theirs has to be that one, but for the dtype, which is of the weights.
+    """
+    ignored = {"goldens"} if first is None else {"goldens", "dtype"}
+    common = None if first is None else first.model_dump(mode="json", exclude=ignored)
+    whose = models[0] if first is None else "what the recipe trains"
     for name in models:
         folder = find_folder(name)
         if not (folder / CONTRACT).exists():
@@ -302,10 +354,10 @@ def _check_contracts(models: Sequence[str]) -> None:
                 f"{name}: there is no {CONTRACT}, so this is no model that embedforge saved; an official "
                 "checkpoint can be made one: embedforge export"
             )
-        contract = Contract.load(folder).model_dump(mode="json", exclude={"goldens"})
-        first = first or contract
-        if difference := first_difference(first, contract):
-            raise EmbedforgeError(f"{name} cannot be merged with {models[0]}: contract: {difference}")
+        contract = Contract.load(folder).model_dump(mode="json", exclude=ignored)
+        common = common or contract
+        if difference := first_difference(common, contract):
+            raise EmbedforgeError(f"{name} cannot be merged with {whose}: contract: {difference}")
 
 
 def _leave_mark(out: Path, models: Sequence[str]) -> None:

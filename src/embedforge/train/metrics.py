@@ -36,6 +36,22 @@ def held_out_retrieval(
         `eval_mrr@10` and `eval_recall@10`: means over the queries, in 0..1; a query counts as answered
         by any of its positives.
     """
+    ranks = held_out_ranks(model, examples, bfloat16=bfloat16)
+    return {
+        "eval_mrr@10": float(reciprocal(ranks).mean()),
+        "eval_recall@10": float((ranks <= 10).mean()),
+    }
+
+
+def reciprocal(ranks: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """Return 1 / rank down to the tenth, 0 below."""
+    return np.where(ranks <= 10, 1 / ranks, 0.0)
+
+
+def held_out_ranks(
+    model: EmbeddingModel, examples: Sequence[Example], *, bfloat16: bool | None = None
+) -> npt.NDArray[np.int64]:
+    """Return the rank of each query's best positive among all the examples' documents, from 1: [queries]."""
     pool: dict[str, int] = {}
     for example in examples:
         for text in (*example.positives, *example.negatives):
@@ -62,16 +78,12 @@ def held_out_retrieval(
         bfloat16=bfloat16,
     )
     scores = queries @ documents.T
-    ranks = np.array(
+    return np.array(
         [
             _rank(row, [pool[text] for text in example.positives])
             for row, example in zip(scores, examples, strict=True)
         ]
     )
-    return {
-        "eval_mrr@10": float(np.where(ranks <= 10, 1 / ranks, 0).mean()),
-        "eval_recall@10": float((ranks <= 10).mean()),
-    }
 
 
 def _rank(scores: npt.NDArray[np.float32], positives: Sequence[int]) -> int:

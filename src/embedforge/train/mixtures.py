@@ -13,6 +13,7 @@ from embedforge.data.mixture import Mixture
 from embedforge.errors import EmbedforgeError
 from embedforge.recipe import Recipe, Source, Stage
 from embedforge.recipe.objectives import PairObjective, SimCSE
+from embedforge.recipe.terms import learns_scores, needs_scores
 from embedforge.text.contract import Contract
 
 logger = logging.getLogger(__name__)
@@ -37,12 +38,19 @@ def read_mixture(stage: Stage, seed: int, source_folder: Path | None = None) -> 
     return mixture_of(stage, seed, examples)
 
 
+def finished_model(name: str, source_folder: Path | None = None) -> str:
+    """Return a finished model that a merge names: a folder, from where sources start, or the name itself."""
+    folder = Path(source_folder or "", name).expanduser()
+    return str(folder) if folder.is_dir() else name
+
+
 def mixture_of(stage: Stage, seed: int, examples: Mapping[str, Sequence[Example]]) -> Mixture:
     """Lay out a stage's Examples, by source.
 
     Raises:
         EmbedforgeError: a source from which nothing can be learned, or too few rows for a step.
     """
+    _check_scores(stage, examples)
     if isinstance(stage.objective, PairObjective | SimCSE):
         for name, rows in examples.items():
             _check_that_a_loss_is_left(stage, stage.objective, name, rows)
@@ -55,6 +63,12 @@ def mixture_of(stage: Stage, seed: int, examples: Mapping[str, Sequence[Example]
         negatives=stage.negatives,
         batches=stage.mix.batches,
     )
+
+
+def read_mixtures(recipe: Recipe, source_folder: Path | None = None) -> dict[str, Mixture]:
+    """Read the sources of all stages that have data, by the stage's name; see `read_mixture`."""
+    trained = (stage for stage in recipe.stages if stage.objective.unit != "models")
+    return {stage.name: read_mixture(stage, recipe.seed, source_folder) for stage in trained}
 
 
 def read_held_out(
@@ -115,10 +129,26 @@ def training_instructions(recipe: Recipe, mixtures: Mapping[str, Mixture]) -> It
     pairs = [
         mixtures[stage.name]
         for stage in recipe.stages
-        if stage.objective.learns_from != "texts" and stage.name in mixtures
+        if stage.objective.learns_from not in ("texts", "nothing") and stage.name in mixtures
     ]
     rows = (row for mixture in pairs for rows in mixture.examples.values() for row in rows)
     return dict.fromkeys(row.instruction for row in rows)
+
+
+def _check_scores(stage: Stage, examples: Mapping[str, Sequence[Example]]) -> None:
+    """Refuse pairs with scores where they would pass for answers, and cosent without any."""
+    scored = [name for name, rows in examples.items() if any(row.score is not None for row in rows)]
+    if scored and not learns_scores(stage.objective):
+        raise EmbedforgeError(
+            f"stage '{stage.name}', source '{scored[0]}': its pairs have scores, which objective "
+            f"'{stage.objective.kind}' does not learn from: set the source's threshold, at which a pair is a "
+            "positive, or use cosent, alone or as a term of a sum"
+        )
+    if not scored and needs_scores(stage.objective):
+        raise EmbedforgeError(
+            f"stage '{stage.name}': cosent learns from pairs with scores, and no source has any: give one of "
+            "kind scored_pairs `threshold: null`, or Examples a score"
+        )
 
 
 def _check_that_a_loss_is_left(

@@ -7,7 +7,6 @@ ranks; the recipe that is saved with the model goes on saying what was pruned.
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,17 +14,14 @@ from typing import Any
 from embedforge.data.convert import read_source
 from embedforge.data.example import Example
 from embedforge.data.mixture import fingerprint
-from embedforge.errors import EmbedforgeError
 from embedforge.files import read_object
 from embedforge.model.prune import FILE_NAME, prune
 from embedforge.recipe import Recipe, Source
 from embedforge.recipe.objectives import Mntp
-from embedforge.runtime import is_first_rank
+from embedforge.runtime import is_first_rank, wait_for_first_rank
 
 FOLDER = "base"
 """Of the pruned base, in the run's."""
-_PATIENCE = 3600.0
-"""Seconds that a rank waits for the first one to prune."""
 logger = logging.getLogger(__name__)
 
 
@@ -91,7 +87,7 @@ def with_pruned_base(recipe: Recipe, out: Path, examples: Sequence[Example]) -> 
             )
             logger.warning("pruned %s: %s; it was %s", recipe.model.base, after, before)
     else:
-        _wait_for(folder, record)
+        wait_for_first_rank(lambda: _holds(folder, record), str(folder))
     model = recipe.model.model_copy(update={"base": str(folder), "prune": None})
     return recipe.model_copy(update={"model": model})
 
@@ -123,11 +119,3 @@ def _always_kept(recipe: Recipe, examples: Iterable[Example]) -> list[str]:
 def _holds(folder: Path, record: dict[str, Any]) -> bool:
     file = folder / FILE_NAME
     return file.exists() and record.items() <= read_object(file).items()
-
-
-def _wait_for(folder: Path, record: dict[str, Any]) -> None:
-    started = time.monotonic()
-    while not _holds(folder, record):
-        if time.monotonic() - started > _PATIENCE:
-            raise EmbedforgeError(f"{folder}: the first rank has not written the pruned base in an hour")
-        time.sleep(0.2)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from safetensors import SafetensorError
 from transformers import TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
@@ -42,13 +43,14 @@ from embedforge.runtime import (
     under_torchrun,
     world_size,
 )
-from embedforge.train.checkpoints import last_complete_checkpoint, load_trainable, save_trainable
+from embedforge.train.checkpoints import last_complete_checkpoint, save_trainable
 from embedforge.train.decontamination import mark_of_training, unchecked_sources
+from embedforge.train.merge_stage import merge_fingerprints, run_merge
 from embedforge.train.metrics import EvaluateCallback, held_out_retrieval
 from embedforge.train.mixtures import (
     mixture_of,
     read_held_out,
-    read_mixture,
+    read_mixtures,
     training_instructions,
     unseen_instruction,
 )
@@ -56,7 +58,7 @@ from embedforge.train.pace import Pace, steps_taken
 from embedforge.train.progress import BarCallback, InterruptCallback, JsonLogCallback, PhasesCallback
 from embedforge.train.prune import vocabulary_examples, with_pruned_base
 from embedforge.train.sharding import check_fsdp, check_sharded_stages
-from embedforge.train.stages import begin_stage, check_batch, model_after, prepare_model, work_of
+from embedforge.train.stages import begin_stage, check_batch, model_after, prepare_model, take_result, work_of
 from embedforge.train.teacher import OpenTeacher, Teaching, check_teachers
 from embedforge.train.trainer import StageTrainer
 
@@ -83,6 +85,7 @@ def train(
     own_test: bool = False,
     refresh: Refresh | None = None,
     teachers: OpenTeacher | None = None,
+    teacher_cache: Path | None = None,
     seconds: Mapping[str, float] | None = None,
     quiet: bool = False,
 ) -> Path:
@@ -107,6 +110,7 @@ def train(
             names the sources that were not checked against any evaluation task.
         refresh: mines again for stages with `mine_again`: `refresh_stage` of `embedforge.mine.refresh`.
         teachers: opens the teachers of `distill`: `open_teacher` of `embedforge.mine.teachers`.
+        teacher_cache: the folder of their vectors, where the objective names none; in `out` when None.
         seconds: that stages may take, by name; one whose steps take longer ends earlier, its schedule with
             it, and the saved model's recipe has the steps that were taken. On one rank only.
         quiet: no progress bars.
@@ -124,16 +128,14 @@ def train(
     check_fsdp(recipe.training.fsdp, device)
     check_sharded_stages(recipe)
     _check_refresh(recipe, refresh)
-    teaching = Teaching(teachers, out / "teachers", source_folder, device, quiet)
+    teaching = Teaching(teachers, teacher_cache or out / "teachers", source_folder, device, quiet)
     check_teachers(recipe, teaching)
     if seconds and world_size() > 1:
         raise EmbedforgeError("seconds: stages end by the clock on one rank only; leave them out")
-    mixtures = {stage.name: read_mixture(stage, recipe.seed, source_folder) for stage in recipe.stages}
+    mixtures = read_mixtures(recipe, source_folder)
     held_out = read_held_out(recipe, source_folder, held_out)
-    fingerprints = {name: mixture.fingerprint for name, mixture in mixtures.items()}
-    if vocabulary := vocabulary_examples(recipe, source_folder):
-        fingerprints["model.prune.vocabulary"] = fingerprint(vocabulary)
-    _claim_folder(out, recipe, fingerprints, resume)
+    vocabulary = vocabulary_examples(recipe, source_folder)
+    _claim_folder(out, recipe, _fingerprints(recipe, mixtures, vocabulary, source_folder), resume)
     mark = mark_of_training(recipe, source_folder) if is_first_rank() else None
     if resume and finished.exists():
         _leave_mark(finished, mark)
@@ -150,8 +152,12 @@ def train(
     for number, stage in enumerate(recipe.stages):
         begin_stage(model, recipe, stage)
         folder = stage_folder(out, recipe, number)
-        if (folder / DONE).exists():
-            load_trainable(model, folder / DONE)
+        done = [stage_folder(out, recipe, earlier) / DONE for earlier in range(number + 1)]
+        if not done[-1].exists() and stage.objective.unit == "models":
+            with phases.phase(f"stage {stage.name}"):
+                run_merge(recipe, number, done, device=device, source_folder=source_folder)
+        if done[-1].exists():
+            take_result(model, stage, done[-1])
             continue
         mixture, log = mixtures[stage.name], out / "log.jsonl"
         pace = Pace(stage, folder, (seconds or {}).get(stage.name))
@@ -163,11 +169,19 @@ def train(
                 model, recipe, stage, mixture, folder, log, pace, teaching, device, held_out, quiet, phases
             )
         if recipe.training.fsdp:  # The stage has left its model in shards.
-            done = [stage_folder(out, recipe, earlier) / DONE for earlier in range(number + 1)]
             model = model_after(recipe, done, device)
     finish(model, _as_taken(as_asked, out), finished)
     _leave_mark(finished, mark)
     return finished
+
+
+def _fingerprints(
+    recipe: Recipe, mixtures: Mapping[str, Mixture], vocabulary: Sequence[Example], folder: Path | None
+) -> dict[str, str]:
+    """Return the hash of all that a run is made of besides its recipe, by stage."""
+    found = {name: mixture.fingerprint for name, mixture in mixtures.items()}
+    found |= merge_fingerprints(recipe, folder)
+    return found | ({"model.prune.vocabulary": fingerprint(vocabulary)} if vocabulary else {})
 
 
 def _as_taken(recipe: Recipe, out: Path) -> Recipe:
@@ -348,7 +362,7 @@ def finish(model: EmbeddingModel, recipe: Recipe, folder: Path) -> Path:
     model.eval()
     if not is_first_rank():
         return folder
-    if recipe.model.adapter is not None:
+    if isinstance(model.decoder, PeftModel):
         model.decoder = merge_lora(model.decoder, check_batch(model))
     save(model, folder, recipe.model_dump(mode="json"))
     return folder

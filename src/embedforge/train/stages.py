@@ -7,6 +7,7 @@ from functools import singledispatch
 from pathlib import Path
 
 import torch
+from peft import PeftModel
 from torch import Tensor
 
 from embedforge.data.mixture import Mixture
@@ -19,7 +20,7 @@ from embedforge.model.mask_token import add_mask_token
 from embedforge.recipe import Recipe, Stage
 from embedforge.recipe.objectives import Mntp, Objective, PairObjective, SimCSE, VectorObjective
 from embedforge.runtime import pick_device
-from embedforge.train.checkpoints import load_trainable
+from embedforge.train.checkpoints import load_trainable, load_whole
 from embedforge.train.contrastive import ContrastiveWork, SimcseWork
 from embedforge.train.mntp import MntpWork
 from embedforge.train.terms import TermsWork
@@ -73,15 +74,22 @@ def begin_stage(model: EmbeddingModel, recipe: Recipe, stage: Stage) -> None:
 
     Both are proven to change no vector, except where a stage runs fewer layers than the one before.
 
+    After a merge of models there is no adapter any more, and a new one begins.
+
     Raises:
         EmbedforgeError: merging, the new adapter or the added layers changed the token states of a few texts.
     """
     _set_layers(model, recipe, stage)
-    if recipe.model.adapter is None or stage.earlier_adapter == "continue":
+    if recipe.model.adapter is None or stage.objective.unit == "models":
+        return
+    wears_one = isinstance(model.decoder, PeftModel)  # a merge leaves none
+    if wears_one and stage.earlier_adapter == "continue":
         return
     settings = (stage.adapter or recipe.model.adapter).model_dump()
     torch.manual_seed(mix_seeds(stage_seed(recipe, stage), FIRST_WEIGHTS))
-    if stage.earlier_adapter == "merge":
+    if not wears_one:
+        model.decoder = add_lora(model.decoder, **settings)
+    elif stage.earlier_adapter == "merge":
         model.decoder = add_lora(merge_lora(model.decoder, check_batch(model)), **settings)
     else:
         before = _states(model)
@@ -121,8 +129,22 @@ def model_after(recipe: Recipe, done: Sequence[Path], device: str | None = None)
     model = prepare_model(recipe, device)
     for stage, weights in zip(recipe.stages, done, strict=False):
         begin_stage(model, recipe, stage)
-        load_trainable(model, weights)
+        take_result(model, stage, weights)
     return model
+
+
+def take_result(model: EmbeddingModel, stage: Stage, weights: Path) -> None:
+    """Put into the model what a finished stage has left: what it trained, or all of what it merged.
+
+    Raises:
+        EmbedforgeError: the file is damaged, or of another model.
+    """
+    if stage.objective.unit != "models":
+        load_trainable(model, weights)
+        return
+    if isinstance(model.decoder, PeftModel):
+        model.decoder = model.decoder.unload()
+    load_whole(model, weights)
 
 
 @singledispatch

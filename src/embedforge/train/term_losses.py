@@ -6,17 +6,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import singledispatch
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from embedforge.data.step import Step
 from embedforge.errors import EmbedforgeError
+from embedforge.objectives.cosent import cosent
 from embedforge.objectives.distill import relational_losses, target_losses
 from embedforge.objectives.spread_out import spread_out
 from embedforge.recipe import Stage
 from embedforge.recipe.objectives import Objective, PairObjective
-from embedforge.recipe.terms import Distill, Matryoshka, SpreadOut, Sum, vector_terms
+from embedforge.recipe.terms import Cosent, Distill, Matryoshka, SpreadOut, Sum, vector_terms
 from embedforge.train.contrastive import StepVectors, query_losses, step_candidates
 
 
@@ -97,7 +99,7 @@ def _(objective: PairObjective, step: TermVectors) -> Tensor:
     vectors = step.own[torch.tensor(step.rows.place, device=step.own.device)]
     queries, device = len(step.step.positive), vectors.device
     stage = step.stage.model_copy(update={"objective": objective})
-    return query_losses(
+    losses = query_losses(
         objective,
         StepVectors(
             vectors[:queries],
@@ -106,6 +108,26 @@ def _(objective: PairObjective, step: TermVectors) -> Tensor:
             step_candidates(step.step, stage, step.world).to(device),
         ),
     )
+    scored = torch.as_tensor(~np.isnan(step.step.scores), device=device)
+    return losses.masked_fill(scored, 0.0)  # a pair with a score is no query with its answer
+
+
+@term_losses.register
+def _(objective: Cosent, step: TermVectors) -> Tensor:
+    """One loss of all scored pairs of the step, which every query is given."""
+    queries, device = len(step.step.positive), step.own.device
+    vectors = step.own[torch.tensor(step.rows.place, device=device)]
+    rows = np.flatnonzero(~np.isnan(step.step.scores))
+    chosen = torch.as_tensor(rows, device=device)
+    answers = queries + torch.as_tensor(step.step.positive[rows], device=device)
+    loss = cosent(
+        vectors[chosen],
+        vectors[answers],
+        torch.as_tensor(step.step.scores[rows], dtype=torch.float32, device=device),
+        [step.step.sources[row] for row in rows],
+        objective.temperature,
+    )
+    return loss.expand(queries)
 
 
 @term_losses.register
