@@ -128,6 +128,28 @@ def token_states(decoder: PreTrainedModel, input_ids: Tensor, attention_mask: Te
     return output.last_hidden_state
 
 
+def state_width(decoder: PreTrainedModel) -> int:
+    """Return how many numbers a token's last state has.
+
+    That is `hidden_size`, except where a decoder projects its states to the width of its embeddings: OPT-350m
+    computes in 1,024 and gives 512.
+    """
+    config = decoder.config.get_text_config()
+    return int(getattr(config, "word_embed_proj_dim", None) or config.hidden_size)
+
+
+@torch.no_grad()
+def require_state_width(decoder: PreTrainedModel, base: str) -> None:
+    """Refuse a decoder whose states are not as wide as its configuration says: no pooler would fit."""
+    one = torch.ones((1, 1), dtype=torch.int64, device=decoder.device)
+    found, said = token_states(decoder, one, one).shape[-1], state_width(decoder)
+    if found != said:
+        raise EmbedforgeError(
+            f"{base}: a token's state has {found} numbers, and by config.json it would have {said}; decoders "
+            "with an output of another width are not supported, but for OPT's"
+        )
+
+
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Silence transformers' warnings and progress bars while a model is read or written."""

@@ -19,7 +19,7 @@ from embedforge.files import replace_folder, write_json
 from embedforge.model import layout
 from embedforge.model.attention import ensure_attention
 from embedforge.model.auto_tokenizer import auto_tokenizer_options
-from embedforge.model.decoder import load_decoder, quiet, torch_dtype
+from embedforge.model.decoder import load_decoder, quiet, require_state_width, state_width, torch_dtype
 from embedforge.model.embedding_model import EmbeddingModel
 from embedforge.model.folder import find_folder
 from embedforge.model.foreign import load_foreign
@@ -107,9 +107,10 @@ def build(
         allow_causal_layers=allow_causal_layers,
         padding_side=contract.padding_side,
     )
+    require_state_width(decoder, base)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        pooler = build_pooler(kind, decoder.config.get_text_config().hidden_size, **options)
+        pooler = build_pooler(kind, state_width(decoder), **options)
     take_over_pooler(folder, kind, pooler)
     projection = load_projection(folder) if (folder / CONTRACT).exists() else None
     return EmbeddingModel(decoder, pooler.to(decoder.dtype), tokenizer, contract, options, projection)

@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 
 from embedforge.files import write_json, write_text
 from embedforge.model.attention import needs_module_flags
-from embedforge.model.decoder import quiet
+from embedforge.model.decoder import quiet, state_width
 from embedforge.model.modules import Pool, TextEncoder
 from embedforge.model.pooling import pooler_class
 from embedforge.model.projection import FOLDER as DENSE_FOLDER
@@ -65,9 +65,7 @@ def prefer_stock_modules(
     if obstacle is None and tokenizer_options is None:
         obstacle = "AutoTokenizer makes other token ids of this folder than the contract's goldens have"
     if obstacle is None:
-        write_stock_modules(
-            folder, contract, decoder.config.get_text_config().hidden_size, tokenizer_options or {}
-        )
+        write_stock_modules(folder, contract, state_width(decoder), tokenizer_options or {})
         obstacle = difference_of_stock(folder, contract)
         if obstacle is None:
             shutil.rmtree(folder / POOL_FOLDER)
