@@ -33,6 +33,16 @@ from embedforge.text.contract import Contract
 POOL_FOLDER = "1_Pool"
 STOCK_POOL_FOLDER = "1_Pooling"
 STOCK_CONFIG = "sentence_bert_config.json"
+OLDER_MODULES = "sentence_transformers.models"
+"""Where its modules were before version 6: the names that servers know, and that later versions read too."""
+OLDER_POOLING_KEYS = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
 TOLERANCE = 1e-3
 """Largest relative distance of two vectors that counts as equal in float32; another pool moves more."""
 
@@ -93,14 +103,26 @@ def write_stock_modules(
             # Written out, or a tokenizer with a chat template would be fed chat messages.
             "modality_config": text_only,
             "module_output_name": "token_embeddings",
+            # For servers, some of which want both keys; the tokenizer says the same.
+            "max_seq_length": contract.max_tokens,
+            "do_lower_case": False,
         }
         | ({"processor_kwargs": tokenizer_options} if tokenizer_options else {}),
     )
     stock = pooler_class(contract.pooling).stock
-    pooling = Pooling(hidden_size, stock, include_prompt=contract.pool_instruction)
     pooling_folder = folder / STOCK_POOL_FOLDER
     pooling_folder.mkdir(exist_ok=True)
-    pooling.save(str(pooling_folder))
+    write_json(
+        pooling_folder / "config.json",
+        {
+            "embedding_dimension": hidden_size,
+            "pooling_mode": stock,
+            "include_prompt": contract.pool_instruction,
+            # What sentence-transformers wrote before version 6, and many servers read; without these keys
+            # they pool the last token, whatever stands above.
+            **{key: mode == stock for key, mode in OLDER_POOLING_KEYS.items()},
+        },
+    )
     _write_modules(folder, [Transformer, Pooling], StockDense, contract)
 
 
@@ -215,6 +237,8 @@ def _write_modules(folder: Path, halves: list[type], dense: type, contract: Cont
     for index, module in enumerate(modules):
         path = f"{index}_{module.__name__}" if index else ""
         kind = f"{module.__module__}.{module.__name__}"
+        if kind.startswith("sentence_transformers."):
+            kind = f"{OLDER_MODULES}.{module.__name__}"
         entries.append({"idx": index, "name": str(index), "path": path, "type": kind})
     write_json(folder / "modules.json", entries)
     if contract.normalize:

@@ -19,11 +19,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from embedforge.errors import EmbedforgeError
 from embedforge.files import read_object
 from embedforge.model.attention import ensure_attention
-from embedforge.model.decoder import DTYPES, load_decoder, read_tokenizer, state_width, torch_dtype
+from embedforge.model.decoder import load_decoder, read_tokenizer, state_width, torch_dtype
 from embedforge.model.embedding_model import EmbeddingModel
 from embedforge.model.folder import find_folder
 from embedforge.model.lora_folder import base_of, is_adapter, merge_adapter
 from embedforge.model.pooling import build_pooler
+from embedforge.model.precision import stored_dtype
 from embedforge.model.special_tokens import add_asked_specials, adds_specials
 from embedforge.text.contract import Contract
 from embedforge.text.goldens import GOLDEN_TEXTS
@@ -138,7 +139,7 @@ def load_llm2vec(
     )
     decoder = _merge(decoder, tokenizer, folders, contract)
     ensure_attention(decoder, contract.attention, padding_side=contract.padding_side)
-    target = torch_dtype(dtype or _stored_dtype(base_folder))
+    target = torch_dtype(dtype or stored_dtype(base_folder))
     pooler = build_pooler(contract.pooling, state_width(decoder))
     contract = contract.model_copy(update={"dtype": str(target).removeprefix("torch.")})
     return EmbeddingModel(decoder, pooler, tokenizer, contract).to(target).eval()
@@ -243,10 +244,3 @@ def _merge(
     for folder in folders:
         decoder = merge_adapter(decoder, folder, batch)
     return decoder
-
-
-def _stored_dtype(folder: Path) -> str:
-    """Return the dtype that the base's config.json names, float32 when it names none of ours."""
-    values = read_object(folder / "config.json")
-    stored = str(values.get("dtype") or values.get("torch_dtype")).removeprefix("torch.")
-    return stored if stored in DTYPES else "float32"

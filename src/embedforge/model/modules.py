@@ -15,6 +15,7 @@ know the decoder's model type.
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,7 +33,7 @@ from embedforge.model.attention import make_bidirectional
 from embedforge.model.decoder import read_decoder, read_tokenizer, state_width, token_states, torch_dtype
 from embedforge.model.pooling import LatentAttention, Pooler, pooler_class
 from embedforge.model.inputs import render_inputs, warn_once
-from embedforge.model.precision import ExactRotary
+from embedforge.model.precision import ExactRotary, save_decoder, saved_dtype
 from embedforge.model.shards import WEIGHTS, read_header
 from embedforge.text.contract import Contract
 from embedforge.text.render import Renderer
@@ -127,17 +128,24 @@ class TextEncoder(ExactRotary, InputModule):
         """Return the width of a token's state."""
         return state_width(self.decoder)
 
-    def save(self, output_path: str, *_: Any, safe_serialization: bool = True, **__: Any) -> None:
-        """Write decoder, tokenizer and contract into `output_path`.
+    def save(
+        self,
+        output_path: str,
+        *_: Any,
+        safe_serialization: bool = True,
+        dtype: str | None = None,
+        **__: Any,
+    ) -> None:
+        """Write decoder, tokenizer and contract into `output_path`, in the contract's dtype when None.
 
         The goldens keep their token ids and lose their vectors, which training may have changed.
         """
         if not safe_serialization:
             raise EmbedforgeError("embedforge saves safetensors only; leave safe_serialization at True")
         goldens = tuple(golden.model_copy(update={"vector": ()}) for golden in self.contract.goldens)
-        dtype = str(self.decoder.dtype).removeprefix("torch.")
+        dtype = dtype or saved_dtype(self.decoder, self.contract.dtype)
         contract = self.contract.model_copy(update={"goldens": goldens, "dtype": dtype})
-        self.decoder.save_pretrained(output_path)
+        save_decoder(self.decoder, output_path, dtype)
         self.tokenizer.save_pretrained(output_path)
         contract.save(Path(output_path))
 
@@ -234,11 +242,12 @@ class Pool(Module):
         module = self.pooler.defined_in()
         return super().get_config_dict() | ({"defined_in": module} if module else {})
 
-    def save(self, output_path: str, *_: Any, **__: Any) -> None:
-        """Write the pooler's shape and, where it has any, its weights."""
+    def save(self, output_path: str, *_: Any, dtype: str | None = None, **__: Any) -> None:
+        """Write the pooler's shape and, where it has any, its weights, as they are when `dtype` is None."""
         self.save_config(output_path)
         if any(True for _ in self.pooler.parameters()):
-            save_model(self.pooler, str(Path(output_path) / WEIGHTS))
+            pooler = self.pooler if dtype is None else copy.deepcopy(self.pooler).to(torch_dtype(dtype))
+            save_model(pooler, str(Path(output_path) / WEIGHTS))
 
     @classmethod
     def load(cls, model_name_or_path: str, subfolder: str = "", **options: Any) -> Self:

@@ -78,7 +78,7 @@ class Contract(BaseModel):
     pooling: str = "mean"
     normalize: bool = True
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """The dtype of the saved weights."""
+    """The dtype of the saved weights; the base's, where a recipe does not set it."""
     goldens: tuple[Golden, ...] = ()
 
     @field_validator("query_template", "document_template", "chat_template")
