@@ -77,9 +77,7 @@ def test_encode_accepts_what_sentence_transformers_accepts(
         np.testing.assert_allclose(
             ours.encode(texts, **options), plain.encode(texts, **options), atol=1e-6, err_msg=str(options)
         )
-    np.testing.assert_allclose(
-        ours.encode_query([("a", "b")]), plain.encode_query([("a", "b")]), atol=1e-6
-    )
+    np.testing.assert_allclose(ours.encode_query([("a", "b")]), plain.encode_query([("a", "b")]), atol=1e-6)
     for words in ("pairs of texts", "the prompt 'Represent this'", "without effect: ['common', 'padding']"):
         assert caplog.text.count(words) == 1
     ours.encode(TEXTS, prompt="Represent this")

@@ -17,8 +17,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from embedforge.errors import EmbedforgeError
 from embedforge.model import fetch_base
 from embedforge.model.decoder import read_decoder, read_tokenizer
-from embedforge.model.fetch_base import get_base
 from embedforge.model.encoder import build
+from embedforge.model.fetch_base import get_base
 from embedforge.model.folder import find_folder, require_model
 from embedforge.model.named_bases import NAMED, NOTE, NamedBase
 from embedforge.recipe import parse_recipe

@@ -18,7 +18,11 @@ from embedforge.model.encoder import load, save
 from embedforge.text.contract import Contract
 from models_for_tests import TEXTS, make
 
-MARKS = {"decontaminated.json": {"tasks": {}}, "merge.json": {"how": "mean"}, "evaluation.json": {"tasks": {}}}
+MARKS = {
+    "decontaminated.json": {"tasks": {}},
+    "merge.json": {"how": "mean"},
+    "evaluation.json": {"tasks": {}},
+}
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +128,10 @@ def test_both_forms_of_the_pooling_configuration_say_the_same(tiny_base: Path, t
         out = tmp_path / kind
         save(make(tiny_base, kind), out)
         modules = [module["type"] for module in read_json(out / "modules.json")]
-        assert modules[:2] == ["sentence_transformers.models.Transformer", "sentence_transformers.models.Pooling"]
+        assert modules[:2] == [
+            "sentence_transformers.models.Transformer",
+            "sentence_transformers.models.Pooling",
+        ]
         file = out / "1_Pooling" / "config.json"
         values = read_json(file)
         assert [name for name, value in values.items() if value is True] == [f"pooling_mode_{key}"]

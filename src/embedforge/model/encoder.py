@@ -18,6 +18,7 @@ from embedforge.files import replace_folder, write_json
 from embedforge.model import layout
 from embedforge.model.attention import ensure_attention
 from embedforge.model.auto_tokenizer import auto_tokenizer_options
+from embedforge.model.card import write_card
 from embedforge.model.decoder import load_decoder, quiet, require_state_width, state_width, torch_dtype
 from embedforge.model.embedding_model import EmbeddingModel
 from embedforge.model.folder import find_folder
@@ -274,7 +275,7 @@ def _write(
     obstacle = layout.prefer_stock_modules(folder, contract, model.decoder, tokenizer_options)
     if recipe is not None:
         write_json(folder / "recipe.json", recipe)
-    layout.write_card(folder, contract, recipe, obstacle, tokenizer_options)
+    write_card(folder, contract, recipe, obstacle, tokenizer_options)
     return obstacle
 
 

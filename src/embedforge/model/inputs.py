@@ -42,9 +42,7 @@ def render_inputs(
         room = _rooms(len(firsts[row].input_ids), len(second.input_ids), limit)
         (first,) = renderer.render([texts[row][0]], prefix, max_tokens=room[0], **options)
         (second,) = renderer.render([texts[row][1]], max_tokens=room[1])
-        firsts[row] = Rendered(
-            first.input_ids + second.input_ids, first.pooling_mask + second.pooling_mask
-        )
+        firsts[row] = Rendered(first.input_ids + second.input_ids, first.pooling_mask + second.pooling_mask)
     return firsts
 
 
@@ -55,9 +53,7 @@ def _texts_of(item: Any) -> tuple[str, ...]:
         return (item,)
     if isinstance(item, (tuple, list)) and len(item) == 2 and all(isinstance(text, str) for text in item):
         return tuple(item)
-    raise EmbedforgeError(
-        f"a text to embed is a string, not a {type(item).__name__}: {item!r:.80}"
-    )
+    raise EmbedforgeError(f"a text to embed is a string, not a {type(item).__name__}: {item!r:.80}")
 
 
 def _rooms(first: int, second: int, limit: int) -> tuple[int, int]:

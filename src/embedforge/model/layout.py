@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import sentence_transformers
@@ -21,7 +20,7 @@ from sentence_transformers.base.modules import Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 from transformers import PreTrainedModel
 
-from embedforge.files import write_json, write_text
+from embedforge.files import write_json
 from embedforge.model.attention import needs_module_flags
 from embedforge.model.decoder import quiet, state_width
 from embedforge.model.modules import Pool, TextEncoder
@@ -184,48 +183,6 @@ def difference_of_stock(folder: Path, contract: Contract) -> str | None:
     return None
 
 
-def write_card(
-    folder: Path,
-    contract: Contract,
-    recipe: dict[str, Any] | None,
-    obstacle: str | None,
-    tokenizer_options: dict[str, str] | None,
-) -> None:
-    """Write README.md: what the model is, how to load it, what it expects."""
-    facts = [
-        f"- pooling: {contract.pooling}; attention: {contract.attention}",
-        f"- at most {contract.max_tokens} tokens a text; longer texts are cut",
-        f"- before a query stands {contract.query_prefix()!r}",
-        f"- before a document stands {contract.document_prefix()!r}",
-        f"- vectors are {'of unit length' if contract.normalize else 'not normalised'}",
-        f"- the weights are {contract.dtype}",
-    ]
-    facts += [
-        f"- after a {kind} stands {suffix!r}"
-        for kind, suffix in (("query", contract.query_suffix()), ("document", contract.document_suffix()))
-        if suffix
-    ]
-    if recipe is not None:
-        # Of a local base the last part only: whole paths are nobody else's business.
-        base = Path(recipe["model"]["base"])
-        source = base.name if base.is_absolute() else base
-        facts.insert(0, f"- made by the recipe '{recipe['name']}' (recipe.json) from '{source}'")
-    text = _CARD.format(facts="\n".join(facts))
-    if obstacle is None:
-        text += (
-            "sentence-transformers alone suffices to load it; `embedforge.load` also checks the goldens.\n"
-        )
-    else:
-        text = text.replace("from sentence_transformers import SentenceTransformer", "import embedforge")
-        text = text.replace("SentenceTransformer(", "embedforge.load(")
-        text += f"Loading needs embedforge: in plain sentence-transformers {obstacle}.\n{_WITH_FLAG}"
-        if module := pooler_class(contract.pooling).defined_in():
-            text += f"Its pooling is not embedforge's own: `import {module}`, where it is defined, first.\n"
-    if tokenizer_options != {}:
-        text += _PLAIN_TOKENIZER
-    write_text(folder / "README.md", text)
-
-
 def _write_modules(folder: Path, halves: list[type], dense: type, contract: Contract) -> None:
     """Write modules.json, prompts and versions, as sentence-transformers reads them.
 
@@ -259,36 +216,3 @@ def _write_modules(folder: Path, halves: list[type], dense: type, contract: Cont
             "similarity_fn_name": "cosine",
         },
     )
-
-
-_CARD = """---
-library_name: sentence-transformers
-pipeline_tag: sentence-similarity
-tags: [sentence-transformers, feature-extraction, embedforge]
----
-
-# A text-embedding model made with embedforge
-
-{facts}
-
-```python
-from sentence_transformers import SentenceTransformer
-
-model = SentenceTransformer("path/to/this/folder")
-queries = model.encode_query(["which river is the longest?"])
-documents = model.encode_document(["The Nile is 6,650 km long."])
-print(model.similarity(queries, documents))
-```
-
-`contract.json` holds how a text becomes a vector, with goldens that prove it.
-"""
-
-_WITH_FLAG = """Where embedforge is installed this gives the same model:
-`SentenceTransformer("path/to/this/folder", trust_remote_code=True)`. The flag lets sentence-transformers
-import the classes of another installed package.
-"""
-
-_PLAIN_TOKENIZER = """
-Plain transformers reads this tokenizer with `PreTrainedTokenizerFast.from_pretrained`. `AutoTokenizer` takes
-a class for this model type that builds the tokenizer anew, and the token ids are not those of training.
-"""

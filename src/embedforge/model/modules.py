@@ -31,8 +31,8 @@ from embedforge.errors import EmbedforgeError
 from embedforge.files import read_object
 from embedforge.model.attention import make_bidirectional
 from embedforge.model.decoder import read_decoder, read_tokenizer, state_width, token_states, torch_dtype
-from embedforge.model.pooling import LatentAttention, Pooler, pooler_class
 from embedforge.model.inputs import render_inputs, warn_once
+from embedforge.model.pooling import LatentAttention, Pooler, pooler_class
 from embedforge.model.precision import ExactRotary, save_decoder, saved_dtype
 from embedforge.model.shards import WEIGHTS, read_header
 from embedforge.text.contract import Contract

@@ -18,17 +18,17 @@ from typing_extensions import override
 
 from embedforge.errors import EmbedforgeError
 from embedforge.files import read_object, write_json
+from embedforge.model.card import CARD, EVALUATION
 from embedforge.model.modules import Pool, TextEncoder
 from embedforge.model.projection import Dense
 from embedforge.text.contract import FILE_NAME as CONTRACT
 from embedforge.text.contract import Contract
 
 logger = logging.getLogger(__name__)
-CARD = "README.md"
 CARRIED = ("decontaminated.json", "merge.json")
 """Files of a model's folder that go on being true of a copy: what its training data was checked against, and
 what it was merged from."""
-OF_THESE_WEIGHTS = ("evaluation.json", CARD)
+OF_THESE_WEIGHTS = (EVALUATION, CARD)
 """Those that are true of the same vectors only."""
 
 
