@@ -205,7 +205,7 @@ def test_a_gguf_file_that_cannot_be_read_names_the_way(
     with pytest.raises(EmbedforgeError, match="Name the folder or hub id that it was made from"):
         find_folder(str(wrong))
     assert not list((tmp_path / "home" / "bases").glob("*"))
-    with pytest.raises(EmbedforgeError, match="name the file: .*wrong.gguf|name the file: .*tiny"):
+    with pytest.raises(EmbedforgeError, match="to take the GGUF file, name it"):
         read_decoder(tmp_path)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(EmbedforgeError, match=r"pip install 'embedforge\[gguf\]'"):

@@ -185,9 +185,7 @@ def read_config(folder: Path, trust_remote_code: bool) -> PreTrainedConfig:
                 f"{folder}: this is a LoRA adapter without its decoder; merge it into its base first"
             )
         if files := sorted(folder.glob("*.gguf")):
-            raise EmbedforgeError(
-                f"{folder}: no config.json; for the GGUF file in it, name the file: {files[0]}"
-            )
+            raise EmbedforgeError(f"{folder}: no config.json; to take the GGUF file, name it: {files[0]}")
         held = ", ".join(sorted(item.name for item in folder.iterdir())[:8]) or "nothing"
         raise EmbedforgeError(f"{folder}: no config.json, so this is not a model folder (it holds {held})")
     values = read_object(file)

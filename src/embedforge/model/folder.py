@@ -20,7 +20,7 @@ def find_folder(base: str) -> Path:
     """Return the local folder of a model; a hub id is downloaded (no pickles) or taken from the cache.
 
     Args:
-        base: `embedforge:base` (the decoder in the package), a folder, a GGUF file, a named base, or a hub id.
+        base: `embedforge:base` (the package's own), a folder, a GGUF file, a named base, or a hub id.
 
     Raises:
         EmbedforgeError: no such folder; the hub does not have it, or cannot be reached.

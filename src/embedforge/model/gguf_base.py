@@ -36,7 +36,7 @@ def require_gguf(file: Path) -> None:
         raise EmbedforgeError(f"{file}: this is no GGUF file (it begins with {magic!r}); download it again")
     if "-of-0" in file.name:
         raise EmbedforgeError(
-            f"{file}: this is one part of a split GGUF file, which transformers cannot read; join them first: "
+            f"{file}: this is one part of a split GGUF file, which transformers cannot read; join them: "
             "llama-gguf-split --merge FIRST-PART.gguf WHOLE.gguf"
         )
     if importlib.util.find_spec("gguf") is None:

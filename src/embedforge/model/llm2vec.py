@@ -3,7 +3,7 @@
 Such a model comes as a base decoder, an adapter from masked next-token prediction, and one from SimCSE or
 from supervised training on top of that. Each is merged in turn. Its package puts a separator between
 instruction and text, and pools as many tokens from the end as the text alone has; here character offsets
-decide instead. Where the two differ (docs/models.md) the package pools something else than it means to.
+decide instead. Where the two differ (docs/llm2vec.md) the package pools something else than it means to.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ _STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
 def stored_dtype(folder: Path) -> str:
-    """Return the dtype of most of a folder's weights; of quantised ones what config.json names, or float32."""
+    """Return the dtype of most of a folder's weights; of quantised ones what config.json names."""
     sizes: Counter[str] = Counter()
     for entry in list_tensors(folder):
         sizes[entry.dtype] += entry.end - entry.begin

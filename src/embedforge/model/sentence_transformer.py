@@ -7,7 +7,6 @@ vectors, and puts a card of its own in the place of ours.
 from __future__ import annotations
 
 import logging
-import os
 import tempfile
 from pathlib import Path
 
@@ -122,4 +121,4 @@ def _move(source: Path, target: Path) -> None:
     for file in files:
         place = target / file.relative_to(source)
         place.parent.mkdir(exist_ok=True)
-        os.replace(file, place)
+        file.replace(place)
