@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
@@ -74,8 +74,9 @@ def note_evaluation(folder: Path, tasks: Mapping[str, Mapping[str, Any]], split:
     if not file.exists():
         return
     card = ModelCard(file.read_text(encoding="utf-8"), ignore_metadata_errors=True)
-    card.data.model_name = folder.resolve().name
-    card.data.eval_results = [
+    head = cast(ModelCardData, card.data)
+    head.model_name = folder.resolve().name
+    head.eval_results = [
         EvalResult(
             task_type="sentence-similarity",
             task_name=result["type"],
@@ -91,7 +92,7 @@ def note_evaluation(folder: Path, tasks: Mapping[str, Mapping[str, Any]], split:
     block = f"{_SCORES[0]}\n## Last evaluation\n\n{table}\n{_SCORES[1]}\n"
     before, found, rest = card.text.partition(_SCORES[0])
     after = rest.partition(_SCORES[1])[2].lstrip("\n") if found else ""
-    write_text(file, _with_head(card.data, f"{before.rstrip()}\n\n{block}{after}"))
+    write_text(file, _with_head(head, f"{before.rstrip()}\n\n{block}{after}"))
 
 
 def _with_head(head: ModelCardData, text: str) -> str:

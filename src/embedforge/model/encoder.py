@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
+from sentence_transformers import SentenceTransformer as StockSentenceTransformer
 from sentence_transformers.base.modules import Normalize
 from torch import Tensor, nn
 from torch.nn import functional
@@ -164,7 +165,7 @@ def save(
 
 def load(
     path_or_id: str | Path, device: str | None = None, dtype: str | torch.dtype | None = None
-) -> SentenceTransformer:
+) -> StockSentenceTransformer:
     """Load a model for `encode`, `encode_query` and `encode_document`; a contract is checked by its goldens.
 
     No file of the folder is executed. Without the check, a folder with one of sentence-transformers' own
@@ -222,7 +223,7 @@ def to_sentence_transformer(model: EmbeddingModel, device: str | None = None) ->
     )
 
 
-def embedding_model(st: SentenceTransformer) -> EmbeddingModel:
+def embedding_model(st: StockSentenceTransformer) -> EmbeddingModel:
     """Return the model inside a loaded SentenceTransformer, sharing its weights.
 
     Raises:
