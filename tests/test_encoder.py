@@ -99,7 +99,7 @@ def test_a_model_keeps_the_dtype_of_its_base_unless_asked(
         assert json.loads((tmp_path / "model" / "config.json").read_text())["dtype"] == name
     save(model, tmp_path / "again", dtype="bfloat16")
     assert Contract.load(tmp_path / "again").dtype == "bfloat16"
-    assert model.decoder.config.dtype == torch.float32
+    assert model.decoder.dtype == torch.float32
 
 
 def test_the_side_of_the_padding_does_not_matter(tiny_base: Path, tmp_path: Path, tiny_tokenizer) -> None:

@@ -134,9 +134,9 @@ def test_the_schema_describes_the_fields() -> None:
 
 def test_a_dtype_to_save_in_is_kept_where_it_is_asked_for() -> None:
     """A recipe that leaves it out gets the base's, and is printed without one."""
-    asked = parse_recipe(MINIMAL | {"contract": {"dtype": "bfloat16"}})
-    assert parse_recipe(asked.model_dump(mode="json")).contract.dtype == "bfloat16"
-    assert "dtype" not in parse_recipe(MINIMAL).model_dump(mode="json")["contract"]
+    asked = parse_recipe(MINIMAL | {"contract": {"dtype": "bfloat16"}}, "a recipe")
+    assert parse_recipe(asked.model_dump(mode="json"), "a recipe").contract.dtype == "bfloat16"
+    assert "dtype" not in parse_recipe(MINIMAL, "a recipe").model_dump(mode="json")["contract"]
 
 
 # --- settings that would have no effect ------------------------------------------------------------

@@ -124,7 +124,7 @@ def test_other_modules_and_pickles(folder: Path, tmp_path: Path, caplog: pytest.
 
 def test_both_forms_of_the_pooling_configuration_say_the_same(tiny_base: Path, tmp_path: Path) -> None:
     """Servers read the booleans of sentence-transformers 5 and its module names; version 6 reads both."""
-    for kind, key in (("mean", "mean_tokens"), ("last", "lasttoken"), ("cls", "cls_token")):
+    for kind, key in (("mean", "mean_tokens"), ("last", "lasttoken")):
         out = tmp_path / kind
         save(make(tiny_base, kind), out)
         modules = [module["type"] for module in read_json(out / "modules.json")]
