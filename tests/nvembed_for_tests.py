@@ -21,7 +21,7 @@ FACTS = json.loads((GOLDEN / "golden.json").read_text())
 
 TEXTS: list[str] = FACTS["texts"]
 
-CASES = ["plain", "instr", "plain_trunc12", "instr_trunc32"]
+CASES = ["plain", "instr", "instr_nospace", "plain_trunc12", "instr_trunc32"]
 
 
 def change(folder: Path, **values: Any) -> None:

@@ -19,6 +19,7 @@ from transformers import (
     BertModel,
     GPT2Config,
     GPT2LMHeadModel,
+    MistralForCausalLM,
     MistralModel,
     StableLmConfig,
     StableLmForCausalLM,
@@ -29,6 +30,7 @@ from conftest import GOLDEN, spread_weights
 from embedforge.errors import EmbedforgeError
 from embedforge.model import layout
 from embedforge.model.encoder import build, embedding_model, load, save
+from embedforge.runtime import fast_bfloat16
 from embedforge.text.contract import Contract
 from models_for_tests import KINDS, SHAPE, TEXTS, embed, make
 
@@ -70,12 +72,34 @@ def test_half_precision_is_saved_and_loaded_as_such(tiny_base: Path, tmp_path: P
     save(model, tmp_path / "model")
     assert Contract.load(tmp_path / "model").dtype == "bfloat16"
     assert load_file(tmp_path / "model" / "model.safetensors")["norm.weight"].dtype == torch.bfloat16
-    st = load(str(tmp_path / "model"), "cpu")
+    slow = not fast_bfloat16(torch.device("cpu"))
+    assert load(str(tmp_path / "model"), "cpu").dtype == (torch.float32 if slow else torch.bfloat16)
+    st = load(str(tmp_path / "model"), "cpu", "bfloat16")
     assert st.dtype == torch.bfloat16
     assert st.encode(TEXTS).dtype == np.float32
     exact = load(str(tmp_path / "model"), "cpu", "float32")
     assert exact.dtype == torch.float32
     assert (st.encode(TEXTS) * exact.encode(TEXTS)).sum(axis=1).min() > 0.99
+
+
+def test_a_model_keeps_the_dtype_of_its_base_unless_asked(
+    tiny_base: Path, tmp_path: Path, tiny_tokenizer
+) -> None:
+    halves = MistralForCausalLM.from_pretrained(tiny_base, dtype=torch.bfloat16)
+    halves.save_pretrained(tmp_path / "base")
+    tiny_tokenizer.save_pretrained(tmp_path / "base")
+    for asked, expected in ({}, torch.bfloat16), ({"dtype": "float32"}, torch.float32):
+        model = make(tmp_path / "base", "latent", **asked)
+        assert model.decoder.dtype == torch.float32  # in memory, to be trained
+        save(model, tmp_path / "model")
+        for file in ("model.safetensors", "1_Pool/model.safetensors"):
+            assert {tensor.dtype for tensor in load_file(tmp_path / "model" / file).values()} == {expected}
+        name = str(expected).removeprefix("torch.")
+        assert Contract.load(tmp_path / "model").dtype == name
+        assert json.loads((tmp_path / "model" / "config.json").read_text())["dtype"] == name
+    save(model, tmp_path / "again", dtype="bfloat16")
+    assert Contract.load(tmp_path / "again").dtype == "bfloat16"
+    assert model.decoder.dtype == torch.float32
 
 
 def test_the_side_of_the_padding_does_not_matter(tiny_base: Path, tmp_path: Path, tiny_tokenizer) -> None:

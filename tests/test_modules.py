@@ -52,10 +52,47 @@ def test_options_of_encode_are_honoured_or_refused(saved_latent: Path) -> None:
     assert st.preprocess(TEXTS)["input_ids"].shape == (4, 16)
     with pytest.raises(EmbedforgeError, match="at most the contract's 64"):
         st.max_seq_length = 100
-    with pytest.raises(EmbedforgeError, match="processing_kwargs"):
-        st.encode(TEXTS, processing_kwargs={"text": {"max_length": 3}})
-    with pytest.raises(EmbedforgeError, match="string"):
-        st.preprocess([3])
+    for wrong in (3, None, ("one",), ("a", "b", "c"), {"title": "x"}, ("a", 3)):
+        with pytest.raises(EmbedforgeError, match="a text to embed is a string"):
+            st.preprocess([wrong])
+
+
+def test_encode_accepts_what_sentence_transformers_accepts(
+    tiny_base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And gives the same vectors, with a warning, once, for what the contract does not know."""
+    save(make(tiny_base), tmp_path / "model")
+    ours = load(str(tmp_path / "model"), "cpu")
+    plain = SentenceTransformer(str(tmp_path / "model"), device="cpu")
+    long = "bread and music " * 40
+    pairs = [("how deep?", "the river"), ("x", long), (long, "y"), (long, long), ["a", "b"], "one"]
+    calls = (
+        (pairs, {}),
+        ([{"text": "judo"}], {}),
+        (TEXTS, {"prompt": "Represent this"}),
+        (TEXTS, {"processing_kwargs": {"text": {"max_length": 9, "padding": True}, "common": {}}}),
+        (TEXTS, {"task": "classification"}),
+    )
+    for texts, options in calls:
+        np.testing.assert_allclose(
+            ours.encode(texts, **options), plain.encode(texts, **options), atol=1e-6, err_msg=str(options)
+        )
+    np.testing.assert_allclose(ours.encode_query([("a", "b")]), plain.encode_query([("a", "b")]), atol=1e-6)
+    for words in ("pairs of texts", "the prompt 'Represent this'", "without effect: ['common', 'padding']"):
+        assert caplog.text.count(words) == 1
+    ours.encode(TEXTS, prompt="Represent this")
+    ours.preprocess(["judo"], other=3)
+    assert caplog.text.count("'Represent this'") == 1
+    assert "without effect: ['other']" in caplog.text
+
+
+def test_a_prompt_of_another_template_leaves_the_whole_text_in_the_pool(tiny_base: Path) -> None:
+    """Plain sentence-transformers counts the prompt's tokens, and leaves " judo" out behind "query: "."""
+    model = make(tiny_base)
+    st = to_sentence_transformer(model)
+    features = st.preprocess(["judo"], prompt="query: ")
+    pooled = features["input_ids"][0][features["pooling_mask"][0].bool()].tolist()
+    assert model.tokenizer.decode(pooled).replace("</s>", "").strip() == "judo"
 
 
 def test_worker_processes_can_take_the_model(saved_latent: Path) -> None:

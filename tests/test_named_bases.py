@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 import zipfile
 from pathlib import Path
@@ -16,10 +17,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from embedforge.errors import EmbedforgeError
 from embedforge.model import fetch_base
 from embedforge.model.decoder import read_decoder, read_tokenizer
+from embedforge.model.encoder import build
 from embedforge.model.fetch_base import get_base
-from embedforge.model.folder import find_folder
+from embedforge.model.folder import find_folder, require_model
 from embedforge.model.named_bases import NAMED, NOTE, NamedBase
 from embedforge.recipe import parse_recipe
+from embedforge.text.contract import Contract
 
 gguf = pytest.importorskip("gguf")
 
@@ -162,3 +165,48 @@ def test_without_a_network_the_way_out_is_said(wheel: Path, monkeypatch: pytest.
 def test_an_unknown_name_is_explained() -> None:
     with pytest.raises(EmbedforgeError, match=r"no base 'smollm-135m'.*Did you mean 'smollm2-135m'"):
         get_base("smollm-135m")
+
+
+def test_a_gguf_file_is_a_base(
+    tmp_path: Path, decoder: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Converted once into a folder that is named by the file as it is; a changed file is converted anew."""
+    monkeypatch.setenv("EMBEDFORGE_HOME", str(tmp_path / "home"))
+    file = tmp_path / "tiny.Q8.gguf"
+    write_gguf(file, decoder)
+    folder = find_folder(str(file))
+    assert folder.parent == tmp_path / "home" / "bases"
+    expected = read_decoder(folder).state_dict()
+    model = build(base=str(file), contract=Contract(max_tokens=32, add_bos=False))
+    torch.testing.assert_close(model.decoder.state_dict()["norm.weight"], expected["norm.weight"].float())
+    assert model.contract.dtype == "bfloat16"
+    status = (folder / NOTE).stat().st_mtime_ns
+    assert find_folder(str(file)) == folder
+    assert (folder / NOTE).stat().st_mtime_ns == status
+    os.utime(file, ns=(1, 1))
+    assert find_folder(str(file)) != folder
+
+
+def test_a_gguf_file_that_cannot_be_read_names_the_way(
+    tmp_path: Path, decoder: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EMBEDFORGE_HOME", str(tmp_path / "home"))
+    with pytest.raises(EmbedforgeError, match="there is no such file"):
+        require_model(str(tmp_path / "none.gguf"))
+    wrong = tmp_path / "wrong.gguf"
+    wrong.write_bytes(b"PK12")
+    with pytest.raises(EmbedforgeError, match="this is no GGUF file"):
+        require_model(str(wrong))
+    part = tmp_path / "tiny-00001-of-00002.gguf"
+    wrong.write_bytes(b"GGUF")
+    part.write_bytes(b"GGUF")
+    with pytest.raises(EmbedforgeError, match="gguf-split --merge"):
+        require_model(str(part))
+    with pytest.raises(EmbedforgeError, match="Name the folder or hub id that it was made from"):
+        find_folder(str(wrong))
+    assert not list((tmp_path / "home" / "bases").glob("*"))
+    with pytest.raises(EmbedforgeError, match="to take the GGUF file, name it"):
+        read_decoder(tmp_path)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(EmbedforgeError, match=r"pip install 'embedforge\[gguf\]'"):
+        require_model(str(wrong))

@@ -106,6 +106,7 @@ def test_config_of_the_released_models(official_folder: Path) -> None:
         max_tokens=32768,
         eos_survives_truncation=False,
         isolate_prefix=False,
+        prefix_tokens="counted",
         pooling="latent",
     )
 

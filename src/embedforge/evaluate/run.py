@@ -24,15 +24,19 @@ from embedforge.evaluate.instructions import check_names, instruction_of
 from embedforge.evaluate.results import EvaluationSettings, Results, versions
 from embedforge.files import read_json, write_json
 from embedforge.model.folder import BUNDLED, find_folder, require_model
+from embedforge.text.contract import FILE_NAME as CONTRACT
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
     from embedforge.evaluate.encoders import Encoder
 
+logger = logging.getLogger(__name__)
 BM25 = "bm25"
 READER = 2
 """Of datasets in folders: what an older one let pass is scored anew."""
+_NOT_OF_THE_VECTORS = ("README.md", "evaluation.json")
+"""Files of a model's folder into which evaluation writes."""
 _HASHED_WHOLE = 64 * 2**20
 """Files of a model up to this size are hashed; larger ones are known by size and time of change."""
 
@@ -98,7 +102,23 @@ def evaluate(
     unchecked = unchecked_tasks(dict(zip(labels, names, strict=True)), revisions)
     results = Results(out, labels, table, unchecked)
     write_summary(results, settings)
+    for model, label in zip(names, labels, strict=True):
+        _note_in_model(model, {name: row[label] for name, row in table.items()}, split)
     return results
+
+
+def _note_in_model(model: str, results: Mapping[str, dict[str, Any] | None], split: str) -> None:
+    """Put the scores into the folder and card of a model that embedforge saved here."""
+    from embedforge.model.card import note_evaluation
+
+    folder = Path(model)
+    scored = {name: result for name, result in results.items() if result is not None}
+    if not scored or not (folder / CONTRACT).exists():
+        return
+    try:
+        note_evaluation(folder, scored, split)
+    except OSError as error:
+        logger.warning("%s: the scores could not be put into the model's card (%s)", folder, error.strerror)
 
 
 class _Runner:
@@ -237,7 +257,8 @@ def model_fingerprint(model: str) -> str:
     decoder, pooling = split_name(model) or (model, "")
     folder = Path(find_folder(BUNDLED) if decoder == BUNDLED else decoder)
     digest = hashlib.sha256(pooling.encode() if folder.is_dir() else model.encode())
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()) if folder.is_dir() else ():
+    files = sorted(p for p in folder.rglob("*") if p.is_file()) if folder.is_dir() else []
+    for path in (p for p in files if p not in {folder / name for name in _NOT_OF_THE_VECTORS}):
         digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
         status = path.stat()
         if status.st_size <= _HASHED_WHOLE:

@@ -128,6 +128,28 @@ def token_states(decoder: PreTrainedModel, input_ids: Tensor, attention_mask: Te
     return output.last_hidden_state
 
 
+def state_width(decoder: PreTrainedModel) -> int:
+    """Return how many numbers a token's last state has.
+
+    That is `hidden_size`, except where a decoder projects its states to the width of its embeddings: OPT-350m
+    computes in 1,024 and gives 512.
+    """
+    config = decoder.config.get_text_config()
+    return int(getattr(config, "word_embed_proj_dim", None) or config.hidden_size)
+
+
+@torch.no_grad()
+def require_state_width(decoder: PreTrainedModel, base: str) -> None:
+    """Refuse a decoder whose states are not as wide as its configuration says: no pooler would fit."""
+    one = torch.ones((1, 1), dtype=torch.int64, device=decoder.device)
+    found, said = token_states(decoder, one, one).shape[-1], state_width(decoder)
+    if found != said:
+        raise EmbedforgeError(
+            f"{base}: a token's state has {found} numbers, and by config.json it would have {said}; decoders "
+            "with an output of another width are not supported, but for OPT's"
+        )
+
+
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Silence transformers' warnings and progress bars while a model is read or written."""
@@ -162,6 +184,8 @@ def read_config(folder: Path, trust_remote_code: bool) -> PreTrainedConfig:
             raise EmbedforgeError(
                 f"{folder}: this is a LoRA adapter without its decoder; merge it into its base first"
             )
+        if files := sorted(folder.glob("*.gguf")):
+            raise EmbedforgeError(f"{folder}: no config.json; to take the GGUF file, name it: {files[0]}")
         held = ", ".join(sorted(item.name for item in folder.iterdir())[:8]) or "nothing"
         raise EmbedforgeError(f"{folder}: no config.json, so this is not a model folder (it holds {held})")
     values = read_object(file)

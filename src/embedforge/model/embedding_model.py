@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from embedforge.model.decoder import token_states
+from embedforge.model.decoder import state_width, token_states
 from embedforge.model.depth import Depth
 from embedforge.model.pooling import Pooler
 from embedforge.model.precision import ExactRotary
@@ -59,13 +59,13 @@ class EmbeddingModel(ExactRotary):
 
     @property
     def dim(self) -> int:
-        """Numbers in a vector: the decoder's hidden size, or what the map makes of it."""
+        """Numbers in a vector: as many as in a token's state, or what the map makes of it."""
         return self.hidden_size if self.projection is None else self.projection.out_features
 
     @property
     def hidden_size(self) -> int:
         """Numbers in a token's state, and in what the pooler makes of them."""
-        return int(self.decoder.config.get_text_config().hidden_size)
+        return state_width(self.decoder)
 
     def token_states(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Return the decoder's last hidden states: [texts, tokens] int64 twice to [texts, tokens, hidden]."""

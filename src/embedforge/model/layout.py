@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import sentence_transformers
@@ -21,9 +20,9 @@ from sentence_transformers.base.modules import Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 from transformers import PreTrainedModel
 
-from embedforge.files import write_json, write_text
+from embedforge.files import write_json
 from embedforge.model.attention import needs_module_flags
-from embedforge.model.decoder import quiet
+from embedforge.model.decoder import quiet, state_width
 from embedforge.model.modules import Pool, TextEncoder
 from embedforge.model.pooling import pooler_class
 from embedforge.model.projection import FOLDER as DENSE_FOLDER
@@ -33,6 +32,16 @@ from embedforge.text.contract import Contract
 POOL_FOLDER = "1_Pool"
 STOCK_POOL_FOLDER = "1_Pooling"
 STOCK_CONFIG = "sentence_bert_config.json"
+OLDER_MODULES = "sentence_transformers.models"
+"""Where its modules were before version 6: the names that servers know, and that later versions read too."""
+OLDER_POOLING_KEYS = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
 TOLERANCE = 1e-3
 """Largest relative distance of two vectors that counts as equal in float32; another pool moves more."""
 
@@ -65,9 +74,7 @@ def prefer_stock_modules(
     if obstacle is None and tokenizer_options is None:
         obstacle = "AutoTokenizer makes other token ids of this folder than the contract's goldens have"
     if obstacle is None:
-        write_stock_modules(
-            folder, contract, decoder.config.get_text_config().hidden_size, tokenizer_options or {}
-        )
+        write_stock_modules(folder, contract, state_width(decoder), tokenizer_options or {})
         obstacle = difference_of_stock(folder, contract)
         if obstacle is None:
             shutil.rmtree(folder / POOL_FOLDER)
@@ -95,14 +102,26 @@ def write_stock_modules(
             # Written out, or a tokenizer with a chat template would be fed chat messages.
             "modality_config": text_only,
             "module_output_name": "token_embeddings",
+            # For servers, some of which want both keys; the tokenizer says the same.
+            "max_seq_length": contract.max_tokens,
+            "do_lower_case": False,
         }
         | ({"processor_kwargs": tokenizer_options} if tokenizer_options else {}),
     )
     stock = pooler_class(contract.pooling).stock
-    pooling = Pooling(hidden_size, stock, include_prompt=contract.pool_instruction)
     pooling_folder = folder / STOCK_POOL_FOLDER
     pooling_folder.mkdir(exist_ok=True)
-    pooling.save(str(pooling_folder))
+    write_json(
+        pooling_folder / "config.json",
+        {
+            "embedding_dimension": hidden_size,
+            "pooling_mode": stock,
+            "include_prompt": contract.pool_instruction,
+            # What sentence-transformers wrote before version 6, and many servers read; without these keys
+            # they pool the last token, whatever stands above.
+            **{key: mode == stock for key, mode in OLDER_POOLING_KEYS.items()},
+        },
+    )
     _write_modules(folder, [Transformer, Pooling], StockDense, contract)
 
 
@@ -164,48 +183,6 @@ def difference_of_stock(folder: Path, contract: Contract) -> str | None:
     return None
 
 
-def write_card(
-    folder: Path,
-    contract: Contract,
-    recipe: dict[str, Any] | None,
-    obstacle: str | None,
-    tokenizer_options: dict[str, str] | None,
-) -> None:
-    """Write README.md: what the model is, how to load it, what it expects."""
-    facts = [
-        f"- pooling: {contract.pooling}; attention: {contract.attention}",
-        f"- at most {contract.max_tokens} tokens a text; longer texts are cut",
-        f"- before a query stands {contract.query_prefix()!r}",
-        f"- before a document stands {contract.document_prefix()!r}",
-        f"- vectors are {'of unit length' if contract.normalize else 'not normalised'}",
-        f"- the weights are {contract.dtype}",
-    ]
-    facts += [
-        f"- after a {kind} stands {suffix!r}"
-        for kind, suffix in (("query", contract.query_suffix()), ("document", contract.document_suffix()))
-        if suffix
-    ]
-    if recipe is not None:
-        # Of a local base the last part only: whole paths are nobody else's business.
-        base = Path(recipe["model"]["base"])
-        source = base.name if base.is_absolute() else base
-        facts.insert(0, f"- made by the recipe '{recipe['name']}' (recipe.json) from '{source}'")
-    text = _CARD.format(facts="\n".join(facts))
-    if obstacle is None:
-        text += (
-            "sentence-transformers alone suffices to load it; `embedforge.load` also checks the goldens.\n"
-        )
-    else:
-        text = text.replace("from sentence_transformers import SentenceTransformer", "import embedforge")
-        text = text.replace("SentenceTransformer(", "embedforge.load(")
-        text += f"Loading needs embedforge: in plain sentence-transformers {obstacle}.\n{_WITH_FLAG}"
-        if module := pooler_class(contract.pooling).defined_in():
-            text += f"Its pooling is not embedforge's own: `import {module}`, where it is defined, first.\n"
-    if tokenizer_options != {}:
-        text += _PLAIN_TOKENIZER
-    write_text(folder / "README.md", text)
-
-
 def _write_modules(folder: Path, halves: list[type], dense: type, contract: Contract) -> None:
     """Write modules.json, prompts and versions, as sentence-transformers reads them.
 
@@ -217,6 +194,8 @@ def _write_modules(folder: Path, halves: list[type], dense: type, contract: Cont
     for index, module in enumerate(modules):
         path = f"{index}_{module.__name__}" if index else ""
         kind = f"{module.__module__}.{module.__name__}"
+        if kind.startswith("sentence_transformers."):
+            kind = f"{OLDER_MODULES}.{module.__name__}"
         entries.append({"idx": index, "name": str(index), "path": path, "type": kind})
     write_json(folder / "modules.json", entries)
     if contract.normalize:
@@ -237,36 +216,3 @@ def _write_modules(folder: Path, halves: list[type], dense: type, contract: Cont
             "similarity_fn_name": "cosine",
         },
     )
-
-
-_CARD = """---
-library_name: sentence-transformers
-pipeline_tag: sentence-similarity
-tags: [sentence-transformers, feature-extraction, embedforge]
----
-
-# A text-embedding model made with embedforge
-
-{facts}
-
-```python
-from sentence_transformers import SentenceTransformer
-
-model = SentenceTransformer("path/to/this/folder")
-queries = model.encode_query(["which river is the longest?"])
-documents = model.encode_document(["The Nile is 6,650 km long."])
-print(model.similarity(queries, documents))
-```
-
-`contract.json` holds how a text becomes a vector, with goldens that prove it.
-"""
-
-_WITH_FLAG = """Where embedforge is installed this gives the same model:
-`SentenceTransformer("path/to/this/folder", trust_remote_code=True)`. The flag lets sentence-transformers
-import the classes of another installed package.
-"""
-
-_PLAIN_TOKENIZER = """
-Plain transformers reads this tokenizer with `PreTrainedTokenizerFast.from_pretrained`. `AutoTokenizer` takes
-a class for this model type that builds the tokenizer anew, and the token ids are not those of training.
-"""

@@ -3,7 +3,7 @@
 Such a model comes as a base decoder, an adapter from masked next-token prediction, and one from SimCSE or
 from supervised training on top of that. Each is merged in turn. Its package puts a separator between
 instruction and text, and pools as many tokens from the end as the text alone has; here character offsets
-decide instead. Where the two differ (docs/models.md) the package pools something else than it means to.
+decide instead. Where the two differ (docs/llm2vec.md) the package pools something else than it means to.
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from embedforge.errors import EmbedforgeError
 from embedforge.files import read_object
 from embedforge.model.attention import ensure_attention
-from embedforge.model.decoder import DTYPES, load_decoder, read_tokenizer, torch_dtype
+from embedforge.model.decoder import load_decoder, read_tokenizer, state_width, torch_dtype
 from embedforge.model.embedding_model import EmbeddingModel
 from embedforge.model.folder import find_folder
 from embedforge.model.lora_folder import base_of, is_adapter, merge_adapter
 from embedforge.model.pooling import build_pooler
+from embedforge.model.precision import stored_dtype
+from embedforge.model.special_tokens import add_asked_specials, adds_specials
 from embedforge.text.contract import Contract
 from embedforge.text.goldens import GOLDEN_TEXTS
 from embedforge.text.render import Renderer
@@ -42,6 +44,10 @@ POOLINGS = {
 
 _EOS_TEXT = {"llama": " </s>", "mistral": " </s>", "gemma": "<eos>", "qwen2": "<|endoftext|>"}
 """What LLM2Vec appends by model type in mode eos_token. The space is a token of its own in SentencePiece."""
+
+_ENDS_FOR_ALL = "<|eot_id|>"
+"""Llama 3's end of a turn. Behind a chat template that ends in it, LLM2Vec's code appends no EOS: it returns
+before it comes to that, and eos_token pools the state of this token. Behind all others it appends one."""
 
 
 class PublishedSettings(BaseModel):
@@ -117,8 +123,11 @@ def load_llm2vec(
         attention_implementation=attention_implementation,
         trust_remote_code=trust_remote_code,
     )
+    tokenizer_folder = base_folder
     if folders and (folders[0] / "tokenizer.json").exists():
-        tokenizer = read_tokenizer(folders[0], decoder)
+        tokenizer_folder = folders[0]
+        tokenizer = read_tokenizer(tokenizer_folder, decoder)
+    add_asked_specials(tokenizer, tokenizer_folder)
     contract = _contract(
         settings,
         tokenizer,
@@ -130,8 +139,8 @@ def load_llm2vec(
     )
     decoder = _merge(decoder, tokenizer, folders, contract)
     ensure_attention(decoder, contract.attention, padding_side=contract.padding_side)
-    target = torch_dtype(dtype or _stored_dtype(base_folder))
-    pooler = build_pooler(contract.pooling, decoder.config.get_text_config().hidden_size)
+    target = torch_dtype(dtype or stored_dtype(base_folder))
+    pooler = build_pooler(contract.pooling, state_width(decoder))
     contract = contract.model_copy(update={"dtype": str(target).removeprefix("torch.")})
     return EmbeddingModel(decoder, pooler, tokenizer, contract).to(target).eval()
 
@@ -185,8 +194,7 @@ def _contract(
         raise EmbedforgeError(
             f"max_tokens is {settings.max_length}, and the base reads at most {context} tokens; set it lower"
         )
-    ids = tokenizer("a")["input_ids"]
-    add_bos = tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id
+    add_bos, add_eos = adds_specials(tokenizer)
     from_bos = settings.pooling_mode == "bos_token"
     if from_bos and not add_bos:
         raise EmbedforgeError("pooling bos_token takes the state of BOS, and this tokenizer puts none there")
@@ -199,7 +207,7 @@ def _contract(
         if 0 < settings.doc_max_length < settings.max_length
         else None,
         "add_bos": add_bos,
-        "add_eos": ids[-1] == tokenizer.eos_token_id,
+        "add_eos": add_eos,
         "eos_survives_truncation": False,
         "pool_instruction": not settings.skip_instruction,
         "pool_bos": "never" if settings.skip_instruction and not from_bos else "always",
@@ -219,9 +227,9 @@ def _contract(
 
 
 def _with_eos(template: str, tokenizer: PreTrainedTokenizerBase, model_type: str) -> str:
-    """Append EOS as text, as the package spells it for a model type, or the tokenizer's own."""
+    """Append EOS as text, where the package does and as it spells it, or the tokenizer's own."""
     own = str(tokenizer.eos_token)
-    if template.endswith(own):
+    if template.endswith((own, _ENDS_FOR_ALL)):
         return template
     official = _EOS_TEXT.get(model_type, own)
     return template + (official if official.strip() in tokenizer.get_vocab() else own)
@@ -236,10 +244,3 @@ def _merge(
     for folder in folders:
         decoder = merge_adapter(decoder, folder, batch)
     return decoder
-
-
-def _stored_dtype(folder: Path) -> str:
-    """Return the dtype that the base's config.json names, float32 when it names none of ours."""
-    values = read_object(folder / "config.json")
-    stored = str(values.get("dtype") or values.get("torch_dtype")).removeprefix("torch.")
-    return stored if stored in DTYPES else "float32"

@@ -15,8 +15,9 @@ know the decoder's model type.
 
 from __future__ import annotations
 
+import copy
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -29,9 +30,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from embedforge.errors import EmbedforgeError
 from embedforge.files import read_object
 from embedforge.model.attention import make_bidirectional
-from embedforge.model.decoder import read_decoder, read_tokenizer, token_states, torch_dtype
+from embedforge.model.decoder import read_decoder, read_tokenizer, state_width, token_states, torch_dtype
+from embedforge.model.inputs import render_inputs, warn_once
 from embedforge.model.pooling import LatentAttention, Pooler, pooler_class
-from embedforge.model.precision import ExactRotary
+from embedforge.model.precision import ExactRotary, save_decoder, saved_dtype
 from embedforge.model.shards import WEIGHTS, read_header
 from embedforge.text.contract import Contract
 from embedforge.text.render import Renderer
@@ -76,35 +78,44 @@ class TextEncoder(ExactRotary, InputModule):
 
     def preprocess(
         self,
-        inputs: Sequence[str],
+        inputs: Sequence[Any],
         prompt: str | None = None,
         *,
         task: str | None = None,
         max_length: int | None = None,
+        processing_kwargs: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> dict[str, Tensor]:
         """Render texts: int64 `input_ids`, `attention_mask`, `pooling_mask`, each [texts, tokens].
 
+        What sentence-transformers accepts is accepted. What leaves the contract warns once: pairs of texts,
+        which are read one after the other, each with BOS and EOS; a prompt that none of the templates makes;
+        options that the contract decides about.
+
         Args:
-            inputs: the texts.
+            inputs: the texts; also {"text": text}, or pairs of two.
             prompt: what stands before each text, template included, as `contract.query_prefix` makes it. The
                 beginning of the chat template may be left out; texts without a prompt are wrapped in it too.
             task: "query" from `encode_query`, "document" from `encode_document`; decides with `prompt`
                 what follows each text.
             max_length: tokens of a rendered text, when fewer than `max_seq_length`.
-            options: anything else is refused.
+            processing_kwargs: of these, `max_length` for text counts as the argument does.
+            options: anything else has no effect.
         """
-        if set_options := sorted(name for name, value in options.items() if value is not None):
-            raise EmbedforgeError(
-                f"the contract decides how texts are tokenised; {set_options} cannot be set"
-            )
-        if wrong := [text for text in inputs if not isinstance(text, str)]:
-            raise EmbedforgeError(
-                f"a text to embed is a string, not a {type(wrong[0]).__name__}: {wrong[0]!r:.80}"
-            )
+        text_options = dict((processing_kwargs or {}).get("text") or {})
+        max_length = text_options.pop("max_length", None) or max_length
+        stray = [name for name, value in options.items() if value is not None]
+        stray += [*text_options, *(name for name in processing_kwargs or {} if name != "text")]
+        if stray:
+            warn_once(f"the contract decides how texts are tokenised; without effect: {sorted(set(stray))}")
         prefix, suffix = self._frame(prompt or "", task)
+        if not self.renderer.knows_prefix(prefix):
+            warn_once(
+                f"the prompt {prompt!r} is none that the contract's templates make, so a token may span its "
+                "end, and the model was not trained on it: contract.query_prefix(instruction) makes one"
+            )
         limit = min(self.max_seq_length, max_length or self.max_seq_length)
-        return self.renderer.batch(inputs, prefix, suffix=suffix, max_tokens=limit)
+        return self.renderer.pad(render_inputs(self.renderer, inputs, prefix, suffix, limit))
 
     def forward(self, features: dict[str, Any], **_: Any) -> dict[str, Any]:
         """Add `token_embeddings`, [texts, tokens, hidden], to the features of `preprocess`."""
@@ -115,19 +126,26 @@ class TextEncoder(ExactRotary, InputModule):
 
     def get_embedding_dimension(self) -> int:
         """Return the width of a token's state."""
-        return int(self.decoder.config.get_text_config().hidden_size)
+        return state_width(self.decoder)
 
-    def save(self, output_path: str, *_: Any, safe_serialization: bool = True, **__: Any) -> None:
-        """Write decoder, tokenizer and contract into `output_path`.
+    def save(
+        self,
+        output_path: str,
+        *_: Any,
+        safe_serialization: bool = True,
+        dtype: str | None = None,
+        **__: Any,
+    ) -> None:
+        """Write decoder, tokenizer and contract into `output_path`, in the contract's dtype when None.
 
         The goldens keep their token ids and lose their vectors, which training may have changed.
         """
         if not safe_serialization:
             raise EmbedforgeError("embedforge saves safetensors only; leave safe_serialization at True")
         goldens = tuple(golden.model_copy(update={"vector": ()}) for golden in self.contract.goldens)
-        dtype = str(self.decoder.dtype).removeprefix("torch.")
+        dtype = dtype or saved_dtype(self.decoder, self.contract.dtype)
         contract = self.contract.model_copy(update={"goldens": goldens, "dtype": dtype})
-        self.decoder.save_pretrained(output_path)
+        save_decoder(self.decoder, output_path, dtype)
         self.tokenizer.save_pretrained(output_path)
         contract.save(Path(output_path))
 
@@ -224,11 +242,12 @@ class Pool(Module):
         module = self.pooler.defined_in()
         return super().get_config_dict() | ({"defined_in": module} if module else {})
 
-    def save(self, output_path: str, *_: Any, **__: Any) -> None:
-        """Write the pooler's shape and, where it has any, its weights."""
+    def save(self, output_path: str, *_: Any, dtype: str | None = None, **__: Any) -> None:
+        """Write the pooler's shape and, where it has any, its weights, as they are when `dtype` is None."""
         self.save_config(output_path)
         if any(True for _ in self.pooler.parameters()):
-            save_model(self.pooler, str(Path(output_path) / WEIGHTS))
+            pooler = self.pooler if dtype is None else copy.deepcopy(self.pooler).to(torch_dtype(dtype))
+            save_model(pooler, str(Path(output_path) / WEIGHTS))
 
     @classmethod
     def load(cls, model_name_or_path: str, subfolder: str = "", **options: Any) -> Self:

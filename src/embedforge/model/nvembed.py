@@ -72,6 +72,7 @@ FIXED = {
     "eos_survives_truncation": False,
     "pool_eos": True,
     "isolate_prefix": False,
+    "prefix_tokens": "counted",
     "attention": "bidirectional",
     "pooling": "latent",
     "chat_template": "{text}",

@@ -77,6 +77,8 @@ def _save_shards(tensors: dict[str, Tensor], folder: Path, max_shard_bytes: int)
 def _require_official(config: MistralConfig, pooler: LatentAttention, contract: Contract) -> None:
     """Refuse what the official code could not do, rather than let other readers compute other vectors."""
     fixed = FIXED | {"pool_bos": "always" if contract.pool_instruction else "without_instruction"}
+    if contract.query_template.split("{text}")[0].endswith(" "):
+        del fixed["prefix_tokens"]  # Counted or by their position, the same tokens are the prefix's.
     problems = [
         f"contract.{key} is {getattr(contract, key)!r}, there it is always {value!r}"
         for key, value in fixed.items()

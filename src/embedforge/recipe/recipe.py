@@ -48,11 +48,6 @@ class Training(Section):
     fsdp: str = ""
     """Shard model and optimizer over the ranks: full_shard or shard_grad_op; "" for DDP."""
 
-    @property
-    def weights_dtype(self) -> Literal["float32", "bfloat16"]:
-        """The dtype that the weights have in training, and are saved in."""
-        return "bfloat16" if self.precision == "bfloat16" else "float32"
-
     @model_validator(mode="after")
     def _evaluates_if_it_says_how(self) -> Training:
         for key in ("held_out", "eval_queries"):
@@ -84,7 +79,8 @@ class Recipe(Section):
         self, contract: Contract, serialize: SerializerFunctionWrapHandler
     ) -> dict[str, Any]:
         """Leave out what a recipe does not decide, so that a printed recipe can be read back."""
-        return {key: value for key, value in serialize(contract).items() if key not in ("dtype", "goldens")}
+        left_out = {"goldens"} if "dtype" in contract.model_fields_set else {"goldens", "dtype"}
+        return {key: value for key, value in serialize(contract).items() if key not in left_out}
 
     @model_validator(mode="after")
     def _names_differ(self) -> Recipe:
@@ -137,16 +133,11 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _contract_follows_the_rest(self) -> Recipe:
-        contract, dtype = self.contract, self.training.weights_dtype
+        contract = self.contract
         if contract.pooling != self.model.pooling.kind:
             raise ValueError(
                 f"contract.pooling is '{contract.pooling}' and model.pooling.kind is "
                 f"'{self.model.pooling.kind}'; set only model.pooling.kind"
-            )
-        if "dtype" in contract.model_fields_set and contract.dtype != dtype:
-            raise ValueError(
-                f"contract.dtype is '{contract.dtype}', and training.precision '{self.training.precision}' "
-                f"gives '{dtype}'; leave contract.dtype out"
             )
         if contract.goldens:
             raise ValueError("contract.goldens are made when the model is saved; leave them out")

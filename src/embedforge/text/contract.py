@@ -69,12 +69,18 @@ class Contract(BaseModel):
 
     False for official checkpoints, where "Query: judo" has the token "▁judo" across the boundary.
     """
+    prefix_tokens: Literal["by_position", "counted"] = "by_position"
+    """Which tokens are the prefix's: those that end in it, or, from the first token on and BOS included, as
+    many as it has by itself without BOS.
+
+    The latter is official NV-Embed's rule: with "Query:" in place of "Query: " it pools the colon.
+    """
     padding_side: Literal["right", "left"] = "right"
     attention: Literal["bidirectional", "causal"] = "bidirectional"
     pooling: str = "mean"
     normalize: bool = True
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """The dtype of the saved weights."""
+    """The dtype of the saved weights; the base's, where a recipe does not set it."""
     goldens: tuple[Golden, ...] = ()
 
     @field_validator("query_template", "document_template", "chat_template")
@@ -105,6 +111,15 @@ class Contract(BaseModel):
                 f"instruction; leave '{{instruction}}' out of it: {template!r}"
             )
         return template
+
+    @model_validator(mode="after")
+    def _counts_from_the_first_token(self) -> Contract:
+        if self.prefix_tokens == "counted" and self.isolate_prefix:
+            raise ValueError(
+                "prefix_tokens 'counted' is for official NV-Embed checkpoints, where a token may span the "
+                "instruction's end: set isolate_prefix to false, or leave prefix_tokens out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _text_limit_has_an_effect(self) -> Contract:

@@ -39,6 +39,8 @@ class _Frame:
     max_tokens: int
     shortened: int
     """Tokens that the text has lost by itself already."""
+    count: int | None
+    """Tokens from the first on, BOS not among them, that are the prefix's; None where positions decide."""
 
 
 class Renderer:
@@ -68,17 +70,20 @@ class Renderer:
         *,
         suffix: str | Sequence[str] = "",
         max_tokens: int | None = None,
+        any_prefix: bool = False,
     ) -> list[Rendered]:
         """Tokenise `prefix + text + suffix` of each text, cut it, and say which tokens are pooled.
 
         `prefixes` is one string for all texts or one for each (`contract.query_prefix`, `.document_prefix`),
         and so is `suffix` (`contract.query_suffix`, `.document_suffix`).
+        `any_prefix` takes an isolated prefix that does not end as the templates do: a token may span its end.
         `max_tokens` can only lower the contract's. Too long a text loses tokens at its end; prefix, suffix,
         BOS and EOS stay. If `contract.eos_survives_truncation` is false, the end that is cut is the whole
         string's, EOS first and suffix next, as in official NV-Embed and LLM2Vec. Before all that, the text
         by itself is shortened by words to `contract.text_max_tokens`, and stripped if the contract says so.
 
-        Pooled is a token that ends beyond the prefix, the suffix's too. Without isolation that includes
+        Pooled is a token that ends beyond the prefix, the suffix's too, or, where the contract counts, one
+        beyond as many tokens as the prefix has by itself. Without isolation the former includes
         "▁judo" of "Query: judo"; and where the tokenizer puts a space mark in front of every string, so that
         a text has one by itself, the prefix's trailing spaces count as the text's. BOS, EOS and the
         instruction follow the contract. A row with nothing to pool (an empty text without EOS, say) pools its
@@ -91,14 +96,15 @@ class Renderer:
         after = _one_each(suffix, len(texts), "suffixes")
         if not texts:
             return []
-        for prefix in set(before):
+        for prefix in () if any_prefix else set(before):
             self._check_prefix(prefix)
         most = self.contract.max_tokens
         limit = most if max_tokens is None else min(most, max_tokens)
         prepared, shortened = self._prepare(texts)
         ids, offsets = self._tokenize([p + t + s for p, t, s in zip(before, prepared, after, strict=True)])
+        counts = self._counts(before)
         each = zip(before, prepared, after, shortened, strict=True)
-        frames = [_Frame(p, t, s, limit, lost) for p, t, s, lost in each]
+        frames = [_Frame(p, t, s, limit, lost, counts.get(p)) for p, t, s, lost in each]
         return [self._finish(*row) for row in zip(frames, ids, offsets, strict=True)]
 
     def prepare(self, texts: Sequence[str]) -> Sequence[str]:
@@ -182,8 +188,12 @@ class Renderer:
             end -= 1  # Bytes of one character share its offsets.
         return text[:end]
 
+    def knows_prefix(self, prefix: str) -> bool:
+        """Say whether a prefix is isolated: it ends as one of the templates does, or nothing is to be."""
+        return self._endings is None or not prefix or prefix.endswith(self._endings)
+
     def _check_prefix(self, prefix: str) -> None:
-        if self._endings is None or not prefix or prefix.endswith(self._endings):
+        if self._endings is None or self.knows_prefix(prefix):
             return
         known = (
             " or ".join(repr(ending) for ending in self._endings) or "nothing (the templates have no prefix)"
@@ -247,14 +257,25 @@ class Renderer:
         lost = frame.shortened + text_end - kept + len(self._eos) - len(eos)
         return Rendered(input_ids, mask, lost)
 
+    def _counts(self, prefixes: Sequence[str]) -> dict[str, int]:
+        """Return how many tokens each prefix takes where the contract counts; nothing where it does not."""
+        if self.contract.prefix_tokens != "counted":
+            return {}
+        known = [prefix for prefix in dict.fromkeys(prefixes) if prefix]
+        ids = self._tokenize(known)[0] if known else []
+        # BOS is one of the tokens that are counted off, though the prefix was counted without it.
+        return {prefix: max(0, len(row) - len(self._bos)) for prefix, row in zip(known, ids, strict=True)}
+
     def _suffix_tokens(self, frame: _Frame, offsets: list[tuple[int, int]]) -> int:
         """Count the tokens that end in the suffix."""
         return sum(end > len(frame.prefix) + len(frame.text) for _, end in offsets)
 
     def _in_text(self, frame: _Frame, offsets: list[tuple[int, int]]) -> list[int]:
-        """Return 1 for each token that ends beyond the prefix, [tokens]."""
+        """Return 1 for each token that ends beyond the prefix, or is beyond its count, [tokens]."""
         if not frame.prefix:
             return [1] * len(offsets)
+        if frame.count is not None:
+            return [int(token >= frame.count) for token in range(len(offsets))]
         own_space = self._marks_start and not self.contract.isolate_prefix
         prefix = frame.prefix.rstrip(" ") if own_space else frame.prefix
         return [int(end > len(prefix)) for _, end in offsets]
