@@ -311,9 +311,8 @@ def test_a_folder_of_source_markdown_and_html_is_read_as_one(tmp_path: Path, tin
         1,
     )
     assert {"description", "heading"} <= set(report["questions"])
-    locations = {
-        row["location"].split(",")[0] for row in rows(tmp_path / "out" / "index" / "documents.jsonl")
-    }
+    (segment,) = (tmp_path / "out" / "index").glob("segment-*")
+    locations = {row["location"].split(",")[0] for row in rows(segment / "documents.jsonl")}
     assert {"module_1.py", "document_1.md", "page.html"} <= locations
 
 

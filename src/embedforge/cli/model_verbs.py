@@ -14,8 +14,13 @@ from embedforge.errors import EmbedforgeError
 @app.command()
 def evaluate(
     models: Annotated[
-        list[str], typer.Argument(help="Model folders or hub ids, and 'bm25'; several stand side by side.")
-    ],
+        list[str] | None,
+        typer.Argument(
+            help="Model folders or hub ids, and 'bm25'; several stand side by side. By default the embedder "
+            "in the package, and bm25."
+        ),
+    ] = None,
+    *,
     tasks: Annotated[
         str,
         typer.Option(help="A folder of datasets (docs/evaluation.md), or mteb task names, comma separated."),
@@ -35,9 +40,15 @@ def evaluate(
 
     Run again to go on where it stopped: finished tasks are kept.
     """
+    from embedforge.console import say
+    from embedforge.evaluate.run import BM25
     from embedforge.evaluate.run import evaluate as run
     from embedforge.evaluate.terminal import print_scores
+    from embedforge.model.folder import DEFAULT_MODEL
 
+    if not models:
+        models = [DEFAULT_MODEL, BM25]
+        say(f"No model was named: {DEFAULT_MODEL}, the embedder in the package, beside {BM25}.")
     run(
         models,
         tasks,

@@ -8,11 +8,15 @@ from typing import Annotated
 import typer
 
 from embedforge.cli.app import Device, Dtype, app
+from embedforge.model.folder import DEFAULT_MODEL
 
 
 @app.command(epilog="Example: embedforge serve run/model --index index")
 def serve(
-    model: Annotated[str, typer.Argument(help="A model folder or a hub id; any pooling.")],
+    model: Annotated[
+        str,
+        typer.Argument(help="A model folder or a hub id, of any pooling; by default the packaged embedder."),
+    ] = DEFAULT_MODEL,
     index: Annotated[
         str | None,
         typer.Option(help="What /v1/search and the page at / search: an index, or the folder of a run."),

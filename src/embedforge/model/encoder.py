@@ -22,7 +22,7 @@ from embedforge.model.auto_tokenizer import auto_tokenizer_options
 from embedforge.model.card import write_card
 from embedforge.model.decoder import load_decoder, quiet, require_state_width, state_width, torch_dtype
 from embedforge.model.embedding_model import EmbeddingModel
-from embedforge.model.folder import find_folder
+from embedforge.model.folder import DEFAULT_MODEL, find_folder
 from embedforge.model.foreign import load_foreign
 from embedforge.model.modules import Pool, TextEncoder
 from embedforge.model.nvembed import is_nvembed, load_nvembed
@@ -164,7 +164,9 @@ def save(
 
 
 def load(
-    path_or_id: str | Path, device: str | None = None, dtype: str | torch.dtype | None = None
+    path_or_id: str | Path = DEFAULT_MODEL,
+    device: str | None = None,
+    dtype: str | torch.dtype | None = None,
 ) -> StockSentenceTransformer:
     """Load a model for `encode`, `encode_query` and `encode_document`; a contract is checked by its goldens.
 
@@ -181,7 +183,7 @@ def load(
 
     Args:
         path_or_id: a folder that embedforge saved, an official NV-Embed folder, or any model that
-            sentence-transformers knows.
+            sentence-transformers knows; the embedder in the package, `embedforge:forge-tiny`, by default.
         device: "cuda", "cpu", ...; CUDA where there is one when None.
         dtype: of the weights; as saved when None, but float32 on a CPU that is slow at 16 bits.
 

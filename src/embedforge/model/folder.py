@@ -11,8 +11,10 @@ from embedforge.model.gguf_base import gguf_folder, is_gguf, require_gguf
 from embedforge.model.named_bases import NAMED, named_folder
 
 BUNDLED = "embedforge:base"
-DEFAULT_MODEL = BUNDLED
-"""What embeds where no model is named."""
+"""The decoder in the package, which nothing has trained to embed."""
+DEFAULT_MODEL = "embedforge:forge-tiny"
+"""The embedder in the package: what embeds where no model is named."""
+_PACKAGED = {BUNDLED: "base", DEFAULT_MODEL: "forge_tiny"}
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 HUB_FILES = ["README.md", "*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
 NOT_HUB_FILES = ["consolidated*", "original/*", "onnx/*", "openvino/*"]
@@ -22,14 +24,15 @@ def find_folder(base: str) -> Path:
     """Return the local folder of a model; a hub id is downloaded (no pickles) or taken from the cache.
 
     Args:
-        base: `embedforge:base` (the package's own), a folder, a GGUF file, a named base, or a hub id.
+        base: `embedforge:base` or `embedforge:forge-tiny` (the package's own), a folder, a GGUF file, a named
+            base, or a hub id.
 
     Raises:
         EmbedforgeError: no such folder; the hub does not have it, or cannot be reached.
     """
     require_model(base)
-    if base == BUNDLED:
-        return _bundled()
+    if base in _PACKAGED:
+        return _packaged(base)
     folder = Path(base).expanduser()
     if folder.is_dir():
         return folder
@@ -58,7 +61,7 @@ def require_model(base: str) -> None:
         EmbedforgeError: a file, or neither a folder nor a name that a hub could know.
     """
     folder = Path(base).expanduser()
-    if base == BUNDLED or folder.is_dir():
+    if base in _PACKAGED or folder.is_dir():
         return
     if base in NAMED:
         named_folder(base)
@@ -77,14 +80,14 @@ def _hint(base: str) -> str:
     beside = (
         [str(parent / item.name) for item in parent.iterdir() if item.is_dir()] if parent.is_dir() else []
     )
-    return did_you_mean(base, [*beside, BUNDLED, *NAMED])
+    return did_you_mean(base, [*beside, *_PACKAGED, *NAMED])
 
 
-def _bundled() -> Path:
-    folder = Path(str(resources.files("embedforge") / "base"))
+def _packaged(name: str) -> Path:
+    folder = Path(str(resources.files("embedforge") / _PACKAGED[name]))
     if not any(folder.glob("*.safetensors")):
         raise EmbedforgeError(
-            f"{BUNDLED}: this installation has no weights of the bundled decoder (expected in {folder}). "
-            "Install embedforge from a built wheel, or name another base: a folder or a hub id"
+            f"{name}: this installation has no weights of it (expected in {folder}). Install embedforge from "
+            "a built wheel, or name another model: a folder or a hub id"
         )
     return folder

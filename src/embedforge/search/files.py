@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from embedforge.console import add_row, progress_bar
+from embedforge.console import add_row, note, progress_bar
 from embedforge.documents.chunks import chunk_characters
 from embedforge.errors import EmbedforgeError, did_you_mean
+from embedforge.model.folder import DEFAULT_MODEL
 from embedforge.ranking import Floats
 from embedforge.search.build import build_index, change_index, compact_index
 from embedforge.search.document import Document
@@ -71,8 +72,12 @@ class Embedder:
     @property
     def contract(self) -> Contract:
         """The model's; without torch for a folder that embedforge saved."""
-        if self._model is None and (Path(self.name) / FILE_NAME).exists():
-            return Contract.load(Path(self.name))
+        if self._model is None:
+            from embedforge.model.folder import find_folder
+
+            folder = find_folder(self.name)
+            if (folder / FILE_NAME).exists():
+                return Contract.load(folder)
         return self._loaded().contract
 
     def __call__(self, texts: Sequence[str]) -> Floats:
@@ -256,10 +261,8 @@ def known_of(store: Store | None) -> tuple[dict[str, str], dict[str, str]]:
 def _embedder(where: str | Path, store: Store | None, model: str | None, device: str | None) -> Embedder:
     if store is None:
         if model is None:
-            raise EmbedforgeError(
-                f"{where}: there is no index yet; name the model that embeds it: --model MODEL"
-            )
-        return Embedder(model, device)
+            note(f"no model was named: {DEFAULT_MODEL}, the embedder in the package, embeds {where}")
+        return Embedder(model or DEFAULT_MODEL, device)
     embedder = Embedder(model or find_model(str(where), store.facts.model), device)
     require_model(store.facts, str(where), embedder.contract.fingerprint, embedder.name)
     return embedder
