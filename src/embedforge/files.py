@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from embedforge.bounds import MOST_JSON_BYTES, parse_json, require_plain
 from embedforge.errors import EmbedforgeError
 
 
@@ -45,8 +46,9 @@ def hash_of(value: object) -> str:
 
 def read_json(path: Path) -> Any:
     """Read a JSON file; a missing or broken one is an error that names the file and the line."""
+    require_plain(path, MOST_JSON_BYTES)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise EmbedforgeError(f"{path}: there is no such file") from None
     except OSError as error:
@@ -100,10 +102,41 @@ def replace_file(path: Path) -> Iterator[Path]:
     _sweep(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        yield partial
-        partial.replace(path)
+        with naming(path):
+            yield partial
+            partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Name the file in an error of the system that names none, as that of a full disk does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
+
+
+@contextlib.contextmanager
+def whole_or_nothing(folder: Path) -> Iterator[None]:
+    """Say of a folder that `replace_folder` could not write that nothing was changed, and what to do.
+
+    Raises:
+        EmbedforgeError: the disk is full, or another error of the system, which safetensors and tokenizers
+            put into errors of their own, with the system's number in their text.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not (isinstance(error, OSError) or "(os error " in str(error)):
+            raise
+        raise EmbedforgeError(
+            f"{folder}: could not be written, nothing was changed ({error}). What was there before is as it "
+            "was; make room, and run the same command again"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -171,6 +171,7 @@ def train(
     from embedforge.mine.refresh import refresh_stage
     from embedforge.mine.teachers import open_teacher
     from embedforge.runtime import is_first_rank, under_torchrun
+    from embedforge.stopping import exit_code
     from embedforge.train.run import Interrupted
     from embedforge.train.run import train as run
 
@@ -188,7 +189,7 @@ def train(
         if is_first_rank():
             again = _train_command(recipe, out, set_ or [], data, device, under_torchrun())
             typer.echo(f"{stop}; go on with: {again}", err=True)
-        raise typer.Exit(130) from None
+        raise typer.Exit(exit_code(stop.cause)) from None
     if is_first_rank():
         typer.echo(f"The model is in {model}; use it with: embedforge.load('{model}').encode_query('...')")
 

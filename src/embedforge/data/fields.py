@@ -43,7 +43,7 @@ def example_of(record: Record) -> Example:
             positives or some negatives only.
     """
     numbered = sorted(
-        (key for key in record.values if _NUMBERED.fullmatch(key)), key=lambda key: int(key[9:])
+        (key for key in record.values if _NUMBERED.fullmatch(key)), key=lambda key: (len(key), key)
     )
     _refuse_other_kinds(record)
     record.refuse_unknown((*_KEYS, *_OTHER_NAMES, *numbered))
@@ -62,7 +62,7 @@ def example_of(record: Record) -> Example:
     ]
     if not positives:
         raise record.error(
-            f"no positives for the query {record.values[query]!r:.60}; give at least one or remove it"
+            f"no positives for the query {record.values.get(query)!r:.60}; give at least one or remove it"
         )
     return Example(
         query=record.text(query),

@@ -12,9 +12,11 @@ import json
 import re
 import zlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import IO, NamedTuple, cast
 
+from embedforge.bounds import MOST_LINE_BYTES, parse_json, require_plain
 from embedforge.data.names import HUB_PREFIX
 from embedforge.data.record import Record
 from embedforge.errors import EmbedforgeError, did_you_mean, missing_extra
@@ -72,6 +74,7 @@ def require_file(path: Path) -> None:
             raise EmbedforgeError(f"{path}: this is a BEIR folder; read it with kind: retrieval")
         raise EmbedforgeError(f"{path}: this is a folder; name a file in it ({', '.join(names[:10])})")
     if path.exists():
+        require_plain(path)
         return
     if not path.parent.is_dir():
         raise EmbedforgeError(f"{path}: there is no such file, nor the folder {path.parent}")
@@ -91,7 +94,12 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
     number = 0
     with _open(path) as lines:
         try:
-            for number, line in enumerate(lines, start=1):
+            for number, line in enumerate(iter(partial(lines.readline, MOST_LINE_BYTES + 1), b""), start=1):
+                if len(line) > MOST_LINE_BYTES:
+                    raise EmbedforgeError(
+                        f"{path}, line {number}: the line has no end within {MOST_LINE_BYTES:,} bytes, and a "
+                        "record is not that long; are the line ends missing?"
+                    )
                 yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
             raise EmbedforgeError(
@@ -109,7 +117,7 @@ def _read_jsonl(path: Path) -> Iterator[Record]:
         if not line.strip():
             continue
         try:
-            values = json.loads(line)
+            values = parse_json(line)
         except json.JSONDecodeError as error:
             near = line[max(0, error.pos - 20) : error.pos + 20].strip()
             cut = "" if line.endswith("\n") else "; the file ends here and may have been cut off"
@@ -132,7 +140,7 @@ def _read_txt(path: Path) -> Iterator[Record]:
 
 def _read_csv(path: Path) -> Iterator[Record]:
     """Rows under a header line; TSV files are quoted as CSV files are. A record's line is its last."""
-    csv.field_size_limit(2**31 - 1)  # the default, 131072 characters, is less than a long document
+    csv.field_size_limit(MOST_LINE_BYTES)  # the default, 131072 characters, is less than a long document
     tabs = path.name.removesuffix(".gz").lower().endswith(".tsv")
     rows = csv.reader((line for _, line in _lines(path)), delimiter="\t" if tabs else ",", strict=True)
     try:

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import importlib.util
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from embedforge.data.convert import source_file
+from embedforge.endpoint import KEY_VARIABLE, key_from_environment
 from embedforge.errors import EmbedforgeError, did_you_mean, missing_extra
 from embedforge.mine.embedder import Prompts
-from embedforge.mine.endpoint import KEY_VARIABLE, is_endpoint, split_name
+from embedforge.mine.endpoint import is_endpoint, split_name
 from embedforge.mine.lexical_ranker import NAMES
 from embedforge.mine.pipeline import Selection
 from embedforge.mine.run_file import PREFIX
 from embedforge.recipe import Source
+from embedforge.run_folder import contents
 
 FACTS, EXAMPLES, SCORES, AUDIT = "mine.json", "examples.jsonl", "scores.jsonl", "audit.html"
 UNRANKED, RECALL = "queries that it lacks", "recall of the index"
@@ -53,7 +54,7 @@ def check(source: Source, out: Path, teachers: Teachers, selection: Selection, m
     _check_selection(selection, len(teachers.names))
     if not LEAST_MEMORY <= memory_gb < math.inf:
         raise EmbedforgeError(f"--memory-gb {memory_gb:g}: a number from {LEAST_MEMORY:g} on is needed")
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / FACTS).exists())):
+    if out.exists() and (not out.is_dir() or (contents(out) and not (out / FACTS).exists())):
         raise EmbedforgeError(f"{out}: holds something else, there is no {FACTS} in it; name another --out")
 
 
@@ -114,11 +115,8 @@ def _check_options(teachers: Teachers) -> None:
     for option, value in (("--max-tokens", teachers.max_tokens), ("--dtype", teachers.dtype)):
         if value is not None and endpoints:
             raise EmbedforgeError(f"{option} {value}: {endpoints[0]} decides that itself; leave it out")
-    if teachers.key_variable != KEY_VARIABLE and teachers.key_variable not in os.environ:
-        raise EmbedforgeError(
-            f"--key-variable {teachers.key_variable}: there is no such variable in the environment; "
-            f"export {teachers.key_variable}=KEY"
-        )
+    if endpoints:
+        key_from_environment(None if teachers.key_variable == KEY_VARIABLE else teachers.key_variable)
     teachers.prompts.check()
     if teachers.index != EXACT and importlib.util.find_spec("faiss") is None:
         raise missing_extra("faiss-cpu", "faiss", f"--index {teachers.index}")

@@ -18,7 +18,7 @@ from transformers import AutoModel, MistralConfig, MistralModel
 from transformers.models.mistral.modeling_mistral import MistralRotaryEmbedding
 
 from embedforge.errors import EmbedforgeError
-from embedforge.files import read_object, replace_folder
+from embedforge.files import read_object, replace_folder, whole_or_nothing
 from embedforge.model import layout
 from embedforge.model.attention import make_bidirectional
 from embedforge.model.decoder import read_tokenizer, torch_dtype
@@ -199,7 +199,7 @@ def convert_nvembed(folder: Path, out_folder: Path) -> None:
     renderer = Renderer(read_tokenizer(folder), config.contract)
     contract = config.contract.model_copy(update={"goldens": make_goldens(renderer)})
     size = config.decoder.hidden_size
-    with replace_folder(out_folder, CONTRACT) as partial:
+    with whole_or_nothing(out_folder), replace_folder(out_folder, CONTRACT) as partial:
         _copy_decoder(decoder_tensors, partial)
         config.decoder.architectures = [MistralModel.__name__]
         config.decoder.dtype = contract.dtype

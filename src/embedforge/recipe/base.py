@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
+import typing
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Self
 
@@ -16,10 +17,15 @@ from pydantic import (
     GetJsonSchemaHandler,
     Tag,
     TypeAdapter,
+    ValidationInfo,
+    field_validator,
 )
 from pydantic_core import CoreSchema, core_schema
 
-PositiveInt = Annotated[int, Field(ge=1)]
+PositiveInt = Annotated[int, Field(ge=1, le=10**9)]
+"""A count of steps, rows, tokens, layers: of more than a thousand millions something else was meant."""
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""What NumPy's and torch's generators both take."""
 
 
 class Section(BaseModel):
@@ -28,7 +34,17 @@ class Section(BaseModel):
     The string below a key says what it means; `recipe.schema` hands it to editors.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _yes_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse true and false where no switch is: pydantic would read them as 1 and 0."""
+        items = value if isinstance(value, list | tuple) else [value]
+        given = any(isinstance(item, bool) for item in items)
+        if given and not _takes_bool(cls.model_fields[info.field_name or ""].annotation):
+            raise ValueError(f"this is no switch, give its value instead of {str(value).lower()}")
+        return value
 
 
 class Kinds(Section):
@@ -85,6 +101,11 @@ class Kinds(Section):
     def _kind_of(cls, value: Any) -> str:
         """Return which kind is meant, "contrastive" say, by the settings or by a section that is there."""
         return str(value.get("kind", cls.default_kind) if isinstance(value, Mapping) else value.kind)
+
+
+def _takes_bool(annotation: Any) -> bool:
+    """Say whether a key may be true or false: its type, or one that it is made of, is bool or anything."""
+    return annotation in (bool, Any, object) or any(map(_takes_bool, typing.get_args(annotation)))
 
 
 @functools.cache

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from embedforge.bounds import MOST_YAML_BYTES, parse_yaml, require_plain
 from embedforge.data.names import default_name
 from embedforge.errors import EmbedforgeError, did_you_mean
 from embedforge.files import write_text
@@ -157,8 +158,9 @@ def _check_skips(path: Path, below: Any, above: Any) -> None:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    require_plain(path, MOST_YAML_BYTES)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = parse_yaml(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise EmbedforgeError(f"{path}{_line(error)}: not valid YAML ({_problem(error)})") from None
     except OSError as error:
@@ -190,7 +192,7 @@ def _set(values: dict[str, Any], override: str) -> None:
     for parent in parents:
         node = _step(node, parent, override)
     try:
-        value = yaml.safe_load(text)
+        value = parse_yaml(text)
     except yaml.YAMLError as error:
         raise EmbedforgeError(
             f"--set {override}: the value is not valid YAML ({_problem(error)}); put quotes around text with "

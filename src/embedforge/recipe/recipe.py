@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from embedforge.errors import EmbedforgeError
-from embedforge.recipe.base import PositiveInt, Section
+from embedforge.recipe.base import PositiveInt, Section, Seed
 from embedforge.recipe.file import read_values, shipped_file
 from embedforge.recipe.model import Model, Pooling
 from embedforge.recipe.stage import Stage
@@ -72,7 +72,7 @@ class Recipe(Section):
 
     name: str
     about: str = ""
-    seed: int = 0
+    seed: Seed = 0
     model: Model = Model()
     contract: Contract = Contract()
     stages: tuple[Stage, ...] = Field(min_length=1)

@@ -47,9 +47,9 @@ class Contract(BaseModel):
     """Put round what the other templates give, with and without an instruction: "[INST] {text} [/INST]"."""
     default_instruction: str = "Given a query, retrieve passages that answer the query"
     """The instruction of `encode_query` when the caller gives none; "" for none."""
-    max_tokens: Annotated[int, Field(ge=4)] = 512
+    max_tokens: Annotated[int, Field(ge=4, le=10**7)] = 512
     """Tokens of a rendered text, template, BOS and EOS included."""
-    text_max_tokens: Annotated[int, Field(ge=1)] | None = None
+    text_max_tokens: Annotated[int, Field(ge=1, le=10**7)] | None = None
     """Words are taken from the end of a text until it has at most so many tokens by itself (LLM2Vec)."""
     strip_text_end: bool = False
     """White space at a text's end is dropped, as LLM2Vec does where a chat template goes on."""
