@@ -162,7 +162,8 @@ def replace_folder(path: Path, marker: str) -> Iterator[Path]:
         tempfile.mkdtemp(prefix=f".{path.name}.", suffix=f".{os.getpid()}.partial", dir=path.parent)
     )
     try:
-        yield partial
+        with naming(path):
+            yield partial
         follow_umask(partial)
         if path.exists():
             old = partial.with_suffix(".old")

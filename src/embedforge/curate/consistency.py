@@ -6,6 +6,7 @@ used k = 2 and N = one million, with a model trained on the unfiltered pairs.
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -181,7 +182,7 @@ def _passage_vectors(passages: Sequence[str], teacher: Teacher, path: Path) -> N
 
 
 def _reserve(path: Path) -> None:
-    """Take a mapped file's space on the disk at once: where it is full, writing to the map ends the process."""
+    """Take a mapped file's space at once: where the disk is full, writing to the map kills the process."""
     if hasattr(os, "posix_fallocate"):
         with naming(path), path.open("r+b") as file:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)

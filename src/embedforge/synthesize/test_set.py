@@ -10,7 +10,7 @@ from pathlib import Path
 
 from embedforge.documents.document import Chunk
 from embedforge.errors import EmbedforgeError
-from embedforge.files import naming, replace_folder
+from embedforge.files import replace_folder
 from embedforge.synthesize.harvest import ExampleOutcome, Tally
 from embedforge.synthesize.write import EXAMPLES
 
@@ -48,7 +48,7 @@ def write_test_set(
         outcomes: of the plan.
     """
     tally = Tally(wants_negatives=False)
-    with naming(out / RETRIEVAL), replace_folder(out / RETRIEVAL, _MARKER) as folder:
+    with replace_folder(out / RETRIEVAL, _MARKER) as folder:
         (folder / _MARKER).write_text(_NOTE, encoding="utf-8")
         corpus, queries, qrels = (folder / Path(test.folder).name / name for name in _DATASET)
         qrels.parent.mkdir(parents=True)

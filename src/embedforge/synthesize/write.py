@@ -12,7 +12,7 @@ import yaml
 
 from embedforge.data.fields import record_of
 from embedforge.documents.document import Chunk
-from embedforge.files import naming, replace_file, replace_folder, write_jsonl, write_text
+from embedforge.files import replace_file, replace_folder, write_jsonl, write_text
 from embedforge.synthesize.groups import Group, groups
 from embedforge.synthesize.harvest import ExampleOutcome, Tally
 
@@ -31,11 +31,7 @@ def write_examples(out: Path, outcomes: Iterable[ExampleOutcome]) -> Tally:
     no examples.jsonl and no mix.yaml, nor one of an earlier run.
     """
     tally = Tally()
-    with (
-        naming(out / GROUPS),
-        replace_folder(out / GROUPS, _MARKER) as folder,
-        contextlib.ExitStack() as stack,
-    ):
+    with replace_folder(out / GROUPS, _MARKER) as folder, contextlib.ExitStack() as stack:
         (folder / _MARKER).write_text(_NOTE, encoding="utf-8")
         partial = stack.enter_context(replace_file(out / EXAMPLES))
         all_together = stack.enter_context(partial.open("w", encoding="utf-8"))
