@@ -177,9 +177,9 @@ def recipe_files(folder: Path) -> Iterator[Case]:
         "stages is a word": "name: x\nstages: many",
         "stages of nulls": "name: x\nstages: [~, ~]",
         "stage of words": "name: x\nstages: [{name: [a], steps: {}, mix: ~}]",
-        "objective is a word": "name: x\nstages: [{name: a, steps: 1, objective: nce, mix: {sources: [{path: a}]}}]",
-        "kind is a list": "name: x\nstages: [{name: a, steps: 1, objective: {kind: [a]}, mix: {sources: []}}]",
-        "name with a path": "name: x\nstages: [{name: ../../a, steps: 1, mix: {sources: [{path: pairs.jsonl}]}}]",
+        "objective is a word": "stages: [{name: a, steps: 1, objective: nce, mix: {sources: [{path: a}]}}]",
+        "kind is a list": "stages: [{name: a, steps: 1, objective: {kind: [a]}, mix: {sources: []}}]",
+        "name with a path": "name: x\nstages: [{name: ../a, steps: 1, mix: {sources: [{path: a}]}}]",
         "source without a path": "name: x\nstages: [{name: a, steps: 1, mix: {sources: [{}]}}]",
         "path is a number": "name: x\nstages: [{name: a, steps: 1, mix: {sources: [{path: 3}]}}]",
     }
@@ -490,7 +490,7 @@ def copy_of(source: Path, target: Path) -> Path:
 # --- options -----------------------------------------------------------------------------------------------
 
 
-def options() -> Iterator[Case]:
+def options() -> Iterator[Case]:  # noqa: C901
     """Values of options that make no sense."""
     mine = ("mine", "pairs.jsonl", "--out", "out/o")
     for line in (

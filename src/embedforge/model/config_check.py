@@ -73,8 +73,8 @@ def check_values(file: Path, values: Mapping[str, Any], weight_bytes: int = 0) -
             raise _wrong(file, values, key, "a finite number, 0 or more")
     width = next((values[key] for key in _WIDTHS if _is_count(key, values.get(key))), 0)
     layers = next((values[key] for key in _LAYERS if _is_count(key, values.get(key))), 1)
-    wide = {key: values[key] * width for key in _BESIDE_WIDTH if _is_count(key, values.get(key))}
-    wide |= {key: layers * width * width for key in _WIDTHS if values.get(key) == width}
+    wide = {key: layers * width * width for key in _WIDTHS if values.get(key) == width}
+    wide |= {key: values[key] * width for key in _BESIDE_WIDTH if _is_count(key, values.get(key))}
     for key, numbers in wide.items():
         if weight_bytes and numbers > _SLACK * weight_bytes:
             raise EmbedforgeError(

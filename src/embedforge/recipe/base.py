@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import operator
-import typing
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Self
 
@@ -21,6 +20,8 @@ from pydantic import (
     field_validator,
 )
 from pydantic_core import CoreSchema, core_schema
+
+from embedforge.validation import refuse_switch
 
 PositiveInt = Annotated[int, Field(ge=1, le=10**9)]
 """A count of steps, rows, tokens, layers: of more than a thousand millions something else was meant."""
@@ -40,11 +41,7 @@ class Section(BaseModel):
     @classmethod
     def _yes_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
         """Refuse true and false where no switch is: pydantic would read them as 1 and 0."""
-        items = value if isinstance(value, list | tuple) else [value]
-        given = any(isinstance(item, bool) for item in items)
-        if given and not _takes_bool(cls.model_fields[info.field_name or ""].annotation):
-            raise ValueError(f"this is no switch, give its value instead of {str(value).lower()}")
-        return value
+        return refuse_switch(cls, value, info.field_name or "")
 
 
 class Kinds(Section):
@@ -101,11 +98,6 @@ class Kinds(Section):
     def _kind_of(cls, value: Any) -> str:
         """Return which kind is meant, "contrastive" say, by the settings or by a section that is there."""
         return str(value.get("kind", cls.default_kind) if isinstance(value, Mapping) else value.kind)
-
-
-def _takes_bool(annotation: Any) -> bool:
-    """Say whether a key may be true or false: its type, or one that it is made of, is bool or anything."""
-    return annotation in (bool, Any, object) or any(map(_takes_bool, typing.get_args(annotation)))
 
 
 @functools.cache

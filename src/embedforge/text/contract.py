@@ -7,13 +7,21 @@ merged, exported or served. Training, evaluation and serving read the same contr
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from embedforge.errors import EmbedforgeError
 from embedforge.files import read_json, write_json
-from embedforge.validation import explain
+from embedforge.validation import explain, refuse_switch
 
 FILE_NAME = "contract.json"
 
@@ -74,6 +82,11 @@ class Contract(BaseModel):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """The dtype of the saved weights."""
     goldens: tuple[Golden, ...] = ()
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _yes_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        return refuse_switch(cls, value, info.field_name or "")
 
     @field_validator("query_template", "document_template", "chat_template")
     @classmethod

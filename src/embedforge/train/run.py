@@ -48,6 +48,7 @@ from embedforge.train.checkpoints import last_complete_checkpoint, load_trainabl
 from embedforge.train.decontamination import mark_of_training, unchecked_sources
 from embedforge.train.metrics import EvaluateCallback, held_out_retrieval
 from embedforge.train.mixtures import (
+    long_warmups,
     mixture_of,
     read_held_out,
     read_mixture,
@@ -184,7 +185,7 @@ def _train_stages(
     if is_first_rank():
         instruction = unseen_instruction(recipe.contract, training_instructions(recipe, mixtures))
         unchecked = None if own_test else unchecked_sources(recipe, source_folder)
-        for warning in filter(None, (instruction, unchecked)):
+        for warning in filter(None, (instruction, unchecked, *long_warmups(recipe))):
             logger.warning(warning)
     as_asked, recipe = recipe, with_pruned_base(recipe, out, vocabulary)
     model = prepare_model(recipe, device)
