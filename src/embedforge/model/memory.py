@@ -47,7 +47,9 @@ def parameter_bytes(make: Callable[[], nn.Module], what: str) -> int:
     try:
         with torch.device("meta"):
             return sum(weight.numel() * weight.element_size() for weight in make().parameters())
-    except (RuntimeError, OverflowError) as error:
+    except (RuntimeError, OverflowError, TypeError) as error:
+        if isinstance(error, TypeError) and "Overflow" not in str(error):  # which torch says by a TypeError
+            raise
         raise EmbedforgeError(
             f"{what}: sizes that no tensor can have ({str(error).splitlines()[0]:.200})"
         ) from None
