@@ -50,7 +50,7 @@ app = typer.Typer(
 Device = Annotated[
     str | None, typer.Option(help="cpu, cuda, cuda:1 ...; CUDA where there is one by default.")
 ]
-Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of everything that is drawn.")]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; as saved by default.")]
 MaxTokens = Annotated[int | None, typer.Option(min=4, help="Cut texts shorter than the model does.")]
 Overrides = Annotated[

@@ -133,8 +133,10 @@ def convert(
 ) -> None:
     """Convert an official NV-Embed checkpoint into an embedforge folder, shard by shard, in little memory."""
     from embedforge.files import read_object
+    from embedforge.model.config_check import check_folder
 
     read_object(source / "config.json")  # before torch is imported: a mistake in it shows at once
+    check_folder(source)
     from embedforge.model.nvembed import convert_nvembed
 
     convert_nvembed(source, out)

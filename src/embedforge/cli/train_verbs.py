@@ -35,13 +35,21 @@ def _renamed(minutes: float | None) -> float | None:
     return minutes
 
 
-def _check(folder: Path | None, recipe: str | None, overrides: list[str] | None) -> None:
-    """Find what is wrong with a folder or a recipe before torch is imported."""
+def _check(
+    folder: Path | None, base: str | None, recipe: str | None, overrides: list[str] | None, out: Path
+) -> None:
+    """Find what is wrong with a folder, a base or a recipe before torch is imported."""
+    from embedforge.files import refuse_file
+
+    refuse_file(out)
     from embedforge.documents.folder import readable_files
+    from embedforge.model.folder import require_model
     from embedforge.recipe import load_recipe
 
     if folder is not None:
         readable_files(folder)
+    if base is not None:
+        require_model(base)
     if recipe is not None:
         load_recipe(recipe, overrides or ())
 
@@ -74,7 +82,7 @@ def quickstart(
     hard negatives, trains the two stages of NV-Embed, compares with BM25 and with the untrained decoder on
     held-out text, and writes a report, a model and a search index. Run it again to resume after Ctrl-C.
     """
-    _check(folder, recipe, set_)
+    _check(folder, base, recipe, set_, out)
     from embedforge.prove.run import quickstart as run
 
     run(
@@ -121,7 +129,7 @@ def adapt(
     and with the decoder as it came on held-out text, and writes a report, a model and a search index. Run it
     again to resume after Ctrl-C. It is quickstart's engine with another recipe.
     """
-    _check(folder, recipe, set_)
+    _check(folder, base, recipe, set_, out)
     from embedforge.prove.run import adapt as run
 
     run(
@@ -160,9 +168,13 @@ def train(
 ) -> None:
     """Run a recipe: stages of training, then a model folder that sentence-transformers loads."""
     from embedforge.data.convert import require_source
+    from embedforge.files import refuse_file
+    from embedforge.model.folder import require_model
     from embedforge.recipe import load_recipe
 
     chosen = load_recipe(recipe, set_ or ())  # before torch is imported: a mistake in it shows at once
+    refuse_file(out)
+    require_model(chosen.model.base)
     folder = source_folder(recipe, data)
     prune = chosen.model.prune
     pruned_to = prune.vocabulary.texts if prune is not None and prune.vocabulary is not None else ()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from embedforge.mine.endpoint import is_endpoint, split_name
 from embedforge.mine.lexical_ranker import NAMES
 from embedforge.mine.pipeline import Selection
 from embedforge.mine.run_file import PREFIX
+from embedforge.model.folder import require_model
 from embedforge.recipe import Source
 from embedforge.run_folder import contents
 
@@ -24,7 +24,9 @@ FACTS, EXAMPLES, SCORES, AUDIT = "mine.json", "examples.jsonl", "scores.jsonl", 
 UNRANKED, RECALL = "queries that it lacks", "recall of the index"
 """What `mine.json` says of a run file, and of an index."""
 EXACT = "exact"
-LEAST_MEMORY = 1.0
+LEAST_MEMORY, MOST_MEMORY = 1.0, 1e6
+MOST_CANDIDATES = 100_000
+"""Of a query; arrays of all of them are made for a block of queries."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +54,10 @@ def check(source: Source, out: Path, teachers: Teachers, selection: Selection, m
     _check_names(teachers)
     _check_options(teachers)
     _check_selection(selection, len(teachers.names))
-    if not LEAST_MEMORY <= memory_gb < math.inf:
-        raise EmbedforgeError(f"--memory-gb {memory_gb:g}: a number from {LEAST_MEMORY:g} on is needed")
+    if not LEAST_MEMORY <= memory_gb <= MOST_MEMORY:
+        raise EmbedforgeError(
+            f"--memory-gb {memory_gb:g}: a number from {LEAST_MEMORY:g} to {MOST_MEMORY:,g} is needed"
+        )
     if out.exists() and (not out.is_dir() or (contents(out) and not (out / FACTS).exists())):
         raise EmbedforgeError(f"{out}: holds something else, there is no {FACTS} in it; name another --out")
 
@@ -87,6 +91,8 @@ def _check_name(name: str) -> None:
             raise EmbedforgeError(f"--teacher {name}: there is no such file")
     elif is_endpoint(name):
         split_name(name)
+    elif Path(name).is_dir():
+        require_model(name)
     elif not Path(name).exists():
         hint = did_you_mean(name.lower(), NAMES) if "/" not in name else ""
         if hint or name.startswith("bm25"):
@@ -138,6 +144,10 @@ def _given(teachers: Teachers) -> Iterator[tuple[str, Any]]:
 
 def _check_selection(selection: Selection, teachers: int) -> None:
     rule, wanted, most = selection.rule, selection.n_negatives, selection.candidates * teachers
+    if selection.candidates > MOST_CANDIDATES:
+        raise EmbedforgeError(
+            f"--candidates {selection.candidates:,}: at most {MOST_CANDIDATES:,}; negatives are the first few"
+        )
     if most < wanted:
         raise EmbedforgeError(
             f"--negatives {wanted}: of {most} candidates at most; raise --candidates, or ask for fewer"

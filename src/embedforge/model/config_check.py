@@ -29,6 +29,8 @@ _NUMBERS = frozenset(
         *("initializer_range", "attention_dropout", "hidden_dropout", "partial_rotary_factor"),
     )
 )
+_OTHER_KINDS = ("modules.json", "adapter_config.json")
+"""What a folder of sentence-transformers, or of an adapter, has in place of config.json."""
 _MOST = 10**9
 _MOST_LAYERS = 10**4
 _SLACK = 16
@@ -36,7 +38,7 @@ _SLACK = 16
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a model's folder for what its config.json says; one without it is left to who reads it.
+    """Refuse a folder that holds no model, and one for what its config.json says.
 
     Raises:
         EmbedforgeError: a pipe or device among the files, or a value of a wrong type or size.
@@ -44,6 +46,11 @@ def check_folder(folder: Path) -> None:
     require_plain_files(folder)
     file = folder / "config.json"
     if not file.is_file():
+        if not any((folder / name).is_file() for name in _OTHER_KINDS):
+            held = ", ".join(sorted(item.name for item in folder.iterdir())[:8]) or "nothing"
+            raise EmbedforgeError(
+                f"{folder}: no config.json, so this is not a model folder (it holds {held})"
+            )
         return
     weights = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     values = read_object(file)
