@@ -106,9 +106,10 @@ def hold(out: Path) -> Iterator[None]:
                 "%s: no locks on this file system (%s): nothing keeps a second run out", out, error.strerror
             )
         try:
-            file.truncate(0)
-            file.write(json.dumps(_who()).encode())
-            file.flush()
+            with contextlib.suppress(OSError):  # of a full disk: the run's own files will name it
+                file.truncate(0)
+                file.write(json.dumps(_who()).encode())
+                file.flush()
             yield
         finally:
             path.unlink(missing_ok=True)

@@ -172,21 +172,23 @@ def prune(
     train RECIPE --set model.base=OUT. A recipe can prune by itself: model.prune (docs/weights.md).
     """
     from embedforge.curate.sources import sources_of
+    from embedforge.data.convert import read_source
     from embedforge.model.folder import require_model
 
     kept = None if layers is None else _layers(layers)
     if vocabulary is None and min_count > 1:
         raise EmbedforgeError("--min-count is for the texts of --vocabulary; name a file of them")
     sources = sources_of(vocabulary or [])
-    require_model(base)  # before torch is imported: a mistake in it shows at once
+    require_model(base)  # before torch is imported: a mistake in it, or in the texts, shows at once
+    examples = [row for source in sources for row in read_source(source, seed=0)]
     from embedforge.model.prune import prune as run
-    from embedforge.train.prune import read_examples, texts_of
+    from embedforge.train.prune import texts_of
 
     before, after = run(
         base,
         out,
         layers=kept,
-        texts=texts_of(read_examples(sources, seed=0)) if sources else None,
+        texts=texts_of(examples) if sources else None,
         min_count=min_count,
         trust_remote_code=trust_remote_code,
     )

@@ -56,7 +56,7 @@ def check(source: Source, out: Path, teachers: Teachers, selection: Selection, m
     _check_selection(selection, len(teachers.names))
     if not LEAST_MEMORY <= memory_gb <= MOST_MEMORY:
         raise EmbedforgeError(
-            f"--memory-gb {memory_gb:g}: a number from {LEAST_MEMORY:g} to {MOST_MEMORY:,g} is needed"
+            f"--memory-gb {memory_gb:g}: a number from {LEAST_MEMORY:g} on is needed, at most {MOST_MEMORY:,.0f}"
         )
     if out.exists() and (not out.is_dir() or (contents(out) and not (out / FACTS).exists())):
         raise EmbedforgeError(f"{out}: holds something else, there is no {FACTS} in it; name another --out")
@@ -103,6 +103,7 @@ def _check_name(name: str) -> None:
                 f"--teacher {name}: a decoder that nothing has trained to embed is no teacher; "
                 "name a trained model, or bm25"
             )
+        require_model(name)
 
 
 def _is_pooling(name: str) -> bool:
