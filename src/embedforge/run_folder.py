@@ -93,11 +93,11 @@ def hold(out: Path) -> Iterator[None]:
     out.mkdir(parents=True, exist_ok=True)
     path = out / LOCK
     with contextlib.ExitStack() as stack:
-        file = stack.enter_context(path.open("a+b"))
+        file = stack.enter_context(path.open("a+b", buffering=0))
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             while not _is_at(file, path):  # The run before took its file away between our two calls.
-                file = stack.enter_context(path.open("a+b"))
+                file = stack.enter_context(path.open("a+b", buffering=0))
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise EmbedforgeError(f"{out}: {_holder(path)}") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from pathlib import Path
 from typing import Annotated
@@ -9,6 +10,7 @@ from typing import Annotated
 import typer
 
 from embedforge.cli.app import Device, Overrides, Seed, app, source_folder
+from embedforge.errors import EmbedforgeError
 
 Out = typer.Option("--out", "-o", help="Where the model, the index and the report go.")
 Base = Annotated[
@@ -36,7 +38,12 @@ def _renamed(minutes: float | None) -> float | None:
 
 
 def _check(
-    folder: Path | None, base: str | None, recipe: str | None, overrides: list[str] | None, out: Path
+    folder: Path | None,
+    base: str | None,
+    recipe: str | None,
+    overrides: list[str] | None,
+    out: Path,
+    minutes: float,
 ) -> None:
     """Find what is wrong with a folder, a base or a recipe before torch is imported."""
     from embedforge.files import refuse_file
@@ -82,7 +89,7 @@ def quickstart(
     hard negatives, trains the two stages of NV-Embed, compares with BM25 and with the untrained decoder on
     held-out text, and writes a report, a model and a search index. Run it again to resume after Ctrl-C.
     """
-    _check(folder, base, recipe, set_, out)
+    _check(folder, base, recipe, set_, out, minutes)
     from embedforge.prove.run import quickstart as run
 
     run(
@@ -129,7 +136,7 @@ def adapt(
     and with the decoder as it came on held-out text, and writes a report, a model and a search index. Run it
     again to resume after Ctrl-C. It is quickstart's engine with another recipe.
     """
-    _check(folder, base, recipe, set_, out)
+    _check(folder, base, recipe, set_, out, minutes)
     from embedforge.prove.run import adapt as run
 
     run(

@@ -56,7 +56,7 @@ def check(source: Source, out: Path, teachers: Teachers, selection: Selection, m
     _check_selection(selection, len(teachers.names))
     if not LEAST_MEMORY <= memory_gb <= MOST_MEMORY:
         raise EmbedforgeError(
-            f"--memory-gb {memory_gb:g}: a number from {LEAST_MEMORY:g} on is needed, at most {MOST_MEMORY:,.0f}"
+            f"--memory-gb {memory_gb:g}: a number from {LEAST_MEMORY:g} on is needed, to {MOST_MEMORY:,.0f}"
         )
     if out.exists() and (not out.is_dir() or (contents(out) and not (out / FACTS).exists())):
         raise EmbedforgeError(f"{out}: holds something else, there is no {FACTS} in it; name another --out")
