@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 from pathlib import Path
 from typing import Annotated
@@ -23,6 +22,8 @@ Minutes = Annotated[
         "--minutes", min=0.5, help="Time for the whole run; on a slow machine less is trained and compared."
     ),
 ]
+MOST_MINUTES = 100_000
+"""Ten weeks."""
 Restart = Annotated[
     bool,
     typer.Option("--restart", help="Start anew; what an earlier run left in --out moves to a folder in it."),
@@ -46,13 +47,16 @@ def _check(
     minutes: float,
 ) -> None:
     """Find what is wrong with a folder, a base or a recipe before torch is imported."""
-    from embedforge.files import refuse_file
-
-    refuse_file(out)
     from embedforge.documents.folder import readable_files
+    from embedforge.files import refuse_file
     from embedforge.model.folder import require_model
     from embedforge.recipe import load_recipe
 
+    refuse_file(out)
+    if not 0 < minutes <= MOST_MINUTES:
+        raise EmbedforgeError(
+            f"--minutes is the time of the whole run, above 0 and at most {MOST_MINUTES:,}; got {minutes:g}"
+        )
     if folder is not None:
         readable_files(folder)
     if base is not None:

@@ -91,9 +91,9 @@ def _check_name(name: str) -> None:
             raise EmbedforgeError(f"--teacher {name}: there is no such file")
     elif is_endpoint(name):
         split_name(name)
-    elif Path(name).is_dir():
+    elif Path(name).exists():
         require_model(name)
-    elif not Path(name).exists():
+    else:
         hint = did_you_mean(name.lower(), NAMES) if "/" not in name else ""
         if hint or name.startswith("bm25"):
             raise EmbedforgeError(f"--teacher {name}: there are {', '.join(NAMES)}.{hint}")
