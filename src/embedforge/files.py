@@ -133,8 +133,9 @@ def whole_or_nothing(folder: Path) -> Iterator[None]:
     except Exception as error:
         if not (isinstance(error, OSError) or "(os error " in str(error)):
             raise
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise EmbedforgeError(
-            f"{folder}: could not be written, nothing was changed ({error}). What was there before is as it "
+            f"{folder}: could not be written, nothing was changed ({reason}). What was there before is as it "
             "was; make room, and run the same command again"
         ) from error
 

@@ -35,6 +35,7 @@ from embedforge.synthesize.write import write_examples, write_passages
 
 JOURNAL = "journal.jsonl"
 NO_LIMITS = Budget()
+MOST_EXAMPLES = 10_000_000
 PATIENCE = Patience()
 _ANY_TASKS = json.dumps({"tasks": [f"(task {number} of the first step's answer)" for number in range(1, 21)]})
 
@@ -203,6 +204,8 @@ def plan_of(settings: SynthesisSettings, passages: Sequence[Chunk] | None) -> Pl
             raise EmbedforgeError(
                 f"--{name.replace('_', '-')} must be above 0, found {getattr(settings, name)}"
             )
+    if settings.examples > MOST_EXAMPLES:
+        raise EmbedforgeError(f"--examples is at most {MOST_EXAMPLES:,}, found {settings.examples:,}")
     if not 0 <= settings.temperature <= 2 or not 0 < settings.top_p <= 1:
         raise EmbedforgeError(
             f"--temperature goes from 0 to 2 and --top-p from above 0 to 1, found {settings.temperature} "
