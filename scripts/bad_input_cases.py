@@ -648,7 +648,9 @@ def options() -> Iterator[Case]:  # noqa: C901
         ("--weights", "inf,1"),
         ("--dev", "nowhere.jsonl"),
     ):
-        yield Case("merge", " ".join(line), ("merge", "tiny", "official", "--out", "out/h", *line))
+        asked_of_merge = line[1] in ("best", "1", "-1,2", "0,0")  # whose own checks stand beside its sums
+        words = ("merge", "tiny", "official", "--out", "out/h", *line)
+        yield Case("merge", " ".join(line), words, needs_model=asked_of_merge)
     for line in (("--device", "nosuch"), ("--attention", "nosuch")):
         yield Case("probe", " ".join(line), ("probe", "tiny", *line), needs_model=True)
     for line in (

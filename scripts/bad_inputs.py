@@ -33,6 +33,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 os.environ.update(HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1", COLUMNS="200")
+os.environ["EMBEDFORGE_HOME"] = "/nonexistent"  # no base has been fetched
 os.environ.pop("OPENAI_API_KEY", None)
 
 from bad_input_cases import Case, cases_of, write_materials
