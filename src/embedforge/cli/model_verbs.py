@@ -278,3 +278,4 @@ def _numbers(option: str, text: str) -> list[float]:
         numbers = [float(part) for part in text.split(",")]
     if not numbers or not all(map(math.isfinite, numbers)):
         raise EmbedforgeError(f"{option} takes numbers with commas between them, got '{text}'")
+    return numbers

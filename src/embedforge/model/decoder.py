@@ -34,6 +34,8 @@ from embedforge.model.folder import find_folder
 from embedforge.model.memory import require_memory
 from embedforge.model.shards import TensorEntry, list_tensors
 
+_VOCABULARIES = ("*.model", "vocab*", "*.tiktoken", "tekken.json", "*vocab*", "*.bpe")
+"""Files of tokenizers other than tokenizer.json."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -111,6 +113,10 @@ def read_tokenizer(
         if (folder / "tokenizer.json").exists():
             tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
         else:
+            if not trust_remote_code and not any(any(folder.glob(name)) for name in _VOCABULARIES):
+                raise ValueError(
+                    "there is no file of a vocabulary"
+                )  # of which transformers makes an empty one
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except Exception as error:  # The tokenizers library raises bare Exception for a broken file.
         raise _unreadable_tokenizer(folder, error) from error
