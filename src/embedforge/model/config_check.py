@@ -8,7 +8,7 @@ compared with those of the weights.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,12 @@ _NUMBERS = frozenset(
 )
 _OTHER_KINDS = ("modules.json", "adapter_config.json")
 """What a folder of sentence-transformers, or of an adapter, has in place of config.json."""
+_KINDS: tuple[tuple[str, type, str], ...] = (
+    ("model_type", str, "the name of a kind of model"),
+    ("dtype", str, "the name of a dtype"),
+    ("torch_dtype", str, "the name of a dtype"),
+    ("text_config", dict, "an object"),
+)
 _MOST = 10**9
 _MOST_LAYERS = 10**4
 _SLACK = 16
@@ -70,8 +76,9 @@ def check_values(file: Path, values: Mapping[str, Any], weight_bytes: int = 0) -
     Raises:
         EmbedforgeError: names the file, the key and the value.
     """
-    if not isinstance(values.get("model_type", ""), str):
-        raise _wrong(file, values, "model_type", "the name of a kind of model")
+    for key, kind, wanted in _KINDS:
+        if not isinstance(values.get(key), kind | None):
+            raise _wrong(file, values, key, wanted)
     for key, value in values.items():
         if key in _COUNTS and value is not None and not _is_count(key, value):
             most = _MOST_LAYERS if key in _LAYERS else _MOST
@@ -88,6 +95,17 @@ def check_values(file: Path, values: Mapping[str, Any], weight_bytes: int = 0) -
                 f"{file}: {key} is {values[key]:,}, which makes {numbers:,} numbers, and the weights there "
                 f"have {weight_bytes:,} bytes; is config.json from another model?"
             )
+
+
+def require_counts(file: Path, values: Mapping[str, Any], keys: Iterable[str]) -> None:
+    """Refuse keys that are there and are no counts.
+
+    Raises:
+        EmbedforgeError: names the file, the key and the value.
+    """
+    for key in keys:
+        if key in values and not _is_count(key, values[key]):
+            raise _wrong(file, values, key, f"a whole number from 1 to {_MOST:,}")
 
 
 def culprit(values: Mapping[str, Any], said: str) -> str:

@@ -21,6 +21,7 @@ from embedforge.errors import EmbedforgeError
 from embedforge.files import read_object, replace_folder, whole_or_nothing
 from embedforge.model import layout
 from embedforge.model.attention import make_bidirectional
+from embedforge.model.config_check import require_counts
 from embedforge.model.decoder import read_tokenizer, torch_dtype
 from embedforge.model.embedding_model import EmbeddingModel
 from embedforge.model.latent import LatentAttention
@@ -137,6 +138,7 @@ def read_nvembed_config(folder: Path) -> NVEmbedConfig:
                 f"{file}: latent_attention_config.{key} is {given[key]}, but the decoder's states have width "
                 f"{decoder.hidden_size}; the official code cannot bring the two together either"
             )
+    require_counts(file, given, LATENT_DEFAULTS)
     numbers = LATENT_DEFAULTS | {key: given[key] for key in LATENT_DEFAULTS if key in given}
     latent = {
         "latents": numbers["num_latents_value"],
