@@ -119,6 +119,16 @@ def test_a_signal_is_one_line_and_its_own_exit_code(
         assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_a_training_that_fails_gives_the_signals_back(tiny_base: Path, tmp_path: Path) -> None:
+    from embedforge.train.run import train
+
+    write_pairs(tmp_path / "pairs.jsonl")
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with disk_with_room_for(20_000), pytest.raises((EmbedforgeError, OSError)):
+        train(tiny_recipe(tiny_base, tmp_path / "pairs.jsonl"), tmp_path / "run", quiet=True)
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
 def test_sigterm_in_training_saves_and_the_run_goes_on(tiny_base: Path, tmp_path: Path) -> None:
     """A real process, as a cluster ends it."""
     write_pairs(tmp_path / "pairs.jsonl")

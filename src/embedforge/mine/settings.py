@@ -157,6 +157,10 @@ def _check_selection(selection: Selection, teachers: int) -> None:
         raise EmbedforgeError(
             f"--sample-from {rule.sample_from}: fewer than --negatives {wanted}; raise it, or ask for fewer"
         )
+    if rule.sample_from is not None and rule.sample_from > most:
+        raise EmbedforgeError(
+            f"--sample-from {rule.sample_from:,}: of {most:,} candidates at most; raise --candidates"
+        )
     if rule.kind == "shifted" and rule.threshold >= most:
         raise EmbedforgeError(
             f"--rule shifted --value {rule.threshold:g}: passes over all of the {most} candidates at most; "

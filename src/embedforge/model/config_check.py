@@ -36,6 +36,7 @@ _KINDS: tuple[tuple[str, type, str], ...] = (
     ("dtype", str, "the name of a dtype"),
     ("torch_dtype", str, "the name of a dtype"),
     ("text_config", dict, "an object"),
+    ("auto_map", dict, "an object"),
 )
 _MOST = 10**9
 _MOST_LAYERS = 10**4

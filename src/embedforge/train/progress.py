@@ -134,5 +134,9 @@ class InterruptCallback(TrainerCallback):
 
     @override
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Give the signals back."""
         stopping.restore(self.previous)
         self.previous = {}

@@ -289,7 +289,10 @@ def run_stage(
         trainer.add_callback(BarCallback(f"stage {stage.name}"))
     if phases is not None:
         trainer.add_callback(PhasesCallback(phases))
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    finally:
+        callback.release()  # The Trainer says nothing of the end to a callback when a step fails.
     if callback.requested and trainer.state.global_step < pace.steps:
         raise Interrupted(
             f"stopped at step {trainer.state.global_step} of {pace.steps} of stage '{stage.name}'",
