@@ -3,8 +3,8 @@
     python scripts/forge_tiny_dev.py --open DATA/open --out runs/forge/dev
     embedforge evaluate MODEL bm25 --tasks runs/forge/dev --out runs/forge/dev-MODEL
 
-The dev split of each dataset becomes the test split of a smaller one: at most 300 queries, 700 documents (those that
-are relevant first), 800 texts. The test splits are not read.
+The dev split of each dataset becomes the test split of a smaller one: at most 300 queries, 700 documents
+(those that are relevant first), 800 texts. The test splits are not read.
 """
 
 from __future__ import annotations

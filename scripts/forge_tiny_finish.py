@@ -1,9 +1,10 @@
-"""The last step of forge-tiny: turn its vectors so that their beginnings hold the most, and put it into the package.
+"""The last step of forge-tiny: its vectors turned so that their beginnings hold the most, into the package.
 
     python scripts/forge_tiny_finish.py runs/forge/c/model --texts runs/forge/texts/texts-009.jsonl
 
-The map after the pooling is followed by a rotation onto the principal axes of the vectors of some texts, folded into
-it. A rotation changes no cosine; the first 192 or 96 numbers are then the best that a linear cut can be.
+The map after the pooling is followed by a rotation onto the principal axes of the vectors of some texts,
+folded into it. A rotation changes no cosine; the first 192 or 96 numbers are then the best that a linear
+cut can be.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ PACKAGED = Path(__file__).parents[1] / "src/embedforge/forge_tiny"
 
 def main() -> None:
     """Rotate, compare, save."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model", type=Path)
     parser.add_argument("--texts", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=PACKAGED)

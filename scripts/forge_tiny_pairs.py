@@ -1,10 +1,10 @@
-"""The pairs of forge-tiny's retrieval stage: questions and answers, titles and beginnings, sentences and passages.
+"""The pairs of forge-tiny's retrieval stage: questions with answers, titles, sentences with passages.
 
     python scripts/forge_tiny_pairs.py --pretrain DATA/pretrain --open DATA/open --out runs/forge/pairs.jsonl
 
-Of the open datasets the train splits whose licence lets a model be passed on; of the pre-training text the titles of
-Wikipedia's articles with their first lines. No test or dev query is read; a document that one of them is judged by is
-left out as well.
+Of the open datasets the train splits whose licence lets a model be passed on; of the pre-training text
+the titles of Wikipedia's articles with their first lines. No test or dev query is read; a document that
+one of them is judged by is left out as well.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ PASSAGE_WORDS = 110
 
 def main() -> None:
     """Write the pairs, shuffled."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--pretrain", type=Path, required=True)
     parser.add_argument("--open", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)

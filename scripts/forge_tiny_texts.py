@@ -2,10 +2,11 @@
 
     python scripts/forge_tiny_texts.py --pretrain DATA/pretrain --open DATA/open --out runs/forge/texts
 
-PRETRAIN holds train-*.jsonl[.gz] of {"text", "source"} (English Wikipedia of 2015, Project Gutenberg, technical
-documents, speeches); OPEN the train splits of the open datasets whose licence lets a model be passed on. Of the
-open ones only train rows are read, and only their queries and sentences, so no judged document is among the texts.
-Every shard is a fair sample of the whole: half of a run is a run on half of the data.
+PRETRAIN holds train-*.jsonl[.gz] of {"text", "source"} (English Wikipedia of 2015, Project Gutenberg,
+technical documents, speeches); OPEN the train splits of the open datasets whose licence lets a model be
+passed on. Of the open ones only train rows are read, and only their queries and sentences, so no judged
+document is among the texts. Every shard is a fair sample of the whole: half of a run is a run on half of
+the data.
 """
 
 from __future__ import annotations

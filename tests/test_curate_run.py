@@ -154,7 +154,7 @@ def test_a_failure_leaves_the_older_result(files: Path, monkeypatch: pytest.Monk
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(run_module, "write_mark", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(EmbedforgeError, match="nothing was changed"):
         run(files, "bread.jsonl", near=0.5)
     assert {path: path.read_bytes() for path in (files / "out").iterdir()} == before
     assert [path.name for path in files.iterdir() if path.name.startswith(".")] == []

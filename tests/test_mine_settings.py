@@ -47,7 +47,7 @@ def pairs(tmp_path: Path) -> Path:
         (Teachers(("bm25",), index="IVF16,SQ8"), Selection(), "--index IVF16,SQ8 has no effect"),
         (Teachers(("bm25",), max_tokens=9), Selection(), "--max-tokens 9 has no effect"),
         (Teachers(("model",), key_variable="KEY"), Selection(), "--key-variable KEY has no effect"),
-        (Teachers((ENDPOINT,), key_variable="NO_KEY"), Selection(), "export NO_KEY=KEY"),
+        (Teachers((ENDPOINT,), key_variable="NO_KEY"), Selection(), "has no NO_KEY; set it: export NO_KEY="),
         (Teachers((ENDPOINT,), dtype="float32"), Selection(), "--dtype float32: .* decides that itself"),
         (Teachers(("model",), Prompts(document="{x}")), Selection(), "no other braces"),
         (BM25, Selection(7, 5), "of 5 candidates at most"),

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from embedforge.bounds import MOST_JSON_BYTES, require_plain
 from embedforge.errors import EmbedforgeError
 from embedforge.parse import RepeatedKeyError, parse_json
 
@@ -46,6 +47,7 @@ def hash_of(value: object) -> str:
 
 def read_json(path: Path) -> Any:
     """Read a JSON file; a missing or broken one, or a key given twice, is an error with file and line."""
+    require_plain(path, MOST_JSON_BYTES)
     try:
         return parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -104,12 +106,13 @@ def replace_file(path: Path, *, durable: bool = False) -> Iterator[Path]:
     _sweep(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        yield partial
-        if durable:
-            _sync(partial)
-        partial.replace(path)
-        if durable:
-            _sync(path.parent)
+        with naming(path):
+            yield partial
+            if durable:
+                _sync(partial)
+            partial.replace(path)
+            if durable:
+                _sync(path.parent)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -171,6 +174,37 @@ def _is_file_at(handle: int, path: Path) -> bool:
 
 
 @contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Name the file in an error of the system that names none, as that of a full disk does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
+
+
+@contextlib.contextmanager
+def whole_or_nothing(folder: Path) -> Iterator[None]:
+    """Say of a folder that `replace_folder` could not write that nothing was changed, and what to do.
+
+    Raises:
+        EmbedforgeError: the disk is full, or another error of the system, which safetensors and tokenizers
+            put into errors of their own, with the system's number in their text.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not (isinstance(error, OSError) or "(os error " in str(error)):
+            raise
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise EmbedforgeError(
+            f"{folder}: could not be written, nothing was changed ({reason}). What was there before is as it "
+            "was; make room, and run the same command again"
+        ) from error
+
+
+@contextlib.contextmanager
 def replace_folder(path: Path, marker: str) -> Iterator[Path]:
     """Yield an empty folder beside `path`; on success it takes `path`'s place, on failure it vanishes.
 
@@ -193,7 +227,8 @@ def replace_folder(path: Path, marker: str) -> Iterator[Path]:
         tempfile.mkdtemp(prefix=f".{path.name}.", suffix=f".{os.getpid()}.partial", dir=path.parent)
     )
     try:
-        yield partial
+        with naming(path):
+            yield partial
         follow_umask(partial)
         if path.exists():
             old = partial.with_suffix(".old")

@@ -1,4 +1,4 @@
-"""Users' JSON and YAML to values. A key given twice is refused; the usual parsers let the last one win."""
+"""Users' JSON and YAML to values, within bounds; a key given twice is refused, where others let one win."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import re
 from typing import Any
 
 import yaml
+
+from embedforge.bounds import MOST_DEPTH, BoundedLoader, check_depth, too_deep
 
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}:]')
 _MERGE = "tag:yaml.org,2002:merge"
@@ -27,27 +29,49 @@ def parse_json(text: str) -> Any:
 
     >>> parse_json('{"a": 1, "b": {"a": 2}}')
     {'a': 1, 'b': {'a': 2}}
+    >>> parse_json("[" * 65 + "]" * 65)
+    Traceback (most recent call last):
+    json.decoder.JSONDecodeError: Nested more than 64 levels deep: line 1 column 1 (char 0)
 
     Raises:
         RepeatedKeyError: an object has a key twice.
-        json.JSONDecodeError: it is not JSON.
+        json.JSONDecodeError: it is not JSON, too deep, or holds a number with too many digits.
     """
     try:
-        return _DECODER.decode(text)
+        value = _DECODER.decode(text)
     except _Repeated:
         raise _first_repeated(text) from None
+    except json.JSONDecodeError:
+        raise
+    except RecursionError:
+        raise too_deep(text) from None
+    except ValueError:
+        raise json.JSONDecodeError("A number with thousands of digits", text, 0) from None
+    check_depth(text, value)
+    return value
 
 
 def parse_yaml(text: str) -> Any:
-    """Read YAML, as `yaml.safe_load` does.
+    """Read one YAML document of plain data, with the bounds and the numbers of `BoundedLoader`.
+
+    >>> parse_yaml("{steps: 1:30, rate: 1e-3, half: 0.5}")
+    {'steps': '1:30', 'rate': '1e-3', 'half': 0.5}
 
     Raises:
-        yaml.YAMLError: it is not YAML, or a mapping has a key twice; its `problem_mark` has the line.
+        yaml.YAMLError: it is not YAML, too deep, too much by its aliases, a value is not what its tag says,
+            or a mapping has a key twice; its `problem_mark` has the line.
     """
-    return yaml.load(text, Loader=_UniqueKeyLoader)
+    try:
+        return yaml.load(text, Loader=_UniqueKeyLoader)
+    except yaml.YAMLError:
+        raise
+    except RecursionError:
+        raise yaml.YAMLError(f"nested more than {MOST_DEPTH} levels deep") from None
+    except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
+        raise yaml.YAMLError(f"a value that cannot be read: {error}") from None
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
+class _UniqueKeyLoader(BoundedLoader):
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         """Check keys as they are written: what `<<` merges in may be given again, it is then a default."""
         node: yaml.MappingNode = super().compose_mapping_node(anchor)

@@ -1,27 +1,34 @@
 """The folder of a run: what it was asked, the time of its phases, and the facts of where it was made.
 
-`claim` ties a folder to what was asked, so that a later start goes on with the same run or is refused.
-`Phases` adds up seconds over all starts, in OUT/phases.json. `facts` are the versions and the machine, for
-the JSON that a verb leaves. Nothing here imports torch.
+`hold` keeps a second process out of it. `claim` ties it to what was asked, so that a later start goes on with
+the same run or is refused. `Phases` adds up seconds over all starts, in OUT/phases.json. `facts` are the
+versions and the machine, for the JSON that a verb leaves. Nothing here imports torch.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import json
+import logging
 import os
 import platform
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from embedforge import __version__
+from embedforge.endpoint import without_password
 from embedforge.errors import EmbedforgeError
 from embedforge.files import read_object, refuse_file, write_json
 
 PHASES = "phases.json"
+LOCK = ".lock"
+"""Who is at work in the folder, while it is."""
+logger = logging.getLogger(__name__)
 PACKAGES = ("torch", "transformers", "sentence-transformers", "tokenizers", "peft", "numpy")
 """What figures depend on, besides embedforge itself."""
 
@@ -51,12 +58,12 @@ def claim(
     path = out / plan_file
     refuse_file(out)
     if not path.exists():
-        if out.exists() and any(out.iterdir()):
+        if contents(out):
             raise EmbedforgeError(f"{out}: this folder is not empty and no {kind} run; choose another --out")
         write_json(path, {"asked": dict(settings)})
         return {"asked": dict(settings)}
     plan = read_object(path)
-    if len(plan) == 1 and {item.name for item in out.iterdir()} <= {plan_file, PHASES}:
+    if len(plan) == 1 and contents(out) <= {plan_file, PHASES}:
         # It stopped before its first result (a misspelt folder, say): nothing to go on with or to lose.
         write_json(path, {"asked": dict(settings)})
         return {"asked": dict(settings)}
@@ -64,6 +71,83 @@ def claim(
     if difference := first_difference({key: before.get(key) for key in settings}, dict(settings)):
         raise EmbedforgeError(f"{out}: the run there is another one, {difference}; {again}")
     return plan
+
+
+@contextlib.contextmanager
+def hold(out: Path) -> Iterator[None]:
+    """Have a run's folder for this process alone while the block runs.
+
+    OUT/.lock says who has it, and is gone afterwards. The lock itself is the system's: it ends with the
+    process, however that ends, so there is nothing to clear up. A file system without locks gets a note.
+
+    Raises:
+        EmbedforgeError: another process has it; names it, and the ways out.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    refuse_file(out)
+    is_new = not out.exists()
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / LOCK
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(path.open("a+b", buffering=0))
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            while not _is_at(file, path):  # The run before took its file away between our two calls.
+                file = stack.enter_context(path.open("a+b", buffering=0))
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise EmbedforgeError(f"{out}: {_holder(path)}") from None
+        except OSError as error:
+            logger.warning(
+                "%s: no locks on this file system (%s): nothing keeps a second run out", out, error.strerror
+            )
+        try:
+            with contextlib.suppress(OSError):  # of a full disk: the run's own files will name it
+                file.truncate(0)
+                file.write(json.dumps(_who()).encode())
+                file.flush()
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+            if is_new:
+                with contextlib.suppress(OSError):  # It stays, but for a run that was refused.
+                    out.rmdir()
+
+
+def _is_at(file: IO[bytes], path: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    return False
+
+
+def _who() -> dict[str, Any]:
+    command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    began = datetime.now().astimezone().isoformat(timespec="seconds")
+    return {
+        "process": os.getpid(),
+        "machine": platform.node(),
+        "command": without_password(command)[:500],
+        "since": began,
+    }
+
+
+def _holder(path: Path) -> str:
+    """Say who has a folder, and what to do."""
+    try:
+        who = json.loads(path.read_text(encoding="utf-8"))
+        running = f"process {who['process']} on {who['machine']}, since {who['since']}: {who['command']}"
+    except (OSError, ValueError, LookupError, TypeError):  # between its lock and its name
+        running = "its name is not written yet"
+    return f"another run is at work in this folder ({running}). Wait for it, end it, or choose another --out"
+
+
+def contents(out: Path) -> set[str]:
+    """Return the names of what is in a run's folder, the lock aside; none where there is no folder."""
+    return {item.name for item in out.iterdir()} - {LOCK} if out.is_dir() else set()
 
 
 def first_difference(old: Any, new: Any, key: str = "") -> str:

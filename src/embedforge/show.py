@@ -124,9 +124,14 @@ def warnings(
 
     Where a stage's data cannot be read, the instructions in the recipe stand for those of its rows.
     """
-    from embedforge.train.mixtures import read_held_out, training_instructions, unseen_instruction
+    from embedforge.train.mixtures import (
+        long_warmups,
+        read_held_out,
+        training_instructions,
+        unseen_instruction,
+    )
 
-    messages = []
+    messages = long_warmups(recipe)
     read = {name: mixture for name, mixture in mixtures.items() if not isinstance(mixture, EmbedforgeError)}
     unread = [source for stage in recipe.stages if stage.name not in read for source in stage.mix.sources]
     written = [source.instruction for source in unread if not source.texts_alone]

@@ -36,6 +36,24 @@ def _explain(item: Any, section: type[BaseModel]) -> str:
     return f"  {key}: {message}{given}"
 
 
+def refuse_switch(section: type[BaseModel], value: Any, key: str) -> Any:
+    """Return a key's value, unless it is true or false where no switch is: pydantic reads them as 1 and 0.
+
+    Raises:
+        ValueError: says so.
+    """
+    items = value if isinstance(value, list | tuple) else [value]
+    given = any(isinstance(item, bool) for item in items)
+    if given and not _takes_bool(section.model_fields[key].annotation):
+        raise ValueError(f"this is no switch, give its value instead of {str(value).lower()}")
+    return value
+
+
+def _takes_bool(annotation: Any) -> bool:
+    """Say whether a key may be true or false: its type, or one that it is made of, is bool or anything."""
+    return annotation in (bool, Any, object) or any(map(_takes_bool, typing.get_args(annotation)))
+
+
 def unknown_kind(kind: str, known: Sequence[str]) -> str:
     """Say that there is no such kind, which there are, and how one of the user's own gets among them."""
     hint = did_you_mean(kind, known) or " (A kind of your own is known once its module is imported.)"

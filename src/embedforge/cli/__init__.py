@@ -6,6 +6,7 @@ list of options: that list is the verb's documentation, and stays in one piece.
 
 from __future__ import annotations
 
+import errno
 import logging
 import sys
 
@@ -49,7 +50,7 @@ def main() -> None:
     """Entry point: an error that is the user's to fix is one message and exit code 1.
 
     So is one of the system (no permission, a full disk, a file in a folder's place). A command line that
-    cannot be read exits with 2, a run stopped by Ctrl-C with 130.
+    cannot be read exits with 2, a run stopped by Ctrl-C with 130, by SIGTERM with 143.
     """
     logging.getLogger("embedforge").addHandler(_NOTES)
     try:
@@ -59,5 +60,7 @@ def main() -> None:
         sys.exit(1)
     except OSError as error:
         file = f"{error.filename}: " if error.filename is not None else ""
-        typer.echo(f"embedforge: {file}{error.strerror or error}", err=True)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        kept = ". What was there before is as it was; make room, and run the same command again"
+        typer.echo(f"embedforge: {file}{error.strerror or error}{kept if full else ''}", err=True)
         sys.exit(1)

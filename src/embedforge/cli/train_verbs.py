@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from embedforge.cli.app import Device, Overrides, Seed, app, source_folder
+from embedforge.errors import EmbedforgeError
 
 Out = typer.Option("--out", "-o", help="Where the model, the index and the report go.")
 Base = Annotated[
@@ -21,6 +22,8 @@ Minutes = Annotated[
         "--minutes", min=0.5, help="Time for the whole run; on a slow machine less is trained and compared."
     ),
 ]
+MOST_MINUTES = 100_000
+"""Ten weeks."""
 Restart = Annotated[
     bool,
     typer.Option("--restart", help="Start anew; what an earlier run left in --out moves to a folder in it."),
@@ -35,13 +38,29 @@ def _renamed(minutes: float | None) -> float | None:
     return minutes
 
 
-def _check(folder: Path | None, recipe: str | None, overrides: list[str] | None) -> None:
-    """Find what is wrong with a folder or a recipe before torch is imported."""
+def _check(
+    folder: Path | None,
+    base: str | None,
+    recipe: str | None,
+    overrides: list[str] | None,
+    out: Path,
+    minutes: float,
+) -> None:
+    """Find what is wrong with a folder, a base or a recipe before torch is imported."""
     from embedforge.documents.folder import readable_files
+    from embedforge.files import refuse_file
+    from embedforge.model.folder import require_model
     from embedforge.recipe import load_recipe
 
+    refuse_file(out)
+    if not 0 < minutes <= MOST_MINUTES:
+        raise EmbedforgeError(
+            f"--minutes is the time of the whole run, above 0 and at most {MOST_MINUTES:,}; got {minutes:g}"
+        )
     if folder is not None:
         readable_files(folder)
+    if base is not None:
+        require_model(base)
     if recipe is not None:
         load_recipe(recipe, overrides or ())
 
@@ -74,7 +93,7 @@ def quickstart(
     hard negatives, trains the two stages of NV-Embed, compares with BM25 and with the untrained decoder on
     held-out text, and writes a report, a model and a search index. Run it again to resume after Ctrl-C.
     """
-    _check(folder, recipe, set_)
+    _check(folder, base, recipe, set_, out, minutes)
     from embedforge.prove.run import quickstart as run
 
     run(
@@ -121,7 +140,7 @@ def adapt(
     and with the decoder as it came on held-out text, and writes a report, a model and a search index. Run it
     again to resume after Ctrl-C. It is quickstart's engine with another recipe.
     """
-    _check(folder, recipe, set_)
+    _check(folder, base, recipe, set_, out, minutes)
     from embedforge.prove.run import adapt as run
 
     run(
@@ -165,7 +184,7 @@ def distill(
     both. The report compares both ways with the teacher, with BM25 and with the decoder as it came, on
     held-out text. Run it again to resume after Ctrl-C. It is quickstart's engine with a teacher.
     """
-    _check(text, recipe, set_)
+    _check(text, None, recipe, set_, out, minutes)
     from embedforge.model.folder import require_model
 
     for name in (student, teacher):
@@ -210,12 +229,15 @@ def train(
 ) -> None:
     """Run a recipe: stages of training, then a model folder that sentence-transformers loads."""
     from embedforge.data.convert import require_source
+    from embedforge.files import refuse_file
     from embedforge.model.folder import require_model
     from embedforge.recipe import load_recipe
     from embedforge.recipe.objectives import Merge
     from embedforge.train.mixtures import finished_model
 
     chosen = load_recipe(recipe, set_ or ())  # before torch is imported: a mistake in it shows at once
+    refuse_file(out)
+    require_model(chosen.model.base)
     folder = source_folder(recipe, data)
     prune = chosen.model.prune
     pruned_to = prune.vocabulary.texts if prune is not None and prune.vocabulary is not None else ()
@@ -228,6 +250,7 @@ def train(
     from embedforge.mine.refresh import refresh_stage
     from embedforge.mine.teachers import open_teacher
     from embedforge.runtime import is_first_rank, under_torchrun
+    from embedforge.stopping import exit_code
     from embedforge.train.run import Interrupted
     from embedforge.train.run import train as run
 
@@ -245,7 +268,7 @@ def train(
         if is_first_rank():
             again = _train_command(recipe, out, set_ or [], data, device, under_torchrun())
             typer.echo(f"{stop}; go on with: {again}", err=True)
-        raise typer.Exit(130) from None
+        raise typer.Exit(exit_code(stop.cause)) from None
     if is_first_rank():
         typer.echo(f"The model is in {model}; use it with: embedforge.load('{model}').encode_query('...')")
 

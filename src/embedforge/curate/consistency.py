@@ -6,6 +6,7 @@ used k = 2 and N = one million, with a model trained on the unfiltered pairs.
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from embedforge.curate.outcome import Dropped, Outcome, RowText, without
 from embedforge.curate.teacher import Teacher
 from embedforge.data.example import Example
 from embedforge.errors import EmbedforgeError
+from embedforge.files import naming
 from embedforge.text.same import word_key
 
 TOP_K = 2
@@ -173,9 +175,17 @@ def _passage_vectors(passages: Sequence[str], teacher: Teacher, path: Path) -> N
         if vectors is None:
             shape = (len(passages), block.shape[1])
             vectors = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
+            _reserve(path)
         vectors[start : start + len(block)] = block
     assert vectors is not None, "there are passages, for every Example has a positive"
     return vectors
+
+
+def _reserve(path: Path) -> None:
+    """Take a mapped file's space at once: where the disk is full, writing to the map kills the process."""
+    if hasattr(os, "posix_fallocate"):
+        with naming(path), path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
 def _count_better(

@@ -40,7 +40,8 @@ def parse_limits(text: str, option: str) -> Limits:
         EmbedforgeError: it is not of this form, or the limits are the wrong way round.
     """
     least, colon, most = text.partition(":")
-    if not colon or not all(part.isdigit() or not part for part in (least, most)):
+    digits = (part.isascii() and part.isdigit() and len(part) < 12 for part in (least, most) if part)
+    if not colon or text == colon or not all(digits):
         raise EmbedforgeError(f"{option} takes LEAST:MOST, for example 3:128, 3: or :128; got '{text}'")
     limits = Limits(int(least or 0), int(most) if most else None)
     if limits.most is not None and limits.most < limits.least:

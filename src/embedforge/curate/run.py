@@ -29,7 +29,7 @@ from embedforge.data.example import Example
 from embedforge.data.kinds import source_name
 from embedforge.data.marks import CheckedTask, Mark, training_mark, write_mark
 from embedforge.errors import EmbedforgeError
-from embedforge.files import file_hash, replace_folder, write_json
+from embedforge.files import file_hash, replace_folder, whole_or_nothing, write_json
 from embedforge.recipe import Source
 from embedforge.report.page import write_report
 from embedforge.run_folder import Phases, facts
@@ -161,7 +161,7 @@ def _write(
     curation: Curation,
     known: Mapping[str, CheckedTask],
 ) -> None:
-    with replace_folder(out, marker=REPORT) as folder:
+    with whole_or_nothing(out), replace_folder(out, marker=REPORT) as folder:
         for source, made in zip(sources, summary.sources, strict=True):
             rows = [example for example in examples if example.source == made.name]
             write_rows(folder / made.file, rows, source.instruction)

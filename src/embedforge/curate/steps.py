@@ -17,6 +17,7 @@ from embedforge.curate.outcome import Outcome, RowText
 from embedforge.curate.teacher import BM25, ModelTeacher
 from embedforge.data.example import Example
 from embedforge.errors import EmbedforgeError, did_you_mean
+from embedforge.model.folder import require_model
 
 LEAST_NEAR = 0.5
 _NEAR = f"from {LEAST_NEAR} to 1: of less similar texts MinHash finds too few"
@@ -88,6 +89,8 @@ def check(curation: Curation) -> None:
         if not fits:
             raise EmbedforgeError(f"{option} is {allowed}, got {number}")
     _refuse_unused(curation)
+    if curation.teacher not in (None, BM25):
+        require_model(str(curation.teacher))
 
 
 def _refuse_unused(curation: Curation) -> None:

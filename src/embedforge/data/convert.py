@@ -77,13 +77,15 @@ def read_source(
 
 
 def require_source(source: SourceSpec, folder: str | Path | None = None) -> None:
-    """Refuse a source whose file is not there; nothing is read, and no hub is asked.
+    """Refuse a source whose file is not there, or has no first record; no hub is asked.
 
     Raises:
-        EmbedforgeError: names the file, and the nearest one that is there.
+        EmbedforgeError: names the file, and the nearest one that is there; or what its first record lacks.
     """
     if source.kind != "retrieval" and not source.path.startswith((HUB_PREFIX, CATALOG_PREFIX)):
-        require_file(Path(folder or "") / source.path)
+        path = Path(folder or "") / source.path
+        require_file(path)
+        next(read_records(path))
 
 
 def open_source(source: SourceSpec, *, folder: str | Path | None = None) -> Opened:

@@ -50,7 +50,7 @@ def example_of(record: Record) -> Example:
     positives, negatives = positives_of(record), negatives_of(record)
     if not positives:
         raise record.error(
-            f"no positives for the query {record.values[query]!r:.60}; give at least one or remove it"
+            f"no positives for the query {record.values.get(query)!r:.60}; give at least one or remove it"
         )
     return Example(
         query=record.text(query),

@@ -12,9 +12,11 @@ import re
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import IO, cast
 
+from embedforge.bounds import MOST_LINE_BYTES, require_plain
 from embedforge.data.delimited import read_csv, read_tsv
 from embedforge.data.names import HUB_PREFIX
 from embedforge.data.position import Position, groups_from
@@ -92,6 +94,7 @@ def require_file(path: Path) -> None:
             raise EmbedforgeError(f"{path}: this is a BEIR folder; read it with kind: retrieval")
         raise EmbedforgeError(f"{path}: this is a folder; name a file in it ({', '.join(names[:10])})")
     if path.exists():
+        require_plain(path)
         return
     if not path.parent.is_dir():
         raise EmbedforgeError(f"{path}: there is no such file, nor the folder {path.parent}")
@@ -113,7 +116,13 @@ def _lines(path: Path, at: Position) -> Iterator[tuple[int, str]]:
     with open_unpacked(path) if at.file is None else nullcontext(at.file) as lines:
         try:
             lines.seek(at.offset)
-            for number, line in enumerate(lines, start=at.line + 1):
+            bounded = iter(partial(lines.readline, MOST_LINE_BYTES + 1), b"")
+            for number, line in enumerate(bounded, start=at.line + 1):
+                if len(line) > MOST_LINE_BYTES:
+                    raise EmbedforgeError(
+                        f"{path}, line {number}: the line has no end within {MOST_LINE_BYTES:,} bytes, and a "
+                        "record is not that long; are the line ends missing?"
+                    )
                 at.offset, at.line = at.offset + len(line), number
                 yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:

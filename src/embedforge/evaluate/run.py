@@ -24,6 +24,7 @@ from embedforge.evaluate.instructions import check_names, instruction_of
 from embedforge.evaluate.results import EvaluationSettings, Results, versions
 from embedforge.files import read_json, write_json
 from embedforge.model.folder import BUNDLED, find_folder, require_model
+from embedforge.run_folder import hold
 from embedforge.text.contract import FILE_NAME as CONTRACT
 
 if TYPE_CHECKING:
@@ -90,21 +91,26 @@ def evaluate(
     check_names(instructions or {}, [t.metadata.name for t in selected], [t.metadata.type for t in selected])
     settings = EvaluationSettings(split, dtype, max_tokens, tokens_per_batch, instructions)
     table: dict[str, dict[str, dict[str, Any] | None]] = {task.metadata.name: {} for task in selected}
-    with _quiet(), progress_bar() as progress:
-        for model, label in zip(names, labels, strict=True):
-            runner = _Runner(model, label, settings, device, progress, len(selected))
-            for task in selected:
-                table[task.metadata.name][label] = runner.result(task, out, resume=resume)
+    with hold(out):
+        with _quiet(), progress_bar() as progress:
+            for model, label in zip(names, labels, strict=True):
+                runner = _Runner(model, label, settings, device, progress, len(selected))
+                for task in selected:
+                    table[task.metadata.name][label] = runner.result(task, out, resume=resume)
+        results = Results(out, labels, table, _unchecked(selected, labels, names))
+        write_summary(results, settings)
+    for model, label in zip(names, labels, strict=True):
+        _note_in_model(model, {name: row[label] for name, row in table.items()}, split)
+    return results
+
+
+def _unchecked(selected: Sequence[Any], labels: Sequence[str], names: Sequence[str]) -> Any:
+    """Return the tasks that models' training data was not checked against."""
     revisions = {  # tasks of mteb have no split of ours
         checked_name(task.metadata.name, getattr(task, "split", "test")): str(task.metadata.revision)
         for task in selected
     }
-    unchecked = unchecked_tasks(dict(zip(labels, names, strict=True)), revisions)
-    results = Results(out, labels, table, unchecked)
-    write_summary(results, settings)
-    for model, label in zip(names, labels, strict=True):
-        _note_in_model(model, {name: row[label] for name, row in table.items()}, split)
-    return results
+    return unchecked_tasks(dict(zip(labels, names, strict=True)), revisions)
 
 
 def _note_in_model(model: str, results: Mapping[str, dict[str, Any] | None], split: str) -> None:

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedforge.errors import EmbedforgeError
-from embedforge.files import hash_of, read_object, write_json
+from embedforge.files import hash_of, naming, read_object, write_json
 from embedforge.ranking import Indices
 from embedforge.text.same import layout_key, stable_hash
 
@@ -251,7 +251,8 @@ def _write_shard(folder: Path, before: Sequence[Shard], documents: Iterable[Pass
     texts, ids = hashlib.sha256(), hashlib.sha256()
     starts: list[int] = [0]
     keys: list[tuple[int, int]] = []
-    with _path(folder, number, "jsonl").open("wb") as lines:
+    file = _path(folder, number, "jsonl")
+    with naming(file), file.open("wb") as lines:
         for document in documents:
             text = document.text.encode("utf-8", "surrogatepass")
             texts.update(len(text).to_bytes(8, "little") + text)
@@ -259,10 +260,11 @@ def _write_shard(folder: Path, before: Sequence[Shard], documents: Iterable[Pass
             starts.append(starts[-1] + lines.write(json.dumps(document).encode() + b"\n"))
             keys.append((id_key(document.id), text_key(document.text)))
     if not keys:
-        _path(folder, number, "jsonl").unlink()
+        file.unlink()
         return None
-    np.save(_path(folder, number, "lines.npy"), np.array(starts, dtype=np.int64), allow_pickle=False)
-    np.save(_path(folder, number, "keys.npy"), np.array(keys, dtype=np.uint64), allow_pickle=False)
+    with naming(file):
+        np.save(_path(folder, number, "lines.npy"), np.array(starts, dtype=np.int64), allow_pickle=False)
+        np.save(_path(folder, number, "keys.npy"), np.array(keys, dtype=np.uint64), allow_pickle=False)
     first = before[-1].first + before[-1].rows if before else 0
     return Shard(number, first, len(keys), texts.hexdigest()[:32], ids.hexdigest()[:32])
 

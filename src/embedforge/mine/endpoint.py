@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from queue import Empty, SimpleQueue
 from threading import Thread
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from embedforge.endpoint import KEY_VARIABLE, NO_KEY, error_words, key_from_environment, require_address
 from embedforge.errors import EmbedforgeError, missing_extra
 from embedforge.mine.embedder import Prompts
 from embedforge.ranking import Floats
@@ -23,7 +23,6 @@ REQUESTS_AT_ONCE = 4
 RETRIES = 6
 TIMEOUT = 120.0
 """Seconds to wait for an answer."""
-KEY_VARIABLE = "OPENAI_API_KEY"
 
 
 def is_endpoint(name: str) -> bool:
@@ -35,9 +34,11 @@ def split_name(name: str) -> tuple[str, str]:
     """Return an endpoint's address and model.
 
     Raises:
-        EmbedforgeError: there is no model in the name.
+        EmbedforgeError: there is no model in the name, no address, or one with a password, which would be
+            written to mine.json and the audit page.
     """
     url, _, model = name.partition("#")
+    require_address(url, "--teacher", "http://localhost:8000/v1#MODEL")
     if not model:
         raise EmbedforgeError(f"--teacher {name}: add the model's name after '#': {name.rstrip('/#')}#MODEL")
     return url, model
@@ -66,11 +67,11 @@ class EndpointTeacher:
         except ImportError:
             raise missing_extra("openai", "synthesize", f"the teacher {name}") from None
         self.name, self._model, self._prompts = name, model, prompts
-        self._errors = openai.OpenAIError
-        self._client = openai.OpenAI(
-            base_url=url, api_key=os.environ.get(key_variable) or "none", max_retries=RETRIES, timeout=TIMEOUT
-        )
+        self._errors = openai
         self._key_variable = key_variable
+        self._secret = key_from_environment(None if key_variable == KEY_VARIABLE else key_variable)
+        key = self._secret.key or NO_KEY
+        self._client = openai.OpenAI(base_url=url, api_key=key, max_retries=RETRIES, timeout=TIMEOUT)
         self.identity: dict[str, Any] = {
             "teacher": name,
             "query prompt": prompts.query,
@@ -97,17 +98,25 @@ class EndpointTeacher:
         try:
             answer = self._client.embeddings.create(model=self._model, input=texts, encoding_format="float")
             return _vectors_of(answer, len(texts))
-        except self._errors as error:
+        except self._errors.OpenAIError as error:
             refused = getattr(error, "status_code", None) in (401, 403)
             key = f"The key is read from ${self._key_variable}. " if refused else ""
             raise EmbedforgeError(
-                f"{self.name}: {type(error).__name__}: {str(error).rstrip('.')}. {key}"
+                f"{self.name}: {type(error).__name__}: {self._words(error)}. {key}"
                 "What is embedded so far is kept: run again to go on"
-            ) from error
+            ) from None  # The cause would repeat what was taken out.
         except (ValueError, TypeError, AttributeError) as error:
             raise EmbedforgeError(
-                f"{self.name}: the answer is not one of /v1/embeddings for {len(texts)} texts: {error}"
-            ) from error
+                f"{self.name}: the answer is not one of /v1/embeddings for {len(texts)} texts: "
+                f"{self._secret.cleaned(str(error))}"
+            ) from None
+
+    def _words(self, error: Exception) -> str:
+        """Return what the endpoint, or the connection to it, says, without the key."""
+        said = str(error.__cause__ or error)
+        if isinstance(error, self._errors.APIStatusError):
+            said = f"{error.status_code}: {error_words(error.body) or error.response.reason_phrase}"
+        return self._secret.cleaned(said).rstrip(".")
 
 
 def _map_in_threads(request: Callable[[list[str]], Floats], batches: Sequence[list[str]]) -> list[Floats]:

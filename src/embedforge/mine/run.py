@@ -62,7 +62,7 @@ from embedforge.mine.settings import (
 )
 from embedforge.mine.vectors import document_files, read_vectors
 from embedforge.recipe import Source, source_of
-from embedforge.run_folder import Phases, facts
+from embedforge.run_folder import Phases, facts, hold
 
 
 def mine(
@@ -111,7 +111,35 @@ def mine(
         teachers = Teachers((teachers,))
     check(source, out, teachers, selection, memory_gb)
     examples = read_source(source, seed=selection.seed)  # before torch: a mistake in a file shows at once
-    work, memory = work or out / "work", int(memory_gb * 1e9)
+    with hold(out):
+        return _mine(
+            source,
+            out,
+            teachers,
+            selection,
+            examples,
+            corpus,
+            memory_gb,
+            device,
+            work or out / "work",
+            progress,
+        )
+
+
+def _mine(
+    source: Source,
+    out: Path,
+    teachers: Teachers,
+    selection: Selection,
+    examples: Sequence[Example],
+    corpus: Path | None,
+    memory_gb: float,
+    device: str | None,
+    work: Path,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Mine in a folder that is this run's; arguments as of `mine`."""
+    memory = int(memory_gb * 1e9)
     unfinished = _settings(source, corpus, teachers, selection, memory_gb, device) | {"finished": False}
     if not finished(out):  # else it goes on to speak of the results that are there
         write_json(out / FACTS, unfinished)

@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import importlib.util
-import math
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from embedforge.data.convert import source_file
+from embedforge.endpoint import KEY_VARIABLE, key_from_environment
 from embedforge.errors import EmbedforgeError, did_you_mean, missing_extra
 from embedforge.mine.embedder import Prompts
-from embedforge.mine.endpoint import KEY_VARIABLE, is_endpoint, split_name
+from embedforge.mine.endpoint import is_endpoint, split_name
 from embedforge.mine.lexical_ranker import NAMES
 from embedforge.mine.pipeline import Selection
 from embedforge.mine.run_file import PREFIX
+from embedforge.model.folder import require_model
 from embedforge.recipe import Source
+from embedforge.run_folder import contents
 
 FACTS, EXAMPLES, SCORES, AUDIT = "mine.json", "examples.jsonl", "scores.jsonl", "audit.html"
 UNRANKED, RECALL = "queries that it lacks", "recall of the index"
 """What `mine.json` says of a run file, and of an index."""
 EXACT = "exact"
-LEAST_MEMORY = 1.0
+LEAST_MEMORY, MOST_MEMORY = 1.0, 1e6
+MOST_CANDIDATES = 100_000
+"""Of a query; arrays of all of them are made for a block of queries."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +54,11 @@ def check(source: Source, out: Path, teachers: Teachers, selection: Selection, m
     _check_names(teachers)
     _check_options(teachers)
     _check_selection(selection, len(teachers.names))
-    if not LEAST_MEMORY <= memory_gb < math.inf:
-        raise EmbedforgeError(f"--memory-gb {memory_gb:g}: a number from {LEAST_MEMORY:g} on is needed")
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / FACTS).exists())):
+    if not LEAST_MEMORY <= memory_gb <= MOST_MEMORY:
+        raise EmbedforgeError(
+            f"--memory-gb {memory_gb:g}: a number from {LEAST_MEMORY:g} on is needed, to {MOST_MEMORY:,.0f}"
+        )
+    if out.exists() and (not out.is_dir() or (contents(out) and not (out / FACTS).exists())):
         raise EmbedforgeError(f"{out}: holds something else, there is no {FACTS} in it; name another --out")
 
 
@@ -86,7 +91,9 @@ def _check_name(name: str) -> None:
             raise EmbedforgeError(f"--teacher {name}: there is no such file")
     elif is_endpoint(name):
         split_name(name)
-    elif not Path(name).exists():
+    elif Path(name).exists():
+        require_model(name)
+    else:
         hint = did_you_mean(name.lower(), NAMES) if "/" not in name else ""
         if hint or name.startswith("bm25"):
             raise EmbedforgeError(f"--teacher {name}: there are {', '.join(NAMES)}.{hint}")
@@ -96,6 +103,7 @@ def _check_name(name: str) -> None:
                 f"--teacher {name}: a decoder that nothing has trained to embed is no teacher; "
                 "name a trained model, or bm25"
             )
+        require_model(name)
 
 
 def _is_pooling(name: str) -> bool:
@@ -114,11 +122,8 @@ def _check_options(teachers: Teachers) -> None:
     for option, value in (("--max-tokens", teachers.max_tokens), ("--dtype", teachers.dtype)):
         if value is not None and endpoints:
             raise EmbedforgeError(f"{option} {value}: {endpoints[0]} decides that itself; leave it out")
-    if teachers.key_variable != KEY_VARIABLE and teachers.key_variable not in os.environ:
-        raise EmbedforgeError(
-            f"--key-variable {teachers.key_variable}: there is no such variable in the environment; "
-            f"export {teachers.key_variable}=KEY"
-        )
+    if endpoints:
+        key_from_environment(None if teachers.key_variable == KEY_VARIABLE else teachers.key_variable)
     teachers.prompts.check()
     if teachers.index != EXACT and importlib.util.find_spec("faiss") is None:
         raise missing_extra("faiss-cpu", "faiss", f"--index {teachers.index}")
@@ -140,6 +145,10 @@ def _given(teachers: Teachers) -> Iterator[tuple[str, Any]]:
 
 def _check_selection(selection: Selection, teachers: int) -> None:
     rule, wanted, most = selection.rule, selection.n_negatives, selection.candidates * teachers
+    if selection.candidates > MOST_CANDIDATES:
+        raise EmbedforgeError(
+            f"--candidates {selection.candidates:,}: at most {MOST_CANDIDATES:,}; negatives are the first few"
+        )
     if most < wanted:
         raise EmbedforgeError(
             f"--negatives {wanted}: of {most} candidates at most; raise --candidates, or ask for fewer"
@@ -147,6 +156,10 @@ def _check_selection(selection: Selection, teachers: int) -> None:
     if rule.sample_from is not None and rule.sample_from < wanted:
         raise EmbedforgeError(
             f"--sample-from {rule.sample_from}: fewer than --negatives {wanted}; raise it, or ask for fewer"
+        )
+    if rule.sample_from is not None and rule.sample_from > most:
+        raise EmbedforgeError(
+            f"--sample-from {rule.sample_from:,}: of {most:,} candidates at most; raise --candidates"
         )
     if rule.kind == "shifted" and rule.threshold >= most:
         raise EmbedforgeError(

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from embedforge.errors import EmbedforgeError, did_you_mean
+from embedforge.model.memory import require_memory
 
 _TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """Largest change a merge may make, as a share of the outputs' norm, by dtype of the weights."""
@@ -45,6 +46,7 @@ def add_lora(
         EmbedforgeError: a target names no linear layer of the decoder.
     """
     _check_targets(decoder, targets)
+    _check_size(decoder, rank, targets)
     with warnings.catch_warnings():
         # peft asks for a property by the name that newer versions of transformers deprecate.
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
@@ -66,6 +68,7 @@ def stack_lora(
     """
     plain = decoder.get_base_model()
     _check_targets(plain, targets)
+    _check_size(plain, rank, targets)
     earlier = list(decoder.base_model.active_adapters)
     name = f"adapter{len(decoder.peft_config) + 1}"
     for parameter in decoder.parameters():
@@ -86,6 +89,17 @@ def _check_targets(decoder: Any, targets: tuple[str, ...] | Literal["all-linear"
                 f"{decoder.config.model_type} decoder."
                 f"{did_you_mean(target, short)} It has: {', '.join(short)}"
             )
+
+
+def _check_size(decoder: Any, rank: int, targets: tuple[str, ...] | Literal["all-linear"]) -> None:
+    """Refuse an adapter that does not fit the memory."""
+    ends = linear_names(decoder) if targets == "all-linear" else targets
+    shapes = (
+        module.weight.shape
+        for name, module in decoder.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and any(f".{name}".endswith(f".{end}") for end in ends)
+    )
+    require_memory(sum(4 * rank * sum(shape) for shape in shapes), f"adapter.rank {rank:,}")
 
 
 def _config(

@@ -7,13 +7,12 @@ waits for an answer on stdin.
 from __future__ import annotations
 
 import contextlib
-import json
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -30,9 +29,13 @@ from transformers.utils import logging as transformers_logging
 from embedforge.errors import EmbedforgeError, did_you_mean
 from embedforge.files import read_object
 from embedforge.model.attention import position_ids, require_decoder, takes_position_ids
+from embedforge.model.config_check import culprit
 from embedforge.model.folder import find_folder
-from embedforge.model.shards import list_tensors
+from embedforge.model.memory import require_memory
+from embedforge.model.shards import TensorEntry, list_tensors
 
+_VOCABULARIES = ("*.model", "vocab*", "*.tiktoken", "tekken.json", "*vocab*", "*.bpe")
+"""Files of tokenizers other than tokenizer.json."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -70,7 +73,8 @@ def read_decoder(folder: Path, *, trust_remote_code: bool = False, **model_optio
     config = read_config(folder, trust_remote_code)
     trust_remote_code = trust_remote_code and config.model_type not in CONFIG_MAPPING_NAMES
     try:
-        list_tensors(folder)  # Refuses missing and cut off files by name.
+        # Refuses missing and cut off files by name.
+        require_memory(_bytes_of(list_tensors(folder), model_options.get("dtype")), str(folder))
         with quiet():  # Of the language-model head, which is left out on purpose.
             model, report = AutoModel.from_pretrained(
                 folder,
@@ -80,8 +84,14 @@ def read_decoder(folder: Path, *, trust_remote_code: bool = False, **model_optio
                 output_loading_info=True,
                 **model_options,
             )
-    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
-        raise EmbedforgeError(f"{folder}: this model cannot be loaded: {error}") from error
+    except EmbedforgeError:
+        raise
+    except Exception as error:  # See `read_config`: some wrong values only show when the model is built.
+        key = culprit(read_object(folder / "config.json"), str(error))
+        raise EmbedforgeError(
+            f"{folder}: this model cannot be loaded: {key}{_said(error)}. Is a value of its config.json "
+            "wrong?"
+        ) from error
     if missing := sorted(report["missing_keys"]):
         raise EmbedforgeError(
             f"{folder}: the weights lack {len(missing)} of the model's tensors, first '{missing[0]}'. "
@@ -103,6 +113,10 @@ def read_tokenizer(
         if (folder / "tokenizer.json").exists():
             tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
         else:
+            if not trust_remote_code and not any(any(folder.glob(name)) for name in _VOCABULARIES):
+                raise ValueError(
+                    "there is no file of a vocabulary"
+                )  # of which transformers makes an empty one
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except Exception as error:  # The tokenizers library raises bare Exception for a broken file.
         raise _unreadable_tokenizer(folder, error) from error
@@ -148,6 +162,13 @@ def require_state_width(decoder: PreTrainedModel, base: str) -> None:
             f"{base}: a token's state has {found} numbers, and by config.json it would have {said}; decoders "
             "with an output of another width are not supported, but for OPT's"
         )
+
+
+def _bytes_of(entries: Sequence[TensorEntry], dtype: Any) -> int:
+    """Return what tensors take in memory in another dtype, or as they are stored."""
+    if not isinstance(dtype, torch.dtype):
+        return sum(entry.end - entry.begin for entry in entries)
+    return sum(math.prod(entry.shape) for entry in entries) * dtype.itemsize
 
 
 @contextlib.contextmanager
@@ -196,8 +217,18 @@ def read_config(folder: Path, trust_remote_code: bool) -> PreTrainedConfig:
     try:
         # Code runs only where nothing else will do. False, not None: then transformers would ask on stdin.
         return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code and not known)
-    except (OSError, ValueError, TypeError, json.JSONDecodeError) as error:
-        raise EmbedforgeError(f"{file}: transformers cannot read this configuration: {error}") from error
+    except Exception as error:  # Whatever a wrong value leads to, in code that takes it for a right one.
+        raise EmbedforgeError(
+            f"{file}: {culprit(values, str(error))}transformers cannot read this configuration: "
+            f"{_said(error)}"
+        ) from error
+
+
+def _said(error: Exception) -> str:
+    """Return what an error says; a bare KeyError or ZeroDivisionError says little without its name."""
+    plain = isinstance(error, OSError | ValueError | RuntimeError | ImportError)
+    text = str(error)[:1000]
+    return text if plain and text else f"{type(error).__name__}: {text}"
 
 
 def _unreadable_tokenizer(folder: Path, error: Exception) -> EmbedforgeError:

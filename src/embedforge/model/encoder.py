@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer as StockSentenceTransformer
 from sentence_transformers.base.modules import Normalize
 from torch import Tensor, nn
 from torch.nn import functional
 
 from embedforge.errors import EmbedforgeError
-from embedforge.files import replace_folder, write_json
+from embedforge.files import replace_folder, whole_or_nothing, write_json
 from embedforge.model import layout
 from embedforge.model.attention import ensure_attention
 from embedforge.model.auto_tokenizer import auto_tokenizer_options
@@ -152,13 +151,8 @@ def save(
     """
     folder = Path(folder)
     _refuse_adapter(model.decoder)
-    try:
-        with replace_folder(folder, CONTRACT) as partial:
-            obstacle = _write(model, partial, recipe, dtype)
-    except (OSError, SafetensorError) as error:
-        raise EmbedforgeError(
-            f"{folder}: the model could not be written, nothing was changed ({error})"
-        ) from error
+    with whole_or_nothing(folder), replace_folder(folder, CONTRACT) as partial:
+        obstacle = _write(model, partial, recipe, dtype)
     if obstacle is not None and model.contract.pooling in STATELESS:
         logger.warning("%s loads with embedforge only: in plain sentence-transformers %s", folder, obstacle)
 

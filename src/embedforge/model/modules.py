@@ -32,6 +32,7 @@ from embedforge.files import read_object
 from embedforge.model.attention import make_bidirectional
 from embedforge.model.decoder import read_decoder, read_tokenizer, state_width, token_states, torch_dtype
 from embedforge.model.inputs import render_inputs, warn_once
+from embedforge.model.memory import parameter_bytes
 from embedforge.model.pooling import LatentAttention, Pooler, pooler_class
 from embedforge.model.precision import ExactRotary, save_decoder, saved_dtype
 from embedforge.model.shards import WEIGHTS, read_header
@@ -267,8 +268,8 @@ class Pool(Module):
             # Earlier versions wrote the settings of latent attention beside those of any other.
             stray = set(LatentAttention.settings()) - set(pooler_type.settings())
             shape["options"] = {key: shape["options"][key] for key in shape["options"] if key not in stray}
-            pooler = pooler_type(shape["hidden_size"], **shape["options"])
-        except (KeyError, TypeError) as error:
+            pooler = _sized(pooler_type, shape, Path(config))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise EmbedforgeError(
                 f"{model_name_or_path}: {subfolder}/{cls.config_file_name} does not describe a pooler "
                 f"({error}); restore the file as it was saved"
@@ -279,6 +280,21 @@ class Pool(Module):
                 raise _missing(model_name_or_path, subfolder, WEIGHTS)
             _load_weights(pooler, weights)
         return cls(pooler, **shape)
+
+
+def _sized(pooler_type: type[Pooler], shape: dict[str, Any], config: Path) -> Pooler:
+    """Build a pooler, unless its configuration asks for many times what its weights hold."""
+
+    def make() -> Pooler:
+        return pooler_type(shape["hidden_size"], **shape["options"])
+
+    needed, weights = parameter_bytes(make, str(config)), config.with_name(WEIGHTS)
+    if weights.exists() and needed > 8 * weights.stat().st_size:
+        raise EmbedforgeError(
+            f"{config}: it describes a pooler of {needed:,} bytes, and {WEIGHTS} beside it has "
+            f"{weights.stat().st_size:,}; restore the file as it was saved"
+        )
+    return make()
 
 
 def _pooler_class(config: str, kind: str, defined_in: str) -> type[Pooler]:

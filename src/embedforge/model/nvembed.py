@@ -18,9 +18,10 @@ from transformers import AutoModel, MistralConfig, MistralModel
 from transformers.models.mistral.modeling_mistral import MistralRotaryEmbedding
 
 from embedforge.errors import EmbedforgeError
-from embedforge.files import read_object, replace_folder
+from embedforge.files import read_object, replace_folder, whole_or_nothing
 from embedforge.model import layout
 from embedforge.model.attention import make_bidirectional
+from embedforge.model.config_check import require_counts
 from embedforge.model.decoder import read_tokenizer, torch_dtype
 from embedforge.model.embedding_model import EmbeddingModel
 from embedforge.model.latent import LatentAttention
@@ -138,6 +139,7 @@ def read_nvembed_config(folder: Path) -> NVEmbedConfig:
                 f"{file}: latent_attention_config.{key} is {given[key]}, but the decoder's states have width "
                 f"{decoder.hidden_size}; the official code cannot bring the two together either"
             )
+    require_counts(file, given, LATENT_DEFAULTS)
     numbers = LATENT_DEFAULTS | {key: given[key] for key in LATENT_DEFAULTS if key in given}
     latent = {
         "latents": numbers["num_latents_value"],
@@ -200,7 +202,7 @@ def convert_nvembed(folder: Path, out_folder: Path) -> None:
     renderer = Renderer(read_tokenizer(folder), config.contract)
     contract = config.contract.model_copy(update={"goldens": make_goldens(renderer)})
     size = config.decoder.hidden_size
-    with replace_folder(out_folder, CONTRACT) as partial:
+    with whole_or_nothing(out_folder), replace_folder(out_folder, CONTRACT) as partial:
         _copy_decoder(decoder_tensors, partial)
         config.decoder.architectures = [MistralModel.__name__]
         config.decoder.dtype = contract.dtype

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import MistralConfig, MistralModel
 
 from embedforge.errors import EmbedforgeError
-from embedforge.files import replace_folder, write_json
+from embedforge.files import replace_folder, whole_or_nothing, write_json
 from embedforge.model.attention import UNLIMITED
 from embedforge.model.embedding_model import EmbeddingModel
 from embedforge.model.latent import LatentAttention
@@ -58,7 +58,7 @@ def save_nvembed(model: EmbeddingModel, folder: Path, max_shard_bytes: int = 5 *
     contract = model.contract.model_copy(update={"dtype": dtypes.pop()})
     tensors = {DECODER_PREFIX + name: tensor for name, tensor in decoder.state_dict().items()}
     tensors |= {POOLER_PREFIX + name: tensor for name, tensor in pooler.state_dict().items()}
-    with replace_folder(folder, "config.json") as partial:
+    with whole_or_nothing(folder), replace_folder(folder, "config.json") as partial:
         _save_shards(tensors, partial, max_shard_bytes)
         write_json(partial / "config.json", _official_config(config, pooler, contract))
         limit = {"max_seq_length": contract.max_tokens, "do_lower_case": False}

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from embedforge.errors import EmbedforgeError, did_you_mean
+from embedforge.model.memory import parameter_bytes, require_memory
 
 
 class Pooler(nn.Module, ABC):
@@ -101,4 +102,7 @@ def build_pooler(kind: str, hidden_size: int, **settings: Any) -> Pooler:
                 f"pooling '{kind}' has no setting '{name}', only {', '.join(pooler.settings()) or 'none'}."
                 f"{did_you_mean(name, pooler.settings())}"
             )
+    named = f"pooling '{kind}' {settings or ''}".rstrip()
+    if settings:
+        require_memory(parameter_bytes(lambda: pooler(hidden_size, **settings), named), named)
     return pooler(hidden_size, **settings)

@@ -26,7 +26,7 @@ from transformers import (
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from embedforge.errors import EmbedforgeError
-from embedforge.files import read_object, replace_folder, write_json
+from embedforge.files import read_object, replace_folder, whole_or_nothing, write_json
 from embedforge.model.decoder import quiet, read_config, read_decoder, read_tokenizer, token_states
 from embedforge.model.folder import find_folder
 from embedforge.model.probe import decoder_layers
@@ -114,7 +114,7 @@ def prune(
     if cut is not None:
         _cut_rows(model, cut)
         ids = [cut.new_ids[number] for number in ids]
-    with replace_folder(out, FILE_NAME) as partial:
+    with whole_or_nothing(out), replace_folder(out, FILE_NAME) as partial:
         with _refusal(out, partial):
             _write(model, tokenizer, cut, partial)
             parameters = sum(weight.numel() for weight in model.parameters())
@@ -149,7 +149,7 @@ def _read(folder: Path, trust_remote_code: bool) -> PreTrainedModel:
     """Load a decoder in its stored dtype, with its language-model head where the folder has one."""
     config = read_config(folder, trust_remote_code)
     list_tensors(folder)
-    with contextlib.suppress(OSError, ValueError, ImportError, RuntimeError, SafetensorError), quiet():
+    with contextlib.suppress(Exception), quiet():  # `read_decoder` says what it is
         model, report = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,

@@ -80,7 +80,7 @@ from embedforge.prove.texts import changes, check_unchanged, check_written, hash
 from embedforge.prove.training_data import TRAINING_FILES, split_dev, write_questions, write_training_data
 from embedforge.recipe import Recipe, Teacher, parse_recipe
 from embedforge.report.page import write_report
-from embedforge.run_folder import PHASES, Phases, claim, facts, next_steps
+from embedforge.run_folder import PHASES, Phases, claim, facts, hold, next_steps
 from embedforge.runtime import keep_freed_memory, pick_device, release_freed_memory
 from embedforge.train.prune import vocabulary_examples, with_pruned_base
 from embedforge.train.run import Interrupted, train
@@ -159,7 +159,7 @@ def prove(
     Raises:
         EmbedforgeError: too little text, a base that cannot do what the recipe asks, `out` holds a run with
             other settings, or one whose folder has changed since.
-        KeyboardInterrupt: after Ctrl-C during training, with the state saved.
+        KeyboardInterrupt: after Ctrl-C or SIGTERM during training, with the state saved.
     """
     if not 0 < minutes < math.inf:
         raise EmbedforgeError(f"--minutes is the time of the whole run, a number above 0; got {minutes:g}")
@@ -174,18 +174,19 @@ def prove(
         "seed": seed,
         **({} if teacher is None else {"teacher": teacher}),
     }
-    if restart:
-        _set_aside(out, asked)
     again = "choose another --out, or start anew with --restart"
-    run = _Run(out, claim(out, asked, PLAN, verb, again), device)
-    if (out / REPORT).exists():
-        check_unchanged(out / "data", folder)
-    else:
-        threads = torch.get_num_threads()
-        try:
-            run.go()
-        finally:
-            torch.set_num_threads(threads)
+    with hold(out):
+        if restart:
+            _set_aside(out, asked)
+        run = _Run(out, claim(out, asked, PLAN, verb, again), device)
+        if (out / REPORT).exists():
+            check_unchanged(out / "data", folder)
+        else:
+            threads = torch.get_num_threads()
+            try:
+                run.go()
+            finally:
+                torch.set_num_threads(threads)
     report = read_object(out / REPORT)
     stdout().print(terminal_table(report))
     say(next_steps(out, report["question"] or "what you look for"), stdout())
@@ -401,7 +402,7 @@ class _Run:
             )
         except Interrupted as stop:
             say(f"\n{stop}. The state is saved: run the same command again to go on.", self.console)
-            raise KeyboardInterrupt from None
+            raise stop.cause from None
         release_freed_memory()
 
     def compare_trained(

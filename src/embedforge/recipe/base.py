@@ -16,10 +16,17 @@ from pydantic import (
     GetJsonSchemaHandler,
     Tag,
     TypeAdapter,
+    ValidationInfo,
+    field_validator,
 )
 from pydantic_core import CoreSchema, core_schema
 
-PositiveInt = Annotated[int, Field(ge=1)]
+from embedforge.validation import refuse_switch
+
+PositiveInt = Annotated[int, Field(ge=1, le=10**9)]
+"""A count of steps, rows, tokens, layers: of more than a thousand millions something else was meant."""
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""What NumPy's and torch's generators both take."""
 
 
 class Section(BaseModel):
@@ -28,7 +35,13 @@ class Section(BaseModel):
     The string below a key says what it means; `recipe.schema` hands it to editors.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _yes_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse true and false where no switch is: pydantic would read them as 1 and 0."""
+        return refuse_switch(cls, value, info.field_name or "")
 
 
 class Kinds(Section):

@@ -30,7 +30,7 @@ class Source(Section):
     """May other rows' documents be negatives? By default not for labels and clusters: many share a class."""
     symmetric: bool = False
     """Documents carry the instruction too; by default for scored pairs and example-based classes."""
-    weight: Annotated[float, Field(gt=0)] = 1.0
+    weight: Annotated[float, Field(gt=0, le=1e6)] = 1.0
     """Rows are drawn in proportion to size times weight."""
     cap: PositiveInt | None = None
     """At most so many rows, chosen by the seed."""

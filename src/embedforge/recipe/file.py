@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from embedforge.bounds import MOST_YAML_BYTES, require_plain
 from embedforge.data.names import default_name
 from embedforge.errors import EmbedforgeError, did_you_mean
 from embedforge.files import write_text
@@ -35,6 +36,8 @@ def read_values(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     values = _extended(path, ())
     for override in overrides:
         _set(values, override)
+    if any(override.partition("=")[0].endswith(".warmup_steps") for override in overrides):
+        _check_warmups("--set", values)
     return values
 
 
@@ -158,6 +161,7 @@ def _check_skips(path: Path, below: Any, above: Any) -> None:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    require_plain(path, MOST_YAML_BYTES)
     try:
         values = parse_yaml(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
@@ -170,8 +174,27 @@ def _read(path: Path) -> dict[str, Any]:
         raise EmbedforgeError(
             f"{path}: a recipe is a mapping of keys to values, this file holds {values!r:.60}"
         )
+    if path.suffix in ENDINGS[:2]:  # A saved recipe.json has the steps that were taken, fewer than planned.
+        _check_warmups(str(path), values)
     shared_free: dict[str, Any] = _unshared(values)
     return shared_free
+
+
+def _check_warmups(where: str, values: dict[str, Any]) -> None:
+    """Refuse a stage that says both, and says that it ends before its learning rate is reached.
+
+    A stage that another file or `--set` has made shorter than its warm-up is trained, with a warning.
+    """
+    stages = values.get("stages")
+    for stage in stages if isinstance(stages, list) else ():
+        steps, warmup = (
+            (stage.get(key) for key in ("steps", "warmup_steps")) if isinstance(stage, dict) else (0, 0)
+        )
+        if isinstance(steps, int) and isinstance(warmup, int) and warmup > steps > 0:
+            raise EmbedforgeError(
+                f"{where}: stage '{_name(stage)}': warmup_steps ({warmup}) is more than steps ({steps}), so "
+                "that the learning rate is never reached; lower it"
+            )
 
 
 def _unshared(value: Any) -> Any:

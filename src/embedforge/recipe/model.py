@@ -7,15 +7,15 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from embedforge.recipe.base import Kinds, PositiveInt, Section
+from embedforge.recipe.base import Kinds, Section
 from embedforge.recipe.prune import Prune
 
 
 class Lora(Section):
     """Low-rank adapter of the decoder's linear layers; the pooling block is always trained in full."""
 
-    rank: PositiveInt = 16
-    alpha: Annotated[float, Field(gt=0)] = 32
+    rank: Annotated[int, Field(ge=1, le=2**16)] = 16
+    alpha: Annotated[float, Field(gt=0, le=1e6)] = 32
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
     """Names of the linear layers (q_proj, v_proj, ...), or every linear layer of the decoder."""
@@ -78,13 +78,13 @@ class Latent(Pooling):
     """Tokens attend to a trainable array of latents, then their mean (NV-Embed, section 3.2)."""
 
     kind: Literal["latent"] = "latent"
-    latents: PositiveInt = 512
+    latents: Annotated[int, Field(ge=1, le=2**20)] = 512
     """Rows of the latent array."""
-    heads: PositiveInt = 8
+    heads: Annotated[int, Field(ge=1, le=2**10)] = 8
     """Attention heads."""
-    head_dim: PositiveInt | None = None
+    head_dim: Annotated[int, Field(ge=1, le=2**16)] | None = None
     """Width of one head; the decoder's hidden size when absent, as in NV-Embed."""
-    feed_forward_multiple: PositiveInt = 4
+    feed_forward_multiple: Annotated[int, Field(ge=1, le=2**8)] = 4
     """Width of the GEGLU after its gate, in hidden sizes."""
 
 
@@ -92,9 +92,9 @@ class SelfAttention(Pooling):
     """Tokens attend to each other, then their mean: the ablation of NV-Embed."""
 
     kind: Literal["self_attention"] = "self_attention"
-    heads: PositiveInt = 8
+    heads: Annotated[int, Field(ge=1, le=2**10)] = 8
     """Attention heads."""
-    head_dim: PositiveInt | None = None
+    head_dim: Annotated[int, Field(ge=1, le=2**16)] | None = None
     """Width of one head; the decoder's hidden size when absent."""
 
 

@@ -46,7 +46,7 @@ class Objective(Kinds):
 class VectorObjective(Objective):
     """A loss of a step's vectors, which may be a term of a sum (`recipe.terms.Sum`)."""
 
-    weight: Annotated[float, Field(gt=0)] = 1.0
+    weight: Annotated[float, Field(gt=0, le=1e6)] = 1.0
     """In a sum: what the loss is multiplied by."""
 
     def check(self, sources: Collection[str]) -> None:
@@ -63,7 +63,7 @@ class PairObjective(VectorObjective):
     Subclass it, and say the loss with `train.contrastive.query_losses`.
     """
 
-    temperature: Annotated[float, Field(gt=0)] = 0.02
+    temperature: Annotated[float, Field(ge=1e-4, le=1e4)] = 0.02
     in_batch: Literal["none", "positives", "all"] = "positives"
     """Candidates from other rows: none, their positives, or their hard negatives as well."""
     gather: bool = True
@@ -99,7 +99,7 @@ class Mntp(Objective):
     """Share of a text's tokens to predict; special tokens and instructions are never among them."""
     style: Literal["bert", "all_mask"] = "bert"
     """Of the tokens to predict, 80 % are hidden, 10 % exchanged, 10 % left; or all are hidden."""
-    chunk_tokens: Annotated[int, Field(ge=2)] | None = None
+    chunk_tokens: Annotated[int, Field(ge=2, le=10**9)] | None = None
     """Texts are joined and cut into chunks of so many tokens; `contract.max_tokens` when absent."""
 
     @model_validator(mode="after")
@@ -130,7 +130,7 @@ class SimCSE(Objective):
     in_batch: ClassVar[Literal["positives"]] = "positives"
 
     kind: Literal["simcse"] = "simcse"
-    temperature: Annotated[float, Field(gt=0)] = 0.05
+    temperature: Annotated[float, Field(ge=1e-4, le=1e4)] = 0.05
     attention_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3
     """In this stage only; language models come with 0, which leaves the adapter's dropout alone (LLM2Vec)."""
     gather: bool = True

@@ -11,7 +11,8 @@ from pydantic import Field, field_validator, model_validator
 from embedforge.recipe.base import PositiveInt, Section
 from embedforge.recipe.data import Source
 
-LayerNumber = Annotated[int, Field(ge=0)]
+LayerNumber = Annotated[int, Field(ge=0, lt=10**4)]
+LayerCount = Annotated[int, Field(ge=1, lt=10**4)]
 
 
 class Vocabulary(Section):
@@ -33,7 +34,7 @@ class Vocabulary(Section):
 class Prune(Section):
     """The smaller decoder that is made of `base`, kept in the run's folder `base/`, and trained."""
 
-    layers: PositiveInt | Annotated[tuple[LayerNumber, ...], Field(min_length=1)] | None = None
+    layers: LayerCount | Annotated[tuple[LayerNumber, ...], Field(min_length=1)] | None = None
     """The first so many layers, or those of these numbers, counted from 0; all of them when absent."""
     vocabulary: Vocabulary | None = None
 

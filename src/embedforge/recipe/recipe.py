@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from embedforge.errors import EmbedforgeError, did_you_mean
-from embedforge.recipe.base import PositiveInt, Section
+from embedforge.recipe.base import PositiveInt, Section, Seed
 from embedforge.recipe.file import read_values, shipped_file
 from embedforge.recipe.model import Model, Pooling
 from embedforge.recipe.objectives import Merge
@@ -68,7 +68,7 @@ class Recipe(Section):
 
     name: str
     about: str = ""
-    seed: int = 0
+    seed: Seed = 0
     model: Model = Model()
     contract: Contract = Contract()
     stages: tuple[Stage, ...] = Field(min_length=1)

@@ -27,7 +27,7 @@ class MineAgain(Section):
     """Draw from so many best survivors; the best are taken when absent."""
     corpus: str = ""
     """A file of documents or a BEIR folder, for all sources; each source's own documents when empty."""
-    memory_gb: Annotated[float, Field(ge=1)] = 4.0
+    memory_gb: Annotated[float, Field(ge=1, le=1e6)] = 4.0
     """What mining may take besides the model."""
 
 
@@ -52,20 +52,20 @@ class Stage(Section):
     adds begin without an effect."""
     batch_queries: PositiveInt = 128
     """Queries a step, over all ranks; texts for simcse, chunks for mntp."""
-    negatives: Annotated[int, Field(ge=0)] = 7
+    negatives: Annotated[int, Field(ge=0, le=10**6)] = 7
     """Hard negatives a query; fewer where an Example has fewer."""
     mine_again: MineAgain | None = None
     """Replace the sources' negatives by those that the model itself finds when the stage begins."""
     query_max_tokens: PositiveInt | None = None
     """Shorter than the contract's limit, for training only."""
     document_max_tokens: PositiveInt | None = None
-    learning_rate: Annotated[float, Field(gt=0)] = 2e-5
-    pooling_learning_rate: Annotated[float, Field(gt=0)] | None = None
+    learning_rate: Annotated[float, Field(gt=0, le=100)] = 2e-5
+    pooling_learning_rate: Annotated[float, Field(gt=0, le=100)] | None = None
     """Learning rate of the pooling block and a map after it; the stage's own when absent."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
-    warmup_steps: Annotated[int, Field(ge=0)] = 50
-    weight_decay: Annotated[float, Field(ge=0)] = 0.03
-    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    warmup_steps: Annotated[int, Field(ge=0, le=10**9)] = 50
+    weight_decay: Annotated[float, Field(ge=0, le=100)] = 0.03
+    max_grad_norm: Annotated[float, Field(gt=0, le=1e12)] = 1.0
     tokens_per_micro_batch: PositiveInt = 16_384
     """Tokens of one forward pass, padding included; a larger step is cut, and embedded twice (GradCache)."""
     tokens_held: PositiveInt | None = None

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, WithJsonSchema, field_validator, model_validator
 
-from embedforge.errors import did_you_mean
+from embedforge.endpoint import require_address
+from embedforge.errors import EmbedforgeError, did_you_mean
 from embedforge.recipe.base import PositiveInt, Section
 from embedforge.recipe.objectives import Objective, VectorObjective
 
@@ -18,7 +19,7 @@ FILE_PREFIX = "file:"
 """Of a teacher whose vectors are in a file."""
 Term = Annotated[Objective, WithJsonSchema({"type": "object", "description": "An objective on vectors."})]
 """Its own JSON schema would hold itself without end; `recipe.schema` puts the kinds in its place."""
-Share = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1e6)]
 
 
 class Teacher(Section):
@@ -41,10 +42,19 @@ class Teacher(Section):
             theirs = ("query_prompt", "document_prompt", "max_tokens", "dtype")
         elif self.model.startswith(("http://", "https://")):
             theirs = ("max_tokens", "dtype")
+            _check_address(self.model)
         for key in theirs:
             if getattr(self, key) is not None:
                 raise ValueError(f"{key} has no effect on teacher '{self.model}': leave it out")
         return self
+
+
+def _check_address(model: str) -> None:
+    """Refuse an address with a password: a recipe is saved with its model."""
+    try:
+        require_address(model.partition("#")[0], "model", "http://localhost:8000/v1#MODEL")
+    except EmbedforgeError as error:
+        raise ValueError(str(error)) from None
 
 
 class Distill(VectorObjective):
@@ -59,7 +69,7 @@ class Distill(VectorObjective):
     """Weight of the relational loss: the batch's similarities against the teacher's; needs no map."""
     relational_loss: Literal["mse", "kl"] = "mse"
     """Squared difference of cosines, or KL divergence of the softmax over the other texts of the step."""
-    relational_temperature: Annotated[float, Field(gt=0)] = 0.05
+    relational_temperature: Annotated[float, Field(ge=1e-4, le=1e4)] = 0.05
     """Of that softmax, for both."""
     texts: Annotated[tuple[Literal["queries", "positives", "negatives"], ...], Field(min_length=1)] = (
         "queries",
@@ -69,9 +79,9 @@ class Distill(VectorObjective):
     """Which texts of a step have targets."""
     projection: Literal["keep", "drop", "none"] = "keep"
     """The linear map from the student to the teacher: saved with the model, of this stage only, or none."""
-    ridge_texts: Annotated[int, Field(ge=0)] = 4096
+    ridge_texts: Annotated[int, Field(ge=0, le=10**9)] = 4096
     """The map's first weights are the ridge regression on so many texts of the stage; random when 0."""
-    ridge_lambda: Annotated[float, Field(gt=0)] = 0.03
+    ridge_lambda: Annotated[float, Field(gt=0, le=1e6)] = 0.03
     """Of that regression, as a share of the mean variance of the student's numbers."""
     instructions: Mapping[str, str] = {}
     """By source: the instruction that the teacher gets, in place of the text's own."""
@@ -179,7 +189,7 @@ class Matryoshka(VectorObjective):
     kind: Literal["matryoshka"] = "matryoshka"
     dims: Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
     """Lengths of the beginnings; the whole vector is always there."""
-    weights: tuple[Annotated[float, Field(gt=0)], ...] | None = None
+    weights: tuple[Annotated[float, Field(gt=0, le=1e6)], ...] | None = None
     """One for each of `dims`, beside the 1 of the whole vector; 1 when absent. The mean is trained on."""
     objective: Term
     """The loss: contrastive, distill, a sum, or one of your own on vectors."""

@@ -42,18 +42,24 @@ class Stop:
 
     def __init__(self) -> None:
         self.reason = ""
-        self.is_error = self.is_interrupt = self.is_budget = False
+        self.is_error = self.is_budget = False
+        self.interrupt: KeyboardInterrupt | None = None
         self.failure = ""
         """Why the last request was given up, whether the run ends for it or not."""
         self._event = asyncio.Event()
 
     def set(
-        self, reason: str, *, is_error: bool = False, is_interrupt: bool = False, is_budget: bool = False
+        self,
+        reason: str,
+        *,
+        is_error: bool = False,
+        interrupt: KeyboardInterrupt | None = None,
+        is_budget: bool = False,
     ) -> None:
         """Ask for the end; the first reason counts."""
         if not self.reason:
             self.reason = reason
-            self.is_error, self.is_interrupt, self.is_budget = is_error, is_interrupt, is_budget
+            self.is_error, self.interrupt, self.is_budget = is_error, interrupt, is_budget
             self._event.set()
 
     async def sleep(self, seconds: float) -> None:

@@ -10,8 +10,6 @@ import asyncio
 import email.utils
 import json
 import math
-import os
-import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -19,14 +17,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
-from embedforge.errors import EmbedforgeError, missing_extra
+from embedforge.endpoint import NO_KEY, Secret, error_words, plain, require_address
+from embedforge.errors import missing_extra
 from embedforge.synthesize.plan import Request, Sampling
 
 if TYPE_CHECKING:
     import openai
 
-DEFAULT_KEY_VARIABLE = "OPENAI_API_KEY"
-_NO_KEY = "none"  # The package wants one; endpoints without keys do not look at it.
 
 ErrorClass = Literal[
     "timeout", "connection", "rate_limit", "server", "broken_answer", "refused", "not_allowed", "unknown"
@@ -86,19 +83,19 @@ class Endpoint:
 
     Args:
         url: its address, as `normal_url` returns it.
-        key: sent as bearer token; "" for none. It is held in memory only.
+        secret: whose key is sent as bearer token.
         timeout: seconds that one request may take in all.
     """
 
-    def __init__(self, url: str, key: str, timeout: float) -> None:
+    def __init__(self, url: str, secret: Secret, timeout: float) -> None:
         try:
             import openai
         except ImportError:
             raise missing_extra("openai", "synthesize", "synthesize") from None
-        self.url, self._key, self._timeout = url, key, timeout
+        self.url, self._secret, self._timeout = url, secret, timeout
         self._errors = openai
         self._client: openai.AsyncOpenAI = openai.AsyncOpenAI(
-            base_url=url, api_key=key or _NO_KEY, timeout=timeout, max_retries=0
+            base_url=url, api_key=secret.key or NO_KEY, timeout=timeout, max_retries=0
         )
 
     async def __aenter__(self) -> Endpoint:
@@ -129,27 +126,22 @@ class Endpoint:
         except self._errors.APIStatusError as error:
             raise self._of_status(error) from None
         except self._errors.APIConnectionError as error:
-            raise EndpointError("connection", self._clean(str(error.__cause__ or error))) from None
+            raise EndpointError("connection", self._secret.cleaned(str(error.__cause__ or error))) from None
         try:
             return reply_of(body, request.prompt)
         except EndpointError as error:
-            raise EndpointError(error.kind, self._clean(error.message)) from None
+            raise EndpointError(error.kind, self._secret.cleaned(error.message)) from None
 
     def _of_status(self, error: openai.APIStatusError) -> EndpointError:
         status = error.status_code
         message = f"{status}: {error_words(error.body) or error.response.reason_phrase}"
         if error.response.history:
             message += f" (the endpoint redirects to {error.response.url}; give that address)"
-        message = self._clean(message)
+        message = self._secret.cleaned(message)
         kind = _CLASS_OF_STATUS.get(status, "server" if status >= 500 else "refused")
         if kind == "rate_limit" and error.code == "insufficient_quota":
             kind = "not_allowed"  # Waiting does not help where nothing is left to spend.
         return EndpointError(kind, message, retry_after(error.response.headers, time.time()))
-
-    def _clean(self, message: str) -> str:
-        """Shorten an endpoint's words, and take the key out should they repeat it."""
-        message = " ".join(message.split())
-        return (message.replace(self._key, "[key]") if self._key else message)[:500]
 
 
 def arguments(request: Request, sampling: Sampling, dialect: Dialect) -> dict[str, Any]:
@@ -210,7 +202,7 @@ def reply_of(body: str, prompt: str) -> Reply:
         text = _content(choice["message"].get("content"))
         refusal = choice["message"].get("refusal")
     except (ValueError, KeyError, IndexError, TypeError, AttributeError):
-        words = _plain(body)[:_EXCERPT] or "an empty body"
+        words = plain(body)[:_EXCERPT] or "an empty body"
         raise EndpointError("broken_answer", f"no chat completion, but: {words}") from None
     usage = value.get("usage")
     counts = [usage.get(key) if isinstance(usage, dict) else None for key in _USAGE]
@@ -224,7 +216,6 @@ def reply_of(body: str, prompt: str) -> Reply:
 
 _USAGE = ("prompt_tokens", "completion_tokens")
 _EXCERPT = 2000
-_MARKUP = re.compile(r"<(script|style)\b.*?</\1>|<[^>]*>", re.DOTALL | re.IGNORECASE)
 
 
 def _content(content: Any) -> str:
@@ -234,30 +225,6 @@ def _content(content: Any) -> str:
     if content is not None and not isinstance(content, str):
         raise TypeError
     return content or ""
-
-
-def error_words(body: Any) -> str:
-    """Return what the body of an error says, in whichever of the usual places.
-
-    >>> error_words({"error": {"message": "too long"}}), error_words({"error": "too long"})
-    ('too long', 'too long')
-    >>> error_words({"detail": "too long"}), error_words("<h1>Bad</h1>Gateway")
-    ('too long', 'Bad Gateway')
-    """
-    while isinstance(body, Mapping) and (inner := _named(body)):
-        body = inner
-    return _plain(body if isinstance(body, str) else json.dumps(body) if body else "")
-
-
-def _named(body: Mapping[str, Any]) -> Any:
-    return next((body[key] for key in ("error", "message", "detail") if body.get(key)), None)
-
-
-def _plain(text: str) -> str:
-    """Return a page's words; other text as it is."""
-    if text.lstrip().startswith("<"):
-        text = _MARKUP.sub(" ", text)
-    return " ".join(text.split())
 
 
 def _estimate(text: str) -> int:
@@ -284,25 +251,6 @@ def retry_after(headers: Mapping[str, str], now: float) -> float | None:
     return max(0.0, date.timestamp() - now)
 
 
-def key_from_environment(variable: str | None) -> str:
-    """Return the endpoint's key from the environment; "" where no variable was named and none is set.
-
-    Raises:
-        EmbedforgeError: the variable that was named is not set.
-    """
-    key = os.environ.get(variable or DEFAULT_KEY_VARIABLE, "").strip()
-    if variable and not key:
-        raise EmbedforgeError(
-            f"--key-variable: the environment has no {variable}; set it: export {variable}=..."
-        )
-    if not (key.isascii() and key.isprintable()) or " " in key:
-        raise EmbedforgeError(  # and no word of the key
-            f"{variable or DEFAULT_KEY_VARIABLE}: the key has a space, a line end or a letter outside ASCII "
-            "in it, which no header can hold; was more copied than the key?"
-        )
-    return key
-
-
 def normal_url(url: str) -> str:
     """Return an endpoint's address; one without a path gets the usual /v1.
 
@@ -312,20 +260,7 @@ def normal_url(url: str) -> str:
     Raises:
         EmbedforgeError: not an http address, or one with a password, which would be written to files.
     """
-    try:
-        parts = urlsplit(url)
-        is_address = parts.scheme in ("http", "https") and parts.port != 0 and _is_host(parts.hostname)
-    except ValueError:  # of the port, of brackets, of a name that cannot be
-        is_address = False
-    if not is_address:
-        raise EmbedforgeError(f"--endpoint: '{url}' is no address like http://localhost:8000/v1")
-    if parts.username or parts.password or parts.query:
-        raise EmbedforgeError(
-            "--endpoint: no user, password or query in the address; give a key by the environment"
-        )
+    require_address(url, "--endpoint", "http://localhost:8000/v1")
+    parts = urlsplit(url)
     path = parts.path.rstrip("/").removesuffix("/chat/completions") or "/v1"
     return f"{parts.scheme}://{parts.netloc}{path}"
-
-
-def _is_host(name: str | None) -> bool:
-    return bool(name and name.encode("idna")) and not any(char.isspace() for char in name or "")

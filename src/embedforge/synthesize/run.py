@@ -13,14 +13,16 @@ from typing import Any
 
 from rich.console import Console
 
+from embedforge import stopping
 from embedforge.console import add_row, progress_bar, say
 from embedforge.documents import Chunk, Folder, read_folder
+from embedforge.endpoint import Secret, key_from_environment
 from embedforge.errors import EmbedforgeError
 from embedforge.files import refuse_file
-from embedforge.run_folder import Phases
+from embedforge.run_folder import Phases, hold
 from embedforge.synthesize.ask import Asker, Patience, Stop
 from embedforge.synthesize.budget import Budget
-from embedforge.synthesize.client import Endpoint, key_from_environment, normal_url
+from embedforge.synthesize.client import Endpoint, normal_url
 from embedforge.synthesize.corpus import CorpusPlan
 from embedforge.synthesize.groups import choose_groups, choose_languages
 from embedforge.synthesize.harvest import Harvest, lookup_in
@@ -33,6 +35,7 @@ from embedforge.synthesize.write import write_examples, write_passages
 
 JOURNAL = "journal.jsonl"
 NO_LIMITS = Budget()
+MOST_EXAMPLES = 10_000_000
 PATIENCE = Patience()
 _ANY_TASKS = json.dumps({"tasks": [f"(task {number} of the first step's answer)" for number in range(1, 21)]})
 
@@ -85,8 +88,8 @@ class Result:
     """The content of report.json."""
     stopped: str
     """Why it ended before all was asked; "" if it did not."""
-    is_interrupt: bool = False
-    """It was stopped by Ctrl-C or a termination signal."""
+    interrupt: KeyboardInterrupt | None = None
+    """What stopped it, were it Ctrl-C or SIGTERM."""
     is_budget: bool = False
     """A limit of the budget is reached."""
     failure: str = ""
@@ -133,14 +136,14 @@ def synthesize(
     out = Path(out)
     plan = plan_of(settings, passages)
     url = normal_url(settings.endpoint)
-    key = key_from_environment(settings.key_variable)
+    secret = key_from_environment(settings.key_variable)
     detector = Detector()  # before anything is paid for: a package may be missing
     refuse_file(out)
     check_purpose(out, is_test=test is not None)
-    with Journal(out / JOURNAL) as journal:
+    with hold(out), Journal(out / JOURNAL) as journal:
         phases = Phases(out)
         with phases.phase("asking"):
-            stop = asyncio.run(_ask_all(plan, url, key, settings, journal, budget, patience, console))
+            stop = asyncio.run(_ask_all(plan, url, secret, settings, journal, budget, patience, console))
         harvest = Harvest(plan, journal, settings.sampling, detector, negatives=test is None)
         if test is None:
             tally = write_examples(out, harvest.outcomes())
@@ -163,7 +166,7 @@ def synthesize(
         raise EmbedforgeError(
             f"{stop.reason}\nKept so far: {kept}. The same command goes on from {out / JOURNAL}."
         )
-    return Result(report, stop.reason, stop.is_interrupt, stop.is_budget, stop.failure)
+    return Result(report, stop.reason, stop.interrupt, stop.is_budget, stop.failure)
 
 
 def read_documents(
@@ -201,6 +204,8 @@ def plan_of(settings: SynthesisSettings, passages: Sequence[Chunk] | None) -> Pl
             raise EmbedforgeError(
                 f"--{name.replace('_', '-')} must be above 0, found {getattr(settings, name)}"
             )
+    if settings.examples > MOST_EXAMPLES:
+        raise EmbedforgeError(f"--examples is at most {MOST_EXAMPLES:,}, found {settings.examples:,}")
     if not 0 <= settings.temperature <= 2 or not 0 < settings.top_p <= 1:
         raise EmbedforgeError(
             f"--temperature goes from 0 to 2 and --top-p from above 0 to 1, found {settings.temperature} "
@@ -233,7 +238,7 @@ def preview(plan: Plan) -> dict[str, list[str]]:
 async def _ask_all(
     plan: Plan,
     url: str,
-    key: str,
+    secret: Secret,
     settings: SynthesisSettings,
     journal: Journal,
     budget: Budget,
@@ -256,7 +261,7 @@ async def _ask_all(
     def tell(line: str) -> None:
         say(line, bar.console)
 
-    async with Endpoint(url, key, settings.timeout) as endpoint:
+    async with Endpoint(url, secret, settings.timeout) as endpoint:
         pause = 60 / settings.requests_per_minute if settings.requests_per_minute else 0.0
         asker = Asker(endpoint, journal, sampling, budget, patience, stop, pause, tell)
         with progress_bar(console) as bar, _stopped_by_signals(stop, tell):
@@ -280,21 +285,24 @@ async def _finish(plan: Plan, index: int, asker: Asker, lookup: Lookup) -> bool:
 def _stopped_by_signals(stop: Stop, tell: Callable[[str], None]) -> Iterator[None]:
     """The first Ctrl-C or SIGTERM lets requests under way finish; a second one ends the process."""
     loop = asyncio.get_running_loop()
-    installed: list[signal.Signals] = []
+    before: dict[int, Any] = {}
 
-    def handle() -> None:
-        stop.set("by Ctrl-C or a signal", is_interrupt=True)
+    def handle(number: int) -> None:
+        stop.set("by Ctrl-C or a signal", interrupt=stopping.interrupt(number))
         tell("Waiting for the requests under way; Ctrl-C again ends at once, and their answers are lost.")
         remove()
 
     def remove() -> None:
-        while installed:
-            loop.remove_signal_handler(installed.pop())
+        while before:
+            number, handler = before.popitem()
+            loop.remove_signal_handler(number)
+            stopping.restore({number: handler})
 
     with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):  # Windows; not the main thread
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, handle)
-            installed.append(number)
+        for number in stopping.SIGNALS:
+            known = signal.getsignal(number)
+            loop.add_signal_handler(number, handle, number)
+            before[int(number)] = known
     try:
         yield
     finally:

@@ -9,13 +9,21 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from embedforge.errors import EmbedforgeError
 from embedforge.files import read_json, write_json
-from embedforge.validation import explain
+from embedforge.validation import explain, refuse_switch
 
 FILE_NAME = "contract.json"
 
@@ -49,9 +57,9 @@ class Contract(BaseModel):
     """Put round what the other templates give, with and without an instruction: "[INST] {text} [/INST]"."""
     default_instruction: str = "Given a query, retrieve passages that answer the query"
     """The instruction of `encode_query` when the caller gives none; "" for none."""
-    max_tokens: Annotated[int, Field(ge=4)] = 512
+    max_tokens: Annotated[int, Field(ge=4, le=10**7)] = 512
     """Tokens of a rendered text, template, BOS and EOS included."""
-    text_max_tokens: Annotated[int, Field(ge=1)] | None = None
+    text_max_tokens: Annotated[int, Field(ge=1, le=10**7)] | None = None
     """Words are taken from the end of a text until it has at most so many tokens by itself (LLM2Vec)."""
     strip_text_end: bool = False
     """White space at a text's end is dropped, as LLM2Vec does where a chat template goes on."""
@@ -82,6 +90,11 @@ class Contract(BaseModel):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """The dtype of the saved weights; the base's, where a recipe does not set it."""
     goldens: tuple[Golden, ...] = ()
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _yes_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        return refuse_switch(cls, value, info.field_name or "")
 
     @field_validator("query_template", "document_template", "chat_template")
     @classmethod

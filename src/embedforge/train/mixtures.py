@@ -124,6 +124,16 @@ def unseen_instruction(contract: Contract, instructions: Iterable[str]) -> str |
     )
 
 
+def long_warmups(recipe: Recipe) -> list[str]:
+    """Return a warning for each stage that ends before its learning rate is reached."""
+    return [
+        f"stage '{stage.name}': its warm-up of {stage.warmup_steps} steps is longer than its {stage.steps}, "
+        f"so that the learning rate never gets to {stage.learning_rate:g}; lower warmup_steps"
+        for stage in recipe.stages
+        if stage.warmup_steps > stage.steps
+    ]
+
+
 def training_instructions(recipe: Recipe, mixtures: Mapping[str, Mixture]) -> Iterable[str]:
     """Return the instructions of all queries of the stages in `mixtures`, each once; texts are no queries."""
     pairs = [

@@ -15,6 +15,7 @@ from typing import Any
 from transformers import TrainerCallback
 from typing_extensions import override
 
+from embedforge.files import naming
 from embedforge.recipe import Stage
 from embedforge.train.optimizer import warmup_schedule
 
@@ -68,7 +69,7 @@ class Pace:
         self.steps = min(self.stage.steps, max(step, FEWEST_STEPS, int(step + more)))
         # Half of what is left at most, so that a machine that slows down is noticed in time.
         self._next_review = step + max(1, min(step - self._first, (self.steps - step) // 2))
-        with self._file.open("a", encoding="utf-8") as lines:
+        with naming(self._file), self._file.open("a", encoding="utf-8") as lines:
             decided = {"step": step, "steps": self.steps, "seconds": round(self._before + here, 3)}
             lines.write(json.dumps(decided) + "\n")
 

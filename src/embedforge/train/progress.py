@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,9 @@ import torch
 from transformers import TrainerCallback
 from typing_extensions import override
 
+from embedforge import stopping
 from embedforge.console import progress_bar
+from embedforge.files import naming, write_text
 from embedforge.run_folder import Phases
 
 
@@ -67,7 +68,7 @@ class JsonLogCallback(TrainerCallback):
             for line in self.path.read_text(encoding="utf-8").splitlines()
             if _before(line, self.stage, state.global_step)
         ]
-        self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        write_text(self.path, "".join(line + "\n" for line in kept))
 
     @override
     def on_log(
@@ -75,7 +76,7 @@ class JsonLogCallback(TrainerCallback):
     ) -> None:
         if state.is_world_process_zero and logs:
             line = json.dumps({"stage": self.stage, "step": state.global_step, **logs})
-            with self.path.open("a", encoding="utf-8") as log:
+            with naming(self.path), self.path.open("a", encoding="utf-8") as log:
                 log.write(line + "\n")
 
 
@@ -99,7 +100,7 @@ class PhasesCallback(TrainerCallback):
 
 
 class InterruptCallback(TrainerCallback):
-    """Ctrl-C ends the step under way, saves a checkpoint and stops; a second Ctrl-C stops at once.
+    """Ctrl-C or SIGTERM ends the step under way, saves a checkpoint and stops; a second one stops at once.
 
     On several ranks all stop after the same step, whichever of them the signal reached first: one that went
     on would wait for the others for ever.
@@ -107,17 +108,18 @@ class InterruptCallback(TrainerCallback):
 
     def __init__(self) -> None:
         self.requested = self.signalled = False
-        self.previous: Any = None
+        self.number = int(signal.SIGINT)
+        """Of the signal that came first."""
+        self.previous: dict[int, Any] = {}
 
     def _on_signal(self, number: int, frame: Any) -> None:
         if self.signalled:
-            raise KeyboardInterrupt
-        self.signalled = True
+            raise stopping.interrupt(number)
+        self.signalled, self.number = True, number
 
     @override
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if threading.current_thread() is threading.main_thread():
-            self.previous = signal.signal(signal.SIGINT, self._on_signal)
+        self.previous = stopping.handle(self._on_signal)
 
     @override
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
@@ -132,6 +134,9 @@ class InterruptCallback(TrainerCallback):
 
     @override
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self.previous is not None:
-            signal.signal(signal.SIGINT, self.previous)
-            self.previous = None
+        self.release()
+
+    def release(self) -> None:
+        """Give the signals back."""
+        stopping.restore(self.previous)
+        self.previous = {}

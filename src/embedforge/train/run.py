@@ -12,6 +12,7 @@ out/model/               the result: a sentence-transformers folder + recipe.jso
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -35,7 +36,7 @@ from embedforge.files import read_json, write_json
 from embedforge.model.adapter import merge_lora
 from embedforge.model.encoder import EmbeddingModel, save
 from embedforge.recipe import Recipe, Stage, parse_recipe
-from embedforge.run_folder import Phases, facts, first_difference
+from embedforge.run_folder import Phases, facts, first_difference, hold
 from embedforge.runtime import (
     is_first_rank,
     keep_freed_memory,
@@ -43,11 +44,13 @@ from embedforge.runtime import (
     under_torchrun,
     world_size,
 )
+from embedforge.stopping import interrupt as interrupt_of
 from embedforge.train.checkpoints import last_complete_checkpoint, save_trainable
 from embedforge.train.decontamination import mark_of_training, unchecked_sources
 from embedforge.train.merge_stage import merge_fingerprints, run_merge
 from embedforge.train.metrics import EvaluateCallback, held_out_retrieval
 from embedforge.train.mixtures import (
+    long_warmups,
     mixture_of,
     read_held_out,
     read_mixtures,
@@ -71,7 +74,12 @@ logger = logging.getLogger(__name__)
 
 
 class Interrupted(Exception):
-    """The user stopped the run; its state is saved and `--resume` goes on."""
+    """Ctrl-C or SIGTERM stopped the run; its state is saved and `--resume` goes on."""
+
+    def __init__(self, message: str, cause: KeyboardInterrupt | None = None) -> None:
+        super().__init__(message)
+        self.cause = cause or KeyboardInterrupt()
+        """What the signal would have raised."""
 
 
 def train(
@@ -120,11 +128,10 @@ def train(
 
     Raises:
         EmbedforgeError: bad data, a run that is already there, a loss that is not finite, a full disk.
-        Interrupted: after Ctrl-C, with the state saved.
+        Interrupted: after Ctrl-C or SIGTERM, with the state saved.
     """
     out = Path(out)
     keep_freed_memory()
-    finished = out / "model"
     check_fsdp(recipe.training.fsdp, device)
     check_sharded_stages(recipe)
     _check_refresh(recipe, refresh)
@@ -135,7 +142,44 @@ def train(
     mixtures = read_mixtures(recipe, source_folder)
     held_out = read_held_out(recipe, source_folder, held_out)
     vocabulary = vocabulary_examples(recipe, source_folder)
-    _claim_folder(out, recipe, _fingerprints(recipe, mixtures, vocabulary, source_folder), resume)
+    fingerprints = _fingerprints(recipe, mixtures, vocabulary, source_folder)
+    with hold(out) if is_first_rank() else contextlib.nullcontext():
+        _claim_folder(out, recipe, fingerprints, resume)
+        return _train_stages(
+            recipe,
+            out,
+            mixtures,
+            vocabulary,
+            held_out,
+            teaching,
+            resume=resume,
+            device=device,
+            source_folder=source_folder,
+            own_test=own_test,
+            refresh=refresh,
+            seconds=seconds or {},
+            quiet=quiet,
+        )
+
+
+def _train_stages(
+    recipe: Recipe,
+    out: Path,
+    mixtures: Mapping[str, Mixture],
+    vocabulary: Sequence[Example],
+    held_out: Sequence[Example],
+    teaching: Teaching,
+    *,
+    resume: bool,
+    device: str | None,
+    source_folder: Path | None,
+    own_test: bool,
+    refresh: Refresh | None,
+    seconds: Mapping[str, float],
+    quiet: bool,
+) -> Path:
+    """Go through the stages in a folder that is this run's; arguments as of `train`."""
+    finished = out / "model"
     mark = mark_of_training(recipe, source_folder) if is_first_rank() else None
     if resume and finished.exists():
         _leave_mark(finished, mark)
@@ -144,7 +188,7 @@ def train(
     if is_first_rank():
         instruction = unseen_instruction(recipe.contract, training_instructions(recipe, mixtures))
         unchecked = None if own_test else unchecked_sources(recipe, source_folder)
-        for warning in filter(None, (instruction, unchecked)):
+        for warning in filter(None, (instruction, unchecked, *long_warmups(recipe))):
             logger.warning(warning)
     as_asked, recipe = recipe, with_pruned_base(recipe, out, vocabulary)
     model = prepare_model(recipe, device)
@@ -160,7 +204,7 @@ def train(
             take_result(model, stage, done[-1])
             continue
         mixture, log = mixtures[stage.name], out / "log.jsonl"
-        pace = Pace(stage, folder, (seconds or {}).get(stage.name))
+        pace = Pace(stage, folder, seconds.get(stage.name))
         with phases.phase(f"stage {stage.name}"):
             if refresh is not None and stage.mine_again is not None:
                 examples = refresh(model, stage, mixture.examples, folder / "mined", source_folder)
@@ -253,17 +297,21 @@ def run_stage(
     trainer.remove_callback(ProgressCallback)
     if pool and recipe.training.eval_steps is not None:
         trainer.add_callback(EvaluateCallback(recipe.training.eval_steps))
-    interrupt = InterruptCallback()
-    trainer.add_callback(interrupt)
+    callback = InterruptCallback()
+    trainer.add_callback(callback)
     trainer.add_callback(JsonLogCallback(log, stage.name))
     if not quiet:
         trainer.add_callback(BarCallback(f"stage {stage.name}"))
     if phases is not None:
         trainer.add_callback(PhasesCallback(phases))
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if interrupt.requested and trainer.state.global_step < pace.steps:
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    finally:
+        callback.release()  # The Trainer says nothing of the end to a callback when a step fails.
+    if callback.requested and trainer.state.global_step < pace.steps:
         raise Interrupted(
-            f"stopped at step {trainer.state.global_step} of {pace.steps} of stage '{stage.name}'"
+            f"stopped at step {trainer.state.global_step} of {pace.steps} of stage '{stage.name}'",
+            interrupt_of(callback.number),
         )
     work.finish()
     _keep_result(model, folder)
@@ -364,7 +412,13 @@ def finish(model: EmbeddingModel, recipe: Recipe, folder: Path) -> Path:
         return folder
     if isinstance(model.decoder, PeftModel):
         model.decoder = merge_lora(model.decoder, check_batch(model))
-    save(model, folder, recipe.model_dump(mode="json"))
+    try:
+        save(model, folder, recipe.model_dump(mode="json"))
+    except EmbedforgeError as error:
+        raise EmbedforgeError(
+            f"{error}\nAll stages are trained and kept in {folder.parent / 'stages'}: with --resume the same "
+            "command writes the model and trains nothing again"
+        ) from error
     return folder
 
 
