@@ -9,13 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import embedforge
 import numpy as np
 import pytest
 from rich.console import Console
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
+import embedforge
 from embedforge.documents import Chunk, Folder, Pair
 from embedforge.errors import EmbedforgeError
 from embedforge.model.encoder import embedding_model
@@ -29,8 +29,8 @@ from embedforge.prove.figures import (
     uniformity,
 )
 from embedforge.prove.findings import findings
-from embedforge.prove.keep import Kept, better_of, keep_model, model_of
 from embedforge.prove.held_out import HeldOut, held_out_of
+from embedforge.prove.keep import Kept, better_of, keep_model, model_of
 from embedforge.prove.plan import (
     FEWEST,
     MOST_EPOCHS,

@@ -187,7 +187,7 @@ def next_steps(out: Path, model: Path, question: str) -> str:
             "Next:",
             f"  {embedforge} search {_pasted(str(out))} {shown}",
             f"  {python} -c {_pasted(code)}",
-            f"  {embedforge} --help     # evaluate on your own data, encode files, index other folders, serve",
+            f"  {embedforge} --help     # evaluate on your own data, encode, index other folders, serve",
         ]
     )
 
