@@ -2,10 +2,11 @@
 
     python scripts/use_snippets.py [MODEL]
 
-Every snippet is run in a fresh namespace with `folder` and `instruction`; one whose libraries are not installed
-is skipped, by name. `query` and `documents`, where a snippet makes them, have to be what `embedforge.load` makes
-of the same texts. Without MODEL, an untrained mean-pooled model of the bundled decoder is taken: it is as good
-for comparing. What is glued to a text in place of a prompt is measured too, for the page speaks of it.
+Every snippet is run in a fresh namespace with `folder` and `instruction`; one whose libraries are not
+installed is skipped, by name. `query` and `documents`, where a snippet makes them, have to be what
+`embedforge.load` makes of the same texts. Without MODEL, an untrained mean-pooled one of the bundled decoder
+is taken: as good for comparing. What is glued to a text in place of a prompt is measured too, for the
+page speaks of it.
 """
 
 from __future__ import annotations
@@ -75,7 +76,12 @@ def main() -> int:
                 print(f"{title:34} skipped, not installed: {', '.join(absent)}")
                 continue
             names: dict[str, Any] = {"folder": folder, "instruction": instruction}
-            exec(compile(code, str(PAGE), "exec"), names)
+            try:
+                exec(compile(code, f"{PAGE.name}: {heading}", "exec"), names)
+            except Exception as error:
+                print(f"{title:34} FAILED: {type(error).__name__}: {error}")
+                wrong += 1
+                continue
             found = {name: cosines(names[name], own) for name, own in ours.items() if name in names}
             wrong += any(value < SAME for value in found.values())
             print(f"{title:34} {', '.join(f'{name} {value:.5f}' for name, value in found.items()) or 'ran'}")
