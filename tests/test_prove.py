@@ -427,7 +427,12 @@ def test_a_finished_run_only_shows_its_table_again(
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
     report = adapted(documents, finished, tiny_base)
     assert report == read_json(finished / "report.json")
-    assert "bidirectional" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "bidirectional" in said
+    kept = report["kept"]
+    assert kept["verdict"] in said
+    assert kept["verdict"] in (finished / "report.html").read_text(encoding="utf-8")
+    assert bool(kept["verdict"]) == (not kept["gained"])
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
 
 
