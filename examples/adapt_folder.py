@@ -33,6 +33,6 @@ adapt(args.folder, args.out, base=args.base, overrides=args.set, minutes=args.mi
 search(args.out, args.query, k=3)
 
 # The model by itself, on texts that are not in the folder.
-model = embedforge.load(args.out / "run" / "model")
+model = embedforge.load(args.out / "model")
 vectors = model.encode_document(["A first passage.", "A second one, about something else."])
 print(f"similarity of two texts: {float(model.similarity(vectors, vectors)[0, 1]):.2f}")

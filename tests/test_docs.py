@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import re
 import shlex
 import shutil
+import tomllib
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,15 +18,18 @@ import pytest
 import typer.main
 import yaml
 from pydantic import BaseModel
+from typer.testing import CliRunner
 
 from embedforge import recipe
 from embedforge.cli import app
 from embedforge.data.convert import read_source
+from embedforge.errors import EmbedforgeError
 from embedforge.recipe import Source, load_recipe, objectives, parse_recipe, shipped_recipes, stage, terms
 from embedforge.recipe import model as recipe_model
 from embedforge.recipe.base import Kinds
 from embedforge.recipe.prune import Prune, Vocabulary
 from embedforge.text.contract import Contract
+from embedforge.train.mixtures import unseen_instruction
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -151,12 +157,43 @@ def test_a_table_has_every_field_with_its_default(page: str, heading: str, secti
             assert table[key] == shown(default), key
 
 
+def test_the_readmes_recipe_asks_as_it_trains() -> None:
+    """It printed a warning that encode_query's instruction is in no training query."""
+    block = next(block for block in BLOCKS if block.page == "README.md" and block.language == "yaml")
+    shown = parse_recipe(yaml.safe_load(block.text), block.place)
+    asked = [source.instruction for one in shown.stages for source in one.mix.sources]
+    assert unseen_instruction(shown.contract, [text for text in asked if text]) is None
+
+
+MARKS = {
+    "nv-embed-v1": ["eos_survives_truncation", "max_grad_norm", "mask_false_negatives", "symmetric"],
+    "nv-embed-v2": ["eos_survives_truncation", "max_grad_norm", "mask_false_negatives", "symmetric"],
+    "e5-mistral": ["eos_survives_truncation", "max_grad_norm", "mask_false_negatives", "symmetric"],
+    "llm2vec-unsup": ["eos_survives_truncation", "text_max_tokens", "max_grad_norm", "mask_false_negatives"],
+    "llm2vec-sup": ["max_grad_norm", "mask_false_negatives", "symmetric"],
+}
+
+
+@pytest.mark.parametrize("name", MARKS)
+def test_a_papers_recipe_says_where_each_setting_is_from(name: str) -> None:
+    """A line with a value bears a mark, unless a line above it stands for its whole section."""
+    text = shipped_recipes()[name].read_text(encoding="utf-8")
+    for key in MARKS[name]:
+        lines = [line for line in text.splitlines() if re.search(rf"\b{key}: ", line)]
+        assert lines, f"{name} leaves {key} to a default"
+        assert all(re.search(r"\[(paper|code|memory|ours|adapter)", line) for line in lines), key
+
+
 def test_every_shipped_recipe_is_described() -> None:
     text = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
     assert all(f"`{name}`" in text for name in shipped_recipes())
 
 
 # --- commands --------------------------------------------------------------------------------------
+
+
+OWN_OPTIONS = {"--help", "--version", "--install-completion", "--show-completion"}
+"""Of the program itself."""
 
 
 def commands() -> Iterator[Any]:
@@ -187,6 +224,8 @@ def test_a_command_line_can_be_read(line: str) -> None:
     """Verb, options, and the number and types of the arguments are right; nothing is run."""
     for call in re.findall(r"(?:^|\s)embedforge ([a-z-].*)", line):
         verb, *arguments = shlex.split(re.split(r" [>|;&]", call)[0], comments=True)
+        if verb in OWN_OPTIONS:
+            continue
         command, arguments = command_of(verb, arguments)
         command.make_context(verb, arguments)
 
@@ -213,6 +252,80 @@ def test_every_verb_and_option_of_evaluate_is_documented() -> None:
     page = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
     options = {parameter.opts[0] for parameter in VERBS["evaluate"].params if parameter.opts[0][0] == "-"}
     assert all(f"`{option}" in page for option in options)
+
+
+VERBS_RECIPES = {"quickstart": "tiny", "adapt": "llm2vec-tiny", "distill": "distill-small", "train": "tiny"}
+SETTING = re.compile(r"--set[ =]('[^']+'|[\w.-]+=(?:'[^']+'|\"[^\"]+\"|[^\s`;,)]+))")
+
+
+def settings() -> Iterator[Any]:
+    """Every example of --set: in the pages, in the shipped recipes, in what --help prints."""
+    texts = {page.name: page.read_text(encoding="utf-8") for page in PAGES}
+    texts |= {f"{name}.yaml": path.read_text(encoding="utf-8") for name, path in shipped_recipes().items()}
+    for verb, command in VERBS.items():
+        for name, part in getattr(command, "commands", {"": command}).items():
+            helps = [part.help, part.epilog, *(getattr(one, "help", "") for one in part.params)]
+            texts[f"{verb} {name} --help".replace("  ", " ")] = " ".join(filter(None, helps))
+    for where, text in texts.items():
+        for found in dict.fromkeys(SETTING.findall(text)):
+            if found.lower() != "key=value":
+                yield pytest.param(where, "".join(shlex.split(found)), id=f"{where}: {found}")
+
+
+@pytest.mark.parametrize(("where", "setting"), settings())
+def test_an_example_of_set_names_a_key_that_is_there(where: str, setting: str) -> None:
+    """Of the verb's own recipe in its help; else of a shipped one, or of the README's."""
+    own = [
+        name for name in (*VERBS_RECIPES, *shipped_recipes()) if where.startswith((f"{name} ", f"{name}."))
+    ]
+    names = [VERBS_RECIPES.get(name, name) for name in own] or ["tiny", "llm2vec-tiny", "nv-embed-v2"]
+    for name in names:
+        with contextlib.suppress(EmbedforgeError):
+            load_recipe(name, [setting])
+            return
+    readme = next(block for block in BLOCKS if block.page == "README.md" and block.language == "yaml")
+    values = yaml.safe_load(readme.text)
+    assert not own, f"{setting} is no key of {names}"
+    key = setting.partition("=")[0].split(".")
+    for part in key[:-1]:  # pairs.cap: a source has the name of its file
+        named = (
+            {item.get("name") or Path(item.get("path", "")).stem: item for item in values if item}
+            if (isinstance(values, list))
+            else values
+        )
+        values = named.get(part, {})
+    assert values, f"{setting} is no key of a recipe"
+
+
+OTHERS = {
+    "--default-prompt-name",
+    "--editable",
+    "--index-url",
+    "--no-deps",
+    "--nproc-per-node",
+    "--standalone",
+}
+"""Options of other programs."""
+
+
+def test_every_option_that_is_spoken_of_exists() -> None:
+    commands = [part for one in VERBS.values() for part in getattr(one, "commands", {"": one}).values()]
+    known = {
+        name
+        for one in commands
+        for parameter in one.params
+        for name in (*parameter.opts, *parameter.secondary_opts)
+    } | OTHERS
+    known |= OWN_OPTIONS
+    for program in [*(ROOT / "scripts").glob("*.py"), *(ROOT / "benchmarks").glob("*.py")]:
+        known |= set(re.findall(r'"(--[a-z0-9-]+)"', program.read_text(encoding="utf-8")))
+    spoken = {
+        (page.name, option)
+        for page in PAGES
+        for span in re.findall(r"`([^`\n]+)`", page.read_text(encoding="utf-8"))
+        for option in re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", span)
+    }
+    assert sorted(one for one in spoken if one[1] not in known) == []
 
 
 # --- data ------------------------------------------------------------------------------------------
@@ -274,6 +387,8 @@ def test_the_table_of_task_types_is_complete() -> None:
 def test_python_compiles_and_its_imports_exist(block: Block) -> None:
     compile(block.text, block.place, "exec")
     imports = [line for line in block.text.splitlines() if re.match(r"(from|import) ", line)]
+    if block.page == "use.md":  # other libraries: scripts/use_snippets.py runs those that are installed
+        imports = [line for line in imports if find_spec(re.split(r"[ .]", line)[1])]
     exec("\n".join(imports), {})
 
 
@@ -300,6 +415,40 @@ def test_relative_links_lead_somewhere(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_a_page_is_short(page: Path) -> None:
     assert len(page.read_text(encoding="utf-8").splitlines()) < 250
+
+
+def test_the_page_for_language_models_leads_somewhere() -> None:
+    text = (ROOT / "llms.txt").read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)]+)\)", text)
+    assert [link for link in links if not (ROOT / link).exists()] == []
+    pages = {page.relative_to(ROOT).as_posix() for page in (ROOT / "docs").glob("*.md")}
+    assert pages - set(links) <= {"docs/bases.md", "docs/families.md", "docs/sweep.md"}
+
+
+def test_the_containers_install_what_there_is_and_serve_by_options_that_exist() -> None:
+    """They cannot be built here: no daemon. What they name is checked."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    allowed = (ROOT / ".dockerignore").read_text(encoding="utf-8")
+    for name in ("Dockerfile", "Dockerfile.cuda"):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        (named,) = re.findall(r"\$wheel\[([a-z,]+)\]", text)
+        assert set(named.split(",")) <= set(extras["optional-dependencies"])
+        assert all(f"!{source}" in allowed for source in re.findall(r"^COPY (\S+)", text, re.MULTILINE))
+        assert f'ENTRYPOINT ["{next(iter(extras["scripts"]))}"]' in text
+    assert re.search(r"^torch==[\d.]+$", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE)
+    for service in yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))["services"].values():
+        verb, *options = service["command"]
+        port = VERBS[verb].make_context(verb, options).params["port"]
+        assert f':{port}"' in json.dumps(service["ports"])
+
+
+def test_the_shell_completes_verbs_and_options() -> None:
+    for words, expected in (("embedforge quick", "quickstart"), ("embedforge push --dry", "--dry-run")):
+        asked = {"COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+        result = CliRunner().invoke(
+            app, [], prog_name="embedforge", env={"_EMBEDFORGE_COMPLETE": "complete_bash", **asked}
+        )
+        assert result.output.split() == [expected]
 
 
 def test_the_map_of_the_code_is_true() -> None:

@@ -182,7 +182,7 @@ def test_nothing_that_is_asked_was_trained_on(finished_pairs: Path) -> None:
     pairs, train_pairs = (rows(data / name) for name in ("pairs.jsonl", "train-pairs.jsonl"))
     held_out = {pair["file"] for pair in pairs}
     assert held_out.isdisjoint(pair["file"] for pair in train_pairs)
-    for name in ("retrieval.jsonl", "same-package.jsonl"):
+    for name in ("retrieval.jsonl", "same-part.jsonl"):
         trained = {json.dumps(row) for row in rows(data / name)}
         assert trained
         assert not any(
@@ -194,7 +194,7 @@ def test_the_index_holds_every_described_definition_by_the_vectors_of_the_model(
     (segment,) = (finished_pairs / "index").glob("segment-*")
     documents = rows(segment / "documents.jsonl")
     assert len(documents) == 40 * 8
-    st = embedforge.load(str(finished_pairs / "run" / "model"), device="cpu")
+    st = embedforge.load(str(finished_pairs / "model"), device="cpu")
     hits = search(finished_pairs, "Turn one thing into another", k=3, mode="dense", device="cpu")
     query = st.encode_query("Turn one thing into another")
     for hit in hits:
@@ -404,7 +404,7 @@ def test_the_plan_says_what_was_chosen_for_this_base(finished: Path, tiny_base: 
 
 def test_the_result_is_a_merged_model_whose_index_can_be_searched(finished: Path) -> None:
     assert not any("lora" in name for name in weights_of(finished))
-    st = embedforge.load(str(finished / "run" / "model"), device="cpu")
+    st = embedforge.load(str(finished / "model"), device="cpu")
     hits = search(finished, "one thing and another", k=3, mode="dense", device="cpu")
     query = st.encode_query("one thing and another")
     for hit in hits:
@@ -426,7 +426,12 @@ def test_a_finished_run_only_shows_its_table_again(
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
     report = adapted(documents, finished, tiny_base)
     assert report == read_json(finished / "report.json")
-    assert "bidirectional" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "bidirectional" in said
+    kept = report["kept"]
+    assert kept["verdict"] in said
+    assert kept["verdict"] in (finished / "report.html").read_text(encoding="utf-8")
+    assert bool(kept["verdict"]) == (not kept["gained"])
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
 
 

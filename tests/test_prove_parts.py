@@ -15,8 +15,10 @@ from rich.console import Console
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
+import embedforge
 from embedforge.documents import Chunk, Folder, Pair
 from embedforge.errors import EmbedforgeError
+from embedforge.model.encoder import embedding_model
 from embedforge.prove.figures import (
     FEWEST_HALVES,
     alignment,
@@ -28,6 +30,7 @@ from embedforge.prove.figures import (
 )
 from embedforge.prove.findings import findings
 from embedforge.prove.held_out import HeldOut, held_out_of
+from embedforge.prove.keep import Kept, better_of, keep_model, model_of
 from embedforge.prove.plan import (
     FEWEST,
     MOST_EPOCHS,
@@ -41,6 +44,7 @@ from embedforge.prove.plan import (
 )
 from embedforge.prove.recipes import choose_recipe, pick_mask_token, with_sources
 from embedforge.prove.systems import (
+    ACROSS,
     AS_IT_CAME,
     TRAINED,
     UNTRAINED,
@@ -54,6 +58,7 @@ from embedforge.prove.texts import read_texts
 from embedforge.prove.training_data import PARTS_FILE, RETRIEVAL_FILE, part_examples, write_training_data
 from embedforge.recipe import Recipe, load_recipe
 from embedforge.statistics import bootstrap_interval
+from embedforge.train.stages import prepare_model
 
 MEASURED = Measured(
     tokens_per_second=10_000.0, query=10.0, passage=100.0, sentence=30.0, tokens_per_character=0.25
@@ -462,3 +467,38 @@ def test_an_index_is_searched_by_both_sides_unless_one_is_better_for_certain(
     nothing = np.empty((0, 8), np.float32)
     trained = Encoded(queries, answers, nothing, nothing, nothing, np.empty(0), np.empty(0, np.int64))
     assert best_mode(HeldOut(pairs, [], [], []), trained, seed=0) == expected
+
+
+def test_the_better_of_base_and_result_is_kept(held_out: HeldOut, systems: dict[str, Encoded]) -> None:
+    """A training that made nothing better than its base is said to, and the base is the model."""
+    assert better_of(held_out, systems, seed=0) == Kept(TRAINED, gained=True)
+    swapped = {**systems, TRAINED: systems[AS_IT_CAME], AS_IT_CAME: systems[TRAINED]}
+    worse = better_of(held_out, swapped, seed=0)
+    assert worse == Kept(AS_IT_CAME, gained=False)
+    assert "What training made is in run/model" in worse.verdict
+    alike = better_of(held_out, {**systems, TRAINED: systems[AS_IT_CAME]}, seed=0)
+    assert alike == Kept(AS_IT_CAME, gained=False)
+    student = better_of(held_out, {**swapped, ACROSS: systems[TRAINED]}, seed=0)
+    assert student.system == AS_IT_CAME, "no better than its base, in its teacher's vectors neither"
+    before = systems[AS_IT_CAME]
+    queries = before.queries.copy()
+    queries[0] = before.answers[0]
+    by_chance = better_of(held_out, {**systems, TRAINED: replace(before, queries=queries)}, seed=0)
+    assert by_chance == Kept(TRAINED, gained=False)
+    assert "chance may explain" in by_chance.verdict
+
+
+@pytest.mark.parametrize("system", [TRAINED, AS_IT_CAME])
+def test_the_kept_model_loads_and_the_other_stays(
+    system: str, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, _ = choose(str(tiny_base), "tiny", ("contract.max_tokens=96",))
+    trained = prepare_model(recipe, "cpu")
+    embedforge.save(trained, tmp_path / "run" / "model", recipe.model_dump(mode="json"))
+    folder = keep_model(tmp_path, system, recipe)
+    assert folder == model_of(tmp_path) == tmp_path / "model"
+    model = embedding_model(embedforge.load(folder, "cpu"))
+    assert model.contract.pooling == ("latent" if system == TRAINED else "weighted_mean")
+    assert (tmp_path / "run" / "model" / "contract.json").exists()
+    monkeypatch.setattr("embedforge.prove.keep.save", None)
+    assert keep_model(tmp_path, system, recipe) == folder, "made once"

@@ -206,3 +206,21 @@ def test_projection_keeps_clusters_apart():
     spread = points.reshape(3, 20, 2).std(axis=1).max()
     distances = [np.linalg.norm(middles[i] - middles[j]) for i, j in ((0, 1), (0, 2), (1, 2))]
     assert min(distances) > 2 * spread
+
+
+@pytest.mark.parametrize(
+    "name", ["packages/some/long/path/MODULE_{}_of_many.py", "文書" * 11 + "{}", "short {}"]
+)
+def test_the_names_of_a_map_are_inside_of_it(name: str) -> None:
+    """A name of eight was cut off, in a legend of two columns."""
+    labels = [name.format(n % 8) for n in range(40)]
+    points = np.random.default_rng(0).standard_normal((40, 2))
+    svg = charts.vector_map({"before": points, "after": points}, labels, title="m")
+    _, _, width, height = map(float, re.search(r'viewBox="([^"]+)"', svg)[1].split())
+    shown = re.findall(r'<text[^>]* x="([\d.]+)" y="([\d.]+)"[^>]*>\s*([^<]+?)\s*</text>', svg)
+    placed = [(float(x), float(y), text) for x, y, text in shown if text in labels]
+    assert len(placed) == 8
+    widest = {True: 9.5, False: 0.65 * 9.5}
+    for x, y, text in placed:
+        assert x + len(text) * widest["文" in text] <= width
+        assert y <= height

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -13,7 +15,16 @@ import pytest
 
 from embedforge import __version__
 from embedforge.errors import EmbedforgeError
-from embedforge.run_folder import PHASES, Phases, claim, facts, first_difference, versions
+from embedforge.run_folder import (
+    PHASES,
+    Phases,
+    claim,
+    command,
+    facts,
+    first_difference,
+    next_steps,
+    versions,
+)
 
 
 def test_a_folder_goes_on_with_what_it_was_asked_only(tmp_path: Path) -> None:
@@ -90,3 +101,34 @@ def test_the_first_difference_is_named_by_its_path() -> None:
     assert first_difference({"a": [1, {"b": 2}]}, {"a": [1, {"b": 2}]}) == ""
     assert first_difference({"a": [1, {"b": 2}]}, {"a": [1, {"b": 3}]}) == "a.1.b was 2, is 3"
     assert first_difference({"a": 1}, {"a": 1, "c": 2}) == "c was None, is 2"
+
+
+def test_a_program_is_named_as_the_shell_finds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After `make quickstart` .venv is not on the PATH."""
+    programs = tmp_path / ".venv" / "bin"
+    programs.mkdir(parents=True)
+    for name in ("python", "embedforge"):
+        (programs / name).touch(mode=0o755)
+    monkeypatch.setattr(sys, "executable", str(programs / "python"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert (command("embedforge"), command("python")) == (".venv/bin/embedforge", ".venv/bin/python")
+    monkeypatch.chdir("/usr")
+    assert command("embedforge") == str(programs / "embedforge")
+    monkeypatch.setenv("PATH", str(programs))
+    assert command("embedforge") == "embedforge"
+    (programs / "embedforge").unlink()
+    assert command("embedforge") == f"{programs / 'python'} -m embedforge"
+
+
+@pytest.mark.parametrize("question", ["how deep?", 'say "$HOME" it\'s `x`\nand more', "--all of it", ""])
+def test_what_a_run_prints_at_its_end_can_be_pasted(question: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: str(Path(sys.executable).parent / name))
+    lines = next_steps(Path("my out"), Path("my out/model"), question).splitlines()
+    search, python, help_ = (shlex.split(line, comments=True) for line in lines[-3:])
+    assert search[:3] == ["embedforge", "search", "my out"]
+    (asked,) = search[3:]
+    assert asked
+    assert not asked.startswith("-")
+    assert "e.load('my out/model')" in python[2]
+    assert help_ == ["embedforge", "--help"]

@@ -13,6 +13,9 @@ import json
 import logging
 import os
 import platform
+import re
+import shlex
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -249,15 +252,53 @@ def machine(device: object = None) -> str:
     return system if device is None else f"{system}, {device}"
 
 
-def next_steps(out: Path, question: str) -> str:
-    """Return what to do with a finished run in `out`; `question` is one that its index may be asked."""
-    shown, model = question.replace('"', "'")[:70], out / "run" / "model"
+def next_steps(out: Path, model: Path, question: str) -> str:
+    """Return what to do with a finished run in `out`: lines that work as they are pasted.
+
+    Args:
+        out: of the run.
+        model: its model's folder.
+        question: one that the run's index may be asked.
+    """
+    embedforge, python = command("embedforge"), command("python")
+    shown = _pasted(" ".join(question.split())[:70].lstrip("- ") or "what you look for")
+    code = f"import embedforge as e; print(e.load({model.as_posix()!r}).encode_query('hello').shape)"
     return "\n".join(
         [
+            f"Model: {model}",
             f"Report: {out / 'report.html'}",
             "Next:",
-            f'  embedforge search {out} "{shown}"',
-            f"  embedforge evaluate {model} bm25 --tasks FOLDER_OF_DATASETS",
-            f"  python -c \"import embedforge as e; print(e.load('{model}').encode_query('hello').shape)\"",
+            f"  {embedforge} search {_pasted(str(out))} {shown}",
+            f"  {python} -c {_pasted(code)}",
+            f"  {embedforge} --help     # evaluate on your own data, encode, index other folders, serve",
         ]
     )
+
+
+def command(name: str) -> str:
+    """Return how a program of this Python's environment is called here: by its name where PATH finds it.
+
+    A virtual environment that was not activated is not on PATH; its program is then named by its path.
+    """
+    folder = Path(sys.executable).parent
+    file = next((path for suffix in ("", ".exe") if (path := folder / f"{name}{suffix}").exists()), None)
+    found = shutil.which(name)
+    if found is not None and (file is None or Path(found).parent.resolve() == folder.resolve()):
+        return name
+    if file is None:
+        return name if name == "python" else f"{_short(Path(sys.executable))} -m {name}"
+    return _short(file)
+
+
+def _short(path: Path) -> str:
+    """Return a path from here where it lies below, quoted for a shell."""
+    with contextlib.suppress(ValueError):
+        return shlex.quote(str(path.absolute().relative_to(Path.cwd())))
+    return shlex.quote(str(path))
+
+
+def _pasted(text: str) -> str:
+    """Quote a text for a shell; in double quotes, which every shell knows, where nothing in it is special."""
+    if re.fullmatch(r"[\w./:-]+", text):
+        return text
+    return shlex.quote(text) if re.search(r'["$`\\!%]', text) else f'"{text}"'

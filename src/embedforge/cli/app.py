@@ -53,14 +53,14 @@ Device = Annotated[
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of everything that is drawn.")]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; as saved by default.")]
 MaxTokens = Annotated[int | None, typer.Option(min=4, help="Cut texts shorter than the model does.")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        help="Change a key: --set stages.retrieval.steps=100; may be repeated.",
-    ),
-]
+
+
+def set_option(example: str) -> Any:
+    """Return the option --set, shown with a key that the verb's own recipe has."""
+    return typer.Option("--set", metavar="KEY=VALUE", help=f"Change a key: --set {example}; may be repeated.")
+
+
+Overrides = Annotated[list[str] | None, set_option("stages.retrieval.steps=100")]
 
 
 def _version(value: bool) -> None:

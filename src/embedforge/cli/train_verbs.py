@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from embedforge.cli.app import Device, Overrides, Seed, app, source_folder
+from embedforge.cli.app import Device, Overrides, Seed, app, set_option, source_folder
 from embedforge.errors import EmbedforgeError
 
 Out = typer.Option("--out", "-o", help="Where the model, the index and the report go.")
@@ -123,12 +123,7 @@ def adapt(
             help="Recipe by name or file; llm2vec-tiny for the bundled decoder, else llm2vec-unsup."
         ),
     ] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", metavar="KEY=VALUE", help="Change a key: --set stages.mntp.steps=100; may be repeated."
-        ),
-    ] = None,
+    set_: Annotated[list[str] | None, set_option("stages.mntp.steps=100")] = None,
     minutes: Minutes = 10.0,
     seed: Seed = 0,
     device: Device = None,
@@ -172,7 +167,7 @@ def distill(
     recipe: Annotated[
         str, typer.Option(help="Recipe by name or file, with a stage of objective distill.")
     ] = "distill-small",
-    set_: Overrides = None,
+    set_: Annotated[list[str] | None, set_option("stages.distill.batch_queries=32")] = None,
     minutes: Minutes = 30.0,
     seed: Seed = 0,
     device: Device = None,

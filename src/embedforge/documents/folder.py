@@ -44,6 +44,7 @@ MAX_TRAIN_PAIRS = 50_000
 FEWEST_CHARACTERS = 200
 MOST_HELD_OUT = 0.5
 PAIRS_TO_TRUST = 50
+ROWS = frozenset({".csv", ".tsv", ".jsonl", ".json", ".parquet"})
 NAMED = 5
 """So many files are named in a notice."""
 
@@ -124,6 +125,7 @@ def read_folder(
         pairs=len(pairs),
         train_pairs=len(train_pairs),
     )
+    notices += _repeated(counts, len(outside) + len(inside))
     return Folder(train, sentences, held_out, pairs, train_pairs, dict(counts), notices)
 
 
@@ -171,10 +173,17 @@ def _group(suffix: str) -> str:
 def _nothing_readable(folder: Path, files: Sequence[str]) -> EmbedforgeError:
     suffixes = Counter(PurePosixPath(file).suffix.lower() or "no suffix" for file in files)
     listed = ", ".join(f"{suffix} {count}" for suffix, count in suffixes.most_common(12))
+    rows = next((file for file in files if PurePosixPath(file).suffix.lower() in ROWS), None)
+    way = (
+        ""
+        if rows is None
+        else f" Rows of data, such as {rows}, are training data as they are, or can be: name the file as a "
+        "source of a recipe for embedforge train, or write a column as .txt, a text a paragraph."
+    )
     return EmbedforgeError(
         f"{folder}: nothing to read. Found: {listed or 'no file'}. What is read: .txt, .md, .rst, .html, "
         ".pdf and source code (.py, .js, .java, .go, .rs, .c and others); hidden folders, tests, licences "
-        "and change logs are passed over."
+        f"and change logs are passed over.{way}"
     )
 
 
@@ -235,6 +244,27 @@ def _held_out_in_part(counts: Counter[str]) -> str:
         f"{counts['files_held_out_in_part']} more: in a folder of few files, or with one that is much of it, "
         "whole files would be too much."
     )
+
+
+def _repeated(counts: Counter[str], passages: int) -> list[str]:
+    """Say how much text is left out because it stands there twice, or is nearly what is held out."""
+    reasons = {
+        f"of {passages:,} passages": {
+            "repeat another": counts["chunks_repeated"] + counts["held_out_chunks_repeated"],
+            "are nearly what is held out": counts["chunks_near_held_out"],
+        },
+        f"of {counts['pairs_found']:,} questions": {
+            "or their answers repeat others": counts["pairs_query_repeated"]
+            + counts["pairs_answer_repeated"],
+            "are nearly those held out": counts["train_pairs_near_held_out"],
+        },
+    }
+    said = [
+        f"{what}, " + " and ".join(f"{count:,} {why}" for why, count in dropped.items() if count)
+        for what, dropped in reasons.items()
+        if any(dropped.values())
+    ]
+    return [f"Left out as duplicates and near duplicates: {'; '.join(said)}."] if said else []
 
 
 def _is_held_out(item: Chunk | Pair, starts: dict[str, int]) -> bool:

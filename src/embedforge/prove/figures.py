@@ -194,6 +194,13 @@ def best_mode(held_out: HeldOut, trained: Encoded, *, seed: int) -> Mode:
     return max(better, key=lambda mode: better[mode]) if better else "fused"
 
 
+def ndcg_of(one: Encoded) -> Scores:
+    """Return nDCG@10 of each question, [questions], by the system's own vectors."""
+    found, _ = exact_search(one.queries, one.documents, DEPTH)
+    relevant = [{row: 1.0} for row in range(len(one.queries))]
+    return per_query_metrics(found, relevant, k=DEPTH)["ndcg@10"]
+
+
 def clustered(held_out: HeldOut) -> tuple[list[int], list[str]]:
     """Return the questions whose answers are clustered, and the part of the folder that each comes from.
 

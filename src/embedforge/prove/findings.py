@@ -81,10 +81,10 @@ def _on_distillation(figures: Figures, measure: Measure) -> list[Finding]:
 
 
 def _share_of_teacher(what: str, own: Interval, teacher: Interval, test: PairedTest) -> Finding:
-    """Say how much of the teacher's nDCG@10 is kept; a loss that chance may explain is good news."""
+    """Say how much of the teacher's nDCG@10 is kept; a difference that chance may explain is no news."""
     share = own.mean / teacher.mean if teacher.mean else 0.0
     interval = f"{test.difference:+.3f}, 95 % interval {test.low:+.3f} to {test.high:+.3f}"
-    tone: Tone = "bad" if test.is_real and test.difference < 0 else "good"
+    tone: Tone = ("bad" if test.difference < 0 else "good") if test.is_real else "neutral"
     text = f"{what}: nDCG@10 {own.mean:.3f}, {share:.0%} of the teacher's {teacher.mean:.3f} ({interval})."
     return Finding(text.replace("%", " %", 1), tone)
 

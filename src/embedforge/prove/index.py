@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ from embedforge.encode import encode
 from embedforge.files import read_json, write_json
 from embedforge.model.encoder import embedding_model, load
 from embedforge.prove.held_out import HeldOut
-from embedforge.prove.systems import TRAINED, Encoded
+from embedforge.prove.systems import Encoded
 from embedforge.runtime import pick_device
 from embedforge.search import Document, Mode, build_index
 
@@ -31,22 +30,24 @@ def passages_of(folder: Folder) -> list[Pair | Chunk]:
 
 def index_folder(
     out: Path,
+    model_folder: Path,
     folder: Folder,
     held_out: HeldOut,
-    encoded: Mapping[str, Encoded],
+    encoded: Encoded,
     most: int,
     mode: Mode,
     made_of: str,
     device: str | None,
     console: Console,
 ) -> None:
-    """Index the folder with OUT/run/model; a part drawn by the seed where time is short.
+    """Index the folder with the kept model; a part drawn by the seed where time is short.
 
     Args:
         out: of the run.
+        model_folder: of the model that is kept.
         folder: what was read.
         held_out: whose vectors are there already.
-        encoded: these vectors.
+        encoded: these vectors, by that model.
         most: passages to encode beyond these.
         mode: how it is to be searched, see `figures.best_mode`.
         made_of: hash of what the index depends on; one that was made of the same is left as it is.
@@ -57,7 +58,7 @@ def index_folder(
     if made.exists() and read_json(made) == made_of:
         return
     pairs = [*held_out.pairs, *held_out.distractors]
-    known = {pair.id: vector for pair, vector in zip(pairs, encoded[TRAINED].documents, strict=True)}
+    known = {pair.id: vector for pair, vector in zip(pairs, encoded.documents, strict=True)}
     passages = passages_of(folder)
     new = [passage for passage in passages if passage.id not in known]
     chosen = draw((passage.id for passage in new), most, seed=0)
@@ -70,7 +71,6 @@ def index_folder(
         )
     new = [passage for passage in new if passage.id in chosen]
     made.unlink(missing_ok=True)  # an index that is being replaced is made of neither
-    model_folder = out / "run" / "model"
     model = embedding_model(load(str(model_folder), device=str(pick_device(device))))
     contract = model.contract
     with progress_bar(console) as bar:

@@ -15,9 +15,10 @@ from embedforge.evaluate.training_log import losses_by_stage
 from embedforge.prove.figures import ALL, BM25, METRICS, Figures, Measure, clustered
 from embedforge.prove.findings import findings
 from embedforge.prove.held_out import HeldOut
+from embedforge.prove.keep import Kept
 from embedforge.prove.systems import ACROSS, AS_IT_CAME, TEACHER, TRAINED, UNTRAINED, Encoded
 from embedforge.report import charts
-from embedforge.report.page import Cell, Chart, Headline, QueryExample, Report, Table, Tone
+from embedforge.report.page import Cell, Chart, Finding, Headline, QueryExample, Report, Table, Tone
 from embedforge.statistics import Interval, PairedTest
 
 LABELS = {"ndcg@10": "nDCG@10", "recall@10": "recall@10", "mrr@10": "MRR@10"}
@@ -44,6 +45,7 @@ def build_report(
     log: Path,
     *,
     title: str,
+    kept: Kept,
     notices: Sequence[str],
     details: Mapping[str, Any],
     seed: int,
@@ -57,6 +59,7 @@ def build_report(
         folder: what was read.
         log: `log.jsonl` of the training run.
         title: of the page.
+        kept: which model is the run's.
         notices: what else the user should know of the run.
         details: how the figures were made.
         seed: of the examples.
@@ -65,7 +68,7 @@ def build_report(
         title=title,
         subtitle=f"{figures.questions[ALL]:,} questions that held-out text asks by its structure, against "
         f"{figures.documents:,} passages; nothing of the held-out text was trained on",
-        summary=[*findings(figures), *folder.notices, *notices],
+        summary=[*_on_kept(kept), *findings(figures), *folder.notices, *notices],
         headlines=_headlines(figures),
         tables=[*_tables(figures), _counts_table(folder.counts)],
         charts=[*_charts(figures, held_out, encoded, seed), *_curves(log)],
@@ -73,6 +76,10 @@ def build_report(
         models=("before: decoder as it came", "after: trained", BM25),
         details=details,
     )
+
+
+def _on_kept(kept: Kept) -> list[Finding]:
+    return [Finding(kept.verdict, "bad")] if kept.verdict else []
 
 
 def _headlines(figures: Figures) -> list[Headline]:

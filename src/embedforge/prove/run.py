@@ -8,7 +8,8 @@ skipped when that is there, so an interrupted run goes on:
     OUT/prove.json          what was asked, and the plan: recipe, sizes, seconds spent
     OUT/data/               what was read of the folder, and what is trained on (read it)
     OUT/vectors/            what each system made of held-out text, until the report is written
-    OUT/run/                the training run: log, checkpoints, model
+    OUT/run/                the training run: log, checkpoints, and what training made
+    OUT/model/              that, or the base as it came where it finds more (prove/keep.py)
     OUT/index/              the folder's passages, searchable
     OUT/report.html, OUT/report.json
 """
@@ -48,6 +49,7 @@ from embedforge.prove.distilling import (
 from embedforge.prove.figures import best_mode, figures_of
 from embedforge.prove.held_out import HeldOut, held_out_of, is_code
 from embedforge.prove.index import index_folder
+from embedforge.prove.keep import MODEL, Kept, better_of, keep_model, model_of
 from embedforge.prove.page import build_report
 from embedforge.prove.plan import (
     Measured,
@@ -87,7 +89,7 @@ from embedforge.train.run import Interrupted, train
 from embedforge.train.stages import prepare_model
 
 PLAN, REPORT = "prove.json", "report.json"
-OURS = (PLAN, PHASES, "base", "data", "vectors", "run", "index", "report.html", REPORT)
+OURS = (PLAN, PHASES, "base", "data", "vectors", "run", MODEL, "index", "report.html", REPORT)
 PAIRS_NEEDED = 50
 OVERRUN = 1.2
 """A run that takes this many times what was asked says where the time went."""
@@ -189,7 +191,9 @@ def prove(
                 torch.set_num_threads(threads)
     report = read_object(out / REPORT)
     stdout().print(terminal_table(report))
-    say(next_steps(out, report["question"] or "what you look for"), stdout())
+    if verdict := report.get("kept", {}).get("verdict"):
+        stdout().print(verdict, style="bold red", soft_wrap=True)
+    say(next_steps(out, model_of(out), report["question"] or "what you look for"), stdout())
     return report
 
 
@@ -213,6 +217,11 @@ class _Run:
     def measured(self) -> Measured:
         """Of the machine and the folder, as last measured."""
         return Measured(**self.plan["measured"])
+
+    @property
+    def kept(self) -> Kept:
+        """Which model is the run's."""
+        return Kept(**self.plan["kept"])
 
     @property
     def left(self) -> float:
@@ -466,11 +475,14 @@ class _Run:
     # --- what is left to the user ------------------------------------------------------------------------
 
     def index(self, texts: Folder, held_out: HeldOut, encoded: Mapping[str, Encoded]) -> None:
-        """Index the folder's passages with the trained model."""
+        """Keep the better model, and index the folder's passages with it."""
         most = self.plan["sizes after"]["indexed"]
-        made_of = key_of(self.data, self.plan["recipe"], self.plan["sizes after"])
-        mode = best_mode(held_out, encoded[TRAINED], seed=self.seed)
-        index_folder(self.out, texts, held_out, encoded, most, mode, made_of, self.device, self.console)
+        if "kept" not in self.plan:
+            self._decide(kept=asdict(better_of(held_out, encoded, self.seed)))
+        model, chosen = keep_model(self.out, self.kept.system, self.recipe), encoded[self.kept.system]
+        made_of = key_of(self.data, self.plan["recipe"], self.plan["sizes after"], self.kept.system)
+        mode = best_mode(held_out, chosen, seed=self.seed)
+        index_folder(self.out, model, texts, held_out, chosen, most, mode, made_of, self.device, self.console)
 
     def report(self, texts: Folder, held_out: HeldOut, encoded: Mapping[str, Encoded]) -> list[str]:
         """Write report.html, then report.json, which says that the run is finished; return why it overran."""
@@ -495,6 +507,7 @@ class _Run:
                 texts,
                 self.out / "run" / "log.jsonl",
                 title=f"embedforge {self.plan['asked']['verb']}: {self.folder.name}",
+                kept=self.kept,
                 notices=overrun,
                 details=details,
                 seed=self.seed,
@@ -503,6 +516,7 @@ class _Run:
         found = {
             "systems": list(encoded),
             **figures.as_json(),
+            "kept": {**asdict(self.kept), "verdict": self.kept.verdict},
             "read": texts.counts,
             "notices": [*texts.notices, *overrun],
             "question": held_out.question,

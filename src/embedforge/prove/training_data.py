@@ -1,7 +1,7 @@
 """A folder's pairs as training files: questions with hard negatives, and texts with others of their part.
 
 OUT/data/retrieval.jsonl      each question with its answer, and negatives that BM25 finds
-OUT/data/same-package.jsonl   each text with another of its part of the folder, and texts of other parts
+OUT/data/same-part.jsonl      each text with another of its part of the folder, and texts of other parts
 OUT/data/questions.jsonl      for distillation: each question with its answer, nothing mined
 """
 
@@ -20,7 +20,7 @@ from embedforge.documents import Pair
 from embedforge.documents.draw import keyed_fraction
 from embedforge.files import write_jsonl
 
-RETRIEVAL_FILE, PARTS_FILE = "retrieval.jsonl", "same-package.jsonl"
+RETRIEVAL_FILE, PARTS_FILE = "retrieval.jsonl", "same-part.jsonl"
 QUESTIONS_FILE = "questions.jsonl"
 TRAINING_FILES = (RETRIEVAL_FILE, PARTS_FILE)
 PARTS_INSTRUCTION = "Identify the part of the collection that the text belongs to"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, ParamSpec
 
@@ -58,6 +59,8 @@ _STYLE = {
     "savefig.facecolor": "none",
 }
 _WIDTH = 7.6  # inches; the page scales the SVG to its column
+_LINE = 0.21  # inches of a legend's row
+_LONGEST_NAME = 60
 _P = ParamSpec("_P")
 
 
@@ -281,20 +284,40 @@ def _figure(
 
 
 def _legend(figure: Figure, axes: Axes, *, below: bool = False, reverse: bool = False) -> None:
-    """Name the series, where there are several, in as many columns as there is room for."""
+    """Name the series, where there are several, in as many columns as there is room for.
+
+    The figure grows by the rows beyond the second, so that the axes keep their size.
+    """
     handles, names = axes.get_legend_handles_labels()
     if len(names) < 2:
         return
-    names = [_shorten(name, 34) for name in names]
-    inches = 0.55 + 0.085 * max(map(len, names))
+    names = [_shorten(name, _LONGEST_NAME) for name in names]
+    columns = _columns_that_fit(figure, names)
+    rows = -(-len(names) // columns)
+    figure.set_figheight(figure.get_figheight() + _LINE * max(0, rows - 2))
     figure.legend(
         handles[::-1] if reverse else handles,
         names[::-1] if reverse else names,
         loc="outside lower left" if below else "outside upper left",
-        ncols=max(1, min(4, int(_WIDTH / inches))),
+        ncols=columns,
         handlelength=1.2,
         columnspacing=1.2,
     )
+
+
+def _columns_that_fit(figure: Figure, names: Sequence[str]) -> int:
+    """Return the most columns, four at most, whose names are together no wider than the figure.
+
+    One for scripts that matplotlib's own font does not know: it sets columns too near for them.
+    """
+    if any(unicodedata.east_asian_width(letter) in "WF" for name in names for letter in name):
+        return 1
+    widths = [0.55 + 9.5 / 72 * sum(0.8 if letter.isupper() else 0.62 for letter in name) for name in names]
+    for columns in range(min(4, len(names)), 1, -1):
+        rows = -(-len(names) // columns)  # filled column by column
+        if sum(max(widths[k : k + rows]) for k in range(0, len(names), rows)) <= figure.get_figwidth():
+            return columns
+    return 1
 
 
 def _running_mean(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
@@ -318,4 +341,8 @@ def _as_interval(value: Interval | float) -> Interval:
 
 
 def _shorten(label: str, most: int) -> str:
-    return label if len(label) <= most else label[: most - 1] + "…"
+    """Cut the middle out of a long label: paths differ at their ends."""
+    if len(label) <= most:
+        return label
+    end = most // 2
+    return f"{label[: most - end - 1]}…{label[-end:]}"

@@ -8,8 +8,8 @@ from embedforge.errors import EmbedforgeError
 from embedforge.search.folder_store import INDEX_FILE, FolderStore
 from embedforge.search.store import Store
 
-MODEL_FOLDERS = ("run/model", "model")
-"""Where a run has its model, seen from the run's folder."""
+MODEL_FOLDERS = ("model", "run/model")
+"""Where a run has its model, seen from the run's folder; runs of earlier versions had run/model alone."""
 LANCE_TABLE = "documents.lance"
 
 
