@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from embedforge.cli.app import Device, Dtype, FirstWordOptional, MaxTokens, app, pairs_of
+from embedforge.cli.app import Device, Dtype, FirstWordOptional, MaxTokens, Seed, app, pairs_of
 from embedforge.errors import EmbedforgeError
 
 
@@ -108,6 +108,66 @@ def vectors(
     if save_rotated is not None:
         say(f"The rotated model is in {save_rotated}", stdout())
     say(str(out / "report.html"), stdout())
+
+
+@compress_app.command(
+    epilog="Example: embedforge compress weights run/model --prune wanda --texts docs.txt --recover 500"
+)
+def weights(
+    model: Annotated[str, typer.Argument(help="A model folder that embedforge saved.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Where the work goes; the result is OUT/model.")
+    ] = Path("compressed-weights"),
+    prune: Annotated[
+        str | None,
+        typer.Option(help="magnitude, or wanda: weighed by what each weight is fed on --texts."),
+    ] = None,
+    sparsity: Annotated[
+        str, typer.Option(help="Share that becomes zero (0.5), or n that stay of every m (2:4).")
+    ] = "0.5",
+    texts: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Texts for wanda and --recover: .txt of a text a line, or training data; may be repeated."
+        ),
+    ] = None,
+    recover: Annotated[
+        int, typer.Option(min=0, help="Steps of distillation from the unpruned model; zeros stay zero.")
+    ] = 0,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="Round the linear layers to int8, at the end.")
+    ] = False,
+    batch: Annotated[int, typer.Option(min=2, help="Texts of a step of --recover.")] = 64,
+    learning_rate: Annotated[float, typer.Option(help="Of --recover.")] = 5e-5,
+    seed: Seed = 0,
+    device: Device = None,
+) -> None:
+    """Prune the linear layers of a finished model, train back what that lost, round them to int8.
+
+    Zeros save nothing by themselves: they are for runtimes with sparse kernels (2:4). int8 weights take a
+    quarter of the memory of float32 ones. Run the same command again to go on.
+    """
+    from embedforge.curate.sources import sources_of
+    from embedforge.model.folder import require_model
+
+    if prune not in (None, "magnitude", "wanda"):
+        raise EmbedforgeError(f"--prune {prune}: there is magnitude and wanda")
+    sources = sources_of(texts or [])
+    require_model(model)  # before torch is imported: a mistake in it shows at once
+    from embedforge.compress.weights import MODEL, WeightSettings, compress_weights, told
+
+    settings = WeightSettings(
+        prune=prune,  # type: ignore[arg-type]
+        sparsity=sparsity,
+        texts=tuple(sources),
+        recover=recover,
+        int8=int8,
+        batch=batch,
+        learning_rate=learning_rate,
+        seed=seed,
+    )
+    facts = compress_weights(model, out, settings, device)
+    typer.echo(f"{told(facts)}\nThe model is in {out / MODEL}")
 
 
 def _whole_numbers(option: str, text: str) -> tuple[int, ...]:

@@ -107,11 +107,11 @@ def terminal_table(curve: Curve) -> TerminalTable:
     judged = judge(curve)
     best = cheapest(judged, curve.within)
     table = TerminalTable(box=box.SIMPLE, pad_edge=False)
-    for heading in ("variant", "bytes", "in memory", "score", "95 %", "of whole", "difference"):
-        table.add_column(heading, justify="left" if heading == "variant" else "right", overflow="fold")
+    table.add_column("variant", no_wrap=True)
+    for heading in ("bytes", "score", "kept", "minus whole, 95 %"):
+        table.add_column(heading, justify="right", overflow="fold")
     for one in _by_bytes(judged):
-        cells = [one.variant.label, f"{one.variant.bytes:,}", f"{one.variant.searched_bytes:,}"]
-        cells += [f"{one.score.mean:.3f}", f"{one.score.low:.3f} to {one.score.high:.3f}", f"{one.kept:.1%}"]
+        cells = [one.variant.label, f"{one.variant.bytes:,}", f"{one.score.mean:.3f}", f"{one.kept:.1%}"]
         change = one.change
         cells.append(
             "" if change is None else f"{change.difference:+.3f} [{change.low:+.3f}, {change.high:+.3f}]"

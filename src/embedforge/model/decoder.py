@@ -31,6 +31,8 @@ from embedforge.errors import EmbedforgeError, did_you_mean
 from embedforge.files import read_object
 from embedforge.model.attention import position_ids, require_decoder, takes_position_ids
 from embedforge.model.folder import find_folder
+from embedforge.model.int8 import FILE_NAME as INT8
+from embedforge.model.int8 import read_int8
 from embedforge.model.shards import list_tensors
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -69,6 +71,10 @@ def read_decoder(folder: Path, *, trust_remote_code: bool = False, **model_optio
     """Load the decoder of a local folder; `model_options` go to transformers' `from_pretrained`."""
     config = read_config(folder, trust_remote_code)
     trust_remote_code = trust_remote_code and config.model_type not in CONFIG_MAPPING_NAMES
+    if (folder / INT8).exists():
+        options = model_options.get("dtype"), model_options.get("attn_implementation")
+        with quiet():
+            return read_int8(folder, config, *options).eval()
     try:
         list_tensors(folder)  # Refuses missing and cut off files by name.
         with quiet():  # Of the language-model head, which is left out on purpose.

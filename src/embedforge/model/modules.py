@@ -30,6 +30,7 @@ from embedforge.errors import EmbedforgeError
 from embedforge.files import read_object
 from embedforge.model.attention import make_bidirectional
 from embedforge.model.decoder import read_decoder, read_tokenizer, token_states, torch_dtype
+from embedforge.model.int8 import is_int8, save_int8
 from embedforge.model.pooling import LatentAttention, Pooler, pooler_class
 from embedforge.model.precision import ExactRotary
 from embedforge.model.shards import WEIGHTS, read_header
@@ -127,7 +128,10 @@ class TextEncoder(ExactRotary, InputModule):
         goldens = tuple(golden.model_copy(update={"vector": ()}) for golden in self.contract.goldens)
         dtype = str(self.decoder.dtype).removeprefix("torch.")
         contract = self.contract.model_copy(update={"goldens": goldens, "dtype": dtype})
-        self.decoder.save_pretrained(output_path)
+        if is_int8(self.decoder):
+            save_int8(self.decoder, Path(output_path))
+        else:
+            self.decoder.save_pretrained(output_path)
         self.tokenizer.save_pretrained(output_path)
         contract.save(Path(output_path))
 
