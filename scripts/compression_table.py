@@ -1,8 +1,8 @@
-"""NV-Embed's table of pruning in miniature: quality after pruning, after recovery, and with int8 weights.
+"""NV-Embed's table of pruning in miniature: after pruning, after recovery, and with int8 weights.
 
-    python scripts/compression_table.py MODEL --tasks FOLDER --texts texts.jsonl --steps 300 --out runs/compression
+    python scripts/compression_table.py MODEL --tasks FOLDER --texts texts.jsonl --page docs/compress.md
 
-Writes the table between the marks of docs/compress.md (--page), and OUT/table.json. Runs go on where they stopped.
+Writes the table between the page's marks, and OUT/table.json. Runs go on where they stopped.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ def main() -> None:
     for key, label in zip(folders, results.models, strict=True):
         scores = [results.score(label, task) for task in results.tasks]
         means[key] = sum(score or 0.0 for score in scores) / len(scores)
-    write_json(arguments.out / "table.json", {**facts(), "means": {" ".join(k): v for k, v in means.items()}})
+    named = {" ".join(key): mean for key, mean in means.items()}
+    write_json(arguments.out / "table.json", {**facts(), "means": named})
     table = table_of(means, arguments, list(results.tasks))
     print(table)
     if arguments.page is not None:

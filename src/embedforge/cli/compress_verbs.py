@@ -84,7 +84,7 @@ def vectors(
         raise EmbedforgeError("--save-rotated needs a rotation: name texts for it with --rotate FILE")
     sources = sources_of(rotate or [])
     require_model(model)  # before torch is imported: a mistake in it shows at once
-    from embedforge.compress.page import judge, sentences, terminal_table
+    from embedforge.compress.page import sentences, terminal_table
     from embedforge.compress.run import Asked, compress
     from embedforge.console import say, stdout
     from embedforge.evaluate.results import EvaluationSettings
@@ -103,7 +103,7 @@ def vectors(
         model, tasks, out, asked=asked, settings=settings, save_rotated=save_rotated, device=device
     )
     stdout().print(terminal_table(curve))
-    for finding in sentences(curve, judge(curve)):
+    for finding in sentences(curve):
         say(finding.text, stdout())
     if save_rotated is not None:
         say(f"The rotated model is in {save_rotated}", stdout())

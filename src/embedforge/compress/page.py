@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,24 @@ class Curve:
     rotated_on: str = ""
     """Texts that the rotation comes from."""
 
+    @functools.cached_property
+    def by_task(self) -> dict[str, Scores]:
+        """Each task's scores of all variants, also on resampled units."""
+        labels = [variant.label for variant in self.variants]
+        return {name: scores_of([[row[label]] for label in labels]) for name, row in self.tasks.items()}
+
+    @functools.cached_property
+    def judged(self) -> list[Judged]:
+        """Every variant's mean score, and what it keeps of the first one's."""
+        overall = mean_of(list(self.by_task.values()))
+        whole = interval(overall, 0)
+        found = [Judged(self.variants[0], whole, None, 1.0, 1.0)]
+        for row, variant in enumerate(self.variants[1:], start=1):
+            change = difference(overall, row).test
+            kept, low = (1 + moved / max(whole.mean, 1e-12) for moved in (change.difference, change.low))
+            found.append(Judged(variant, interval(overall, row), change, kept, low))
+        return found
+
 
 @dataclass(frozen=True)
 class Judged:
@@ -51,24 +70,6 @@ class Judged:
     """Share of the whole vectors' score."""
     surely: float
     """The same at the low end of the interval of the difference."""
-
-
-def judge(curve: Curve) -> list[Judged]:
-    """Return every variant's mean score, and what it keeps of the first one's."""
-    overall = mean_of(list(scores_by_task(curve).values()))
-    whole = interval(overall, 0)
-    found = [Judged(curve.variants[0], whole, None, 1.0, 1.0)]
-    for row, variant in enumerate(curve.variants[1:], start=1):
-        change = difference(overall, row).test
-        kept, low = (1 + moved / max(whole.mean, 1e-12) for moved in (change.difference, change.low))
-        found.append(Judged(variant, interval(overall, row), change, kept, low))
-    return found
-
-
-def scores_by_task(curve: Curve) -> dict[str, Scores]:
-    """Return each task's scores of all variants, also on resampled units."""
-    labels = [variant.label for variant in curve.variants]
-    return {name: scores_of([[row[label]] for label in labels]) for name, row in curve.tasks.items()}
 
 
 def cheapest(judged: Sequence[Judged], within: float, *, surely: bool = False) -> Judged:
@@ -87,7 +88,7 @@ def cheapest(judged: Sequence[Judged], within: float, *, surely: bool = False) -
 
 def write_results(out: Path, curve: Curve, facts: Mapping[str, Any]) -> None:
     """Write results.json and report.html."""
-    judged = judge(curve)
+    judged = curve.judged
     named = {"cheapest": cheapest(judged, curve.within)}
     named["cheapest, surely"] = cheapest(judged, curve.within, surely=True)
     results = {
@@ -104,7 +105,7 @@ def write_results(out: Path, curve: Curve, facts: Mapping[str, Any]) -> None:
 
 def terminal_table(curve: Curve) -> TerminalTable:
     """Return the variants by bytes, largest first; the cheapest within the bound is bold."""
-    judged = judge(curve)
+    judged = curve.judged
     best = cheapest(judged, curve.within)
     table = TerminalTable(box=box.SIMPLE, pad_edge=False)
     table.add_column("variant", no_wrap=True)
@@ -120,8 +121,9 @@ def terminal_table(curve: Curve) -> TerminalTable:
     return table
 
 
-def sentences(curve: Curve, judged: Sequence[Judged]) -> list[Finding]:
+def sentences(curve: Curve) -> list[Finding]:
     """Say which variant to take, how sure that is, and whether the rotation helps."""
+    judged = curve.judged
     whole = judged[0].variant
     best, sure = (cheapest(judged, curve.within, surely=surely) for surely in (False, True))
     bound = f"{curve.within:g} per cent of the whole vectors"
@@ -187,7 +189,7 @@ def _report(curve: Curve, judged: Sequence[Judged], facts: Mapping[str, Any]) ->
         title=f"Smaller vectors of {curve.model}",
         subtitle=f"{len(judged)} variants on {len(curve.tasks)} task{'s' * (len(curve.tasks) > 1)}, all from "
         "the same vectors",
-        summary=sentences(curve, judged),
+        summary=sentences(curve),
         headlines=headlines,
         charts=_charts(curve, judged),
         tables=[_table(judged), *_task_table(curve)],
@@ -257,7 +259,7 @@ def _table(judged: Sequence[Judged]) -> Table:
 def _task_table(curve: Curve) -> list[Table]:
     if len(curve.tasks) < 2:
         return []
-    scores = scores_by_task(curve)
+    scores = curve.by_task
     rows: list[list[Cell]] = [
         [variant.label, *(interval(task, row) for task in scores.values())]
         for row, variant in enumerate(curve.variants)

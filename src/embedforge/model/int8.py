@@ -22,7 +22,7 @@ from embedforge.model.shards import WEIGHTS, read_header
 
 FILE_NAME = "model.int8.safetensors"
 LARGEST = 127
-_ONE_FILE = "1PB"
+_ONE_FILE = "1000TB"
 
 
 class Int8Linear(nn.Module):
