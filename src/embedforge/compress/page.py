@@ -109,14 +109,15 @@ def terminal_table(curve: Curve) -> TerminalTable:
     best = cheapest(judged, curve.within)
     table = TerminalTable(box=box.SIMPLE, pad_edge=False)
     table.add_column("variant", no_wrap=True)
-    for heading in ("bytes", "score", "kept", "minus whole, 95 %"):
-        table.add_column(heading, justify="right", overflow="fold")
+    for heading in ("bytes", "score", "per cent kept"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    whole = max(judged[0].score.mean, 1e-12)
     for one in _by_bytes(judged):
-        cells = [one.variant.label, f"{one.variant.bytes:,}", f"{one.score.mean:.3f}", f"{one.kept:.1%}"]
-        change = one.change
-        cells.append(
-            "" if change is None else f"{change.difference:+.3f} [{change.low:+.3f}, {change.high:+.3f}]"
-        )
+        kept = f"{100 * one.kept:.1f}"
+        if one.change is not None:
+            low, high = (100 * (1 + moved / whole) for moved in (one.change.low, one.change.high))
+            kept += f" [{low:.1f}, {high:.1f}]"
+        cells = [one.variant.label, f"{one.variant.bytes:,}", f"{one.score.mean:.3f}", kept]
         table.add_row(*map(Text, cells), style="bold green" if one is best else "")
     return table
 
