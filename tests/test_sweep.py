@@ -11,8 +11,8 @@ import yaml
 
 from conftest import Run
 from embedforge.errors import EmbedforgeError
+from embedforge.evaluate.compare import difference, interval, mean_of, scores_of
 from embedforge.files import read_json
-from embedforge.sweep.compare import difference, interval, mean_of, scores_of
 from embedforge.sweep.grid import cells_of, parse_grid
 from embedforge.train.run import train
 from embedforge.train.trainer import StageTrainer

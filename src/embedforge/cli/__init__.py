@@ -14,21 +14,15 @@ import typer
 
 # The order of the imports is that of the verbs in --help.
 from embedforge.cli import train_verbs, sweep_verbs, recipe_verbs, base_verbs  # isort: skip
-from embedforge.cli import (
-    curate_verbs,
-    data_verbs,
-    encode_verbs,
-    hub_verbs,
-    model_verbs,
-    search_verbs,
-    serve_verbs,
-)
+from embedforge.cli import curate_verbs, data_verbs, encode_verbs, model_verbs, compress_verbs  # isort: skip
+from embedforge.cli import hub_verbs, search_verbs, serve_verbs  # isort: skip
 from embedforge.cli.app import app
 from embedforge.errors import EmbedforgeError
 
 __all__ = [
     "app",
     "base_verbs",
+    "compress_verbs",
     "curate_verbs",
     "data_verbs",
     "encode_verbs",

@@ -9,6 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from embedforge import __version__
+from embedforge.errors import EmbedforgeError
 from embedforge.stopping import exit_code, sigterm_like_ctrl_c
 
 _KEPT = {
@@ -83,3 +84,26 @@ def source_folder(recipe: str | None, data: Path | None) -> Path | None:
     if data is not None:
         return data
     return Path(recipe).parent if recipe is not None and Path(recipe).exists() else Path.cwd()
+
+
+class FirstWordOptional(TyperGroup):
+    """Verbs of which one need not be named: `embedforge index FOLDER` is `embedforge index files FOLDER`."""
+
+    default: str
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+        """Put the default verb before what is none."""
+        if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
+            args = [self.default, *args]
+        return super().parse_args(ctx, args)
+
+
+def pairs_of(option: str, form: str, items: list[str]) -> dict[str, str]:
+    """Read an option's NAME=VALUE, repeated; `form` is what an error calls that."""
+    pairs = {}
+    for item in items:
+        key, separator, value = item.partition("=")
+        if not separator:
+            raise EmbedforgeError(f"{option} takes {form}, got '{item}'")
+        pairs[key] = value
+    return pairs

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from embedforge.cli.app import Device, Dtype, MaxTokens, app
+from embedforge.cli.app import Device, Dtype, MaxTokens, app, pairs_of
 from embedforge.errors import EmbedforgeError
 
 
@@ -55,7 +55,7 @@ def evaluate(
         models,
         tasks,
         out,
-        instructions=_pairs(instruction or []),
+        instructions=pairs_of("--instruction", "TASK=TEXT", instruction or []),
         split=split,
         max_tokens=max_tokens,
         dtype=dtype,
@@ -238,16 +238,6 @@ def merge(
     parts = run(models, out, how=how, weights=shares, dev=dev or (), device=device)  # type: ignore[arg-type]
     print_parts(parts)
     typer.echo(f"The model is in {out}")
-
-
-def _pairs(items: list[str]) -> dict[str, str]:
-    pairs = {}
-    for item in items:
-        key, separator, value = item.partition("=")
-        if not separator:
-            raise EmbedforgeError(f"--instruction takes TASK=TEXT, got '{item}'")
-        pairs[key] = value
-    return pairs
 
 
 def _layers(text: str) -> int | list[int]:

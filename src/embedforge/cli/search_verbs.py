@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
 
-from embedforge.cli.app import Device, app
+from embedforge.cli.app import Device, FirstWordOptional, app
 from embedforge.errors import EmbedforgeError
 
 Where = Annotated[str, typer.Argument(help="The index: a folder, or a URL (lance://, s3://, db://).")]
@@ -55,15 +54,10 @@ def search(
     run(folder, query, k=k, mode=mode, filters=filters or (), as_json=as_json, model=model, device=device)
 
 
-class _FolderFirst(TyperGroup):
+class _FolderFirst(FirstWordOptional):
     """`embedforge index FOLDER` is `embedforge index files FOLDER`."""
 
     default = "files"
-
-    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
-        if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
-            args = [self.default, *args]
-        return super().parse_args(ctx, args)
 
 
 index_app = typer.Typer(

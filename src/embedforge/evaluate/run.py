@@ -78,7 +78,7 @@ def evaluate(
     Raises:
         EmbedforgeError: mteb is missing, a name is unknown, data is broken.
     """
-    _require_mteb()
+    require_mteb()
     out, names = Path(out), [str(model) for model in models]
     labels = model_labels(names)
     for model in names:
@@ -92,7 +92,7 @@ def evaluate(
     settings = EvaluationSettings(split, dtype, max_tokens, tokens_per_batch, instructions)
     table: dict[str, dict[str, dict[str, Any] | None]] = {task.metadata.name: {} for task in selected}
     with hold(out):
-        with _quiet(), progress_bar() as progress:
+        with quiet_mteb(), progress_bar() as progress:
             for model, label in zip(names, labels, strict=True):
                 runner = _Runner(model, label, settings, device, progress, len(selected))
                 for task in selected:
@@ -152,8 +152,12 @@ class _Runner:
         if self._model == BM25 and task.metadata.type not in BM25_TYPES:
             self._bar.advance(self._row)
             return None
-        path = out / "tasks" / _file_name(self._label) / f"{_file_name(task.metadata.name)}.json"
-        inputs = self._inputs(task)
+        path = out / "tasks" / file_name(self._label) / f"{file_name(task.metadata.name)}.json"
+        own = self._settings.instructions or {}
+        instruction = (
+            None if self._model == BM25 else instruction_of(task.metadata.name, task.metadata.type, own)
+        )
+        inputs = task_inputs(task, self._fingerprint, instruction, self._settings)
         result: dict[str, Any] | None = read_json(path) if resume and path.exists() else None
         if result is None or result["inputs"] != inputs:
             result = {"model": self._model, "inputs": inputs, **self._run(task)}
@@ -161,27 +165,12 @@ class _Runner:
         self._bar.advance(self._row)
         return result
 
-    def _inputs(self, task: Any) -> dict[str, Any]:
-        """Return all that the numbers depend on; an older result counts only if this is the same."""
-        settings, metadata = self._settings, task.metadata
-        own = settings.instructions or {}
-        return {
-            "model": self._fingerprint,
-            "task": metadata.name,
-            "data": metadata.revision,
-            "splits": list(task.eval_splits),
-            "instruction": instruction_of(metadata.name, metadata.type, own) if self._model != BM25 else None,
-            "dtype": settings.dtype,
-            "max_tokens": settings.max_tokens,
-            "tokens_per_batch": settings.tokens_per_batch,
-            "versions": versions(),
-            **({"reader": READER} if hasattr(task, "folder") else {}),
-        }
+    def _instruction(self, task: Any) -> str | None:
+        if self._model == BM25:
+            return None
+        return instruction_of(task.metadata.name, task.metadata.type, self._settings.instructions or {})
 
     def _run(self, task: Any) -> dict[str, Any]:
-        from embedforge.evaluate.mteb_call import run_with_mteb
-        from embedforge.evaluate.units import unit_scores
-
         texts = 0
 
         def advance(count: int) -> None:
@@ -190,32 +179,10 @@ class _Runner:
             self._bar.update(self._row, note=f"{task.metadata.name}: {texts:,} texts")
 
         runner, settings, instruction = self._scorer(task, advance)
-        start = time.monotonic()
-        result, predicted = run_with_mteb(runner, task)
-        by_split = {split: {row["hf_subset"]: row for row in rows} for split, rows in result.scores.items()}
-        score = float(result.get_score())
-        if not math.isfinite(score):
-            raise EmbedforgeError(
-                f"{self._model} on {task.metadata.name}: the score is {score}; are its vectors all equal, "
-                "or NaN? Finished tasks are kept"
-            )
-        units = None
-        if len(by_split) == 1:
-            ((split, scores),) = by_split.items()
-            units = unit_scores(task, split, predicted, scores)
+        result = score_task(runner, task, self._model)
         if task.data_loaded:
             task.unload_data()
-        return {
-            "type": task.metadata.type,
-            "metric": task.metadata.main_score,
-            "score": score,
-            "instruction": instruction,
-            "settings": settings,
-            "seconds": round(time.monotonic() - start, 1),
-            "scores": _finite(by_split),
-            "units": None if units is None else units.as_json(),
-            "notes": dict(getattr(task, "notes", {})),
-        }
+        return {**result, "instruction": instruction, "settings": settings}
 
     def _scorer(self, task: Any, advance: Callable[[int], None]) -> tuple[Any, dict[str, Any], str | None]:
         from embedforge.evaluate.baselines import Bm25Search
@@ -236,6 +203,73 @@ class _Runner:
             )
         self._encoder.progress = advance
         return self._encoder, self._encoder.settings(), self._encoder.instruction(task.metadata)
+
+
+def task_inputs(
+    task: Any, model: str, instruction: str | None, settings: EvaluationSettings
+) -> dict[str, Any]:
+    """Return all that the numbers depend on; an older result counts only if this is the same.
+
+    Args:
+        task: from `find_tasks`.
+        model: its fingerprint.
+        instruction: what its queries get.
+        settings: of the evaluation.
+    """
+    metadata = task.metadata
+    return {
+        "model": model,
+        "task": metadata.name,
+        "data": metadata.revision,
+        "splits": list(task.eval_splits),
+        "instruction": instruction,
+        "dtype": settings.dtype,
+        "max_tokens": settings.max_tokens,
+        "tokens_per_batch": settings.tokens_per_batch,
+        "versions": versions(),
+        **({"reader": READER} if hasattr(task, "folder") else {}),
+    }
+
+
+def score_task(runner: Any, task: Any, model: str) -> dict[str, Any]:
+    """Score something on a task with mteb; the task's data stay loaded.
+
+    Args:
+        runner: encoder or search of mteb's protocols.
+        task: from `find_tasks`.
+        model: what an error calls it.
+
+    Returns:
+        Type and metric of the task, `score`, all `scores` by split, `units` or None, seconds, notes.
+
+    Raises:
+        EmbedforgeError: the score is not finite, or the data are bad.
+    """
+    from embedforge.evaluate.mteb_call import run_with_mteb
+    from embedforge.evaluate.units import unit_scores
+
+    start = time.monotonic()
+    result, predicted = run_with_mteb(runner, task)
+    by_split = {split: {row["hf_subset"]: row for row in rows} for split, rows in result.scores.items()}
+    score = float(result.get_score())
+    if not math.isfinite(score):
+        raise EmbedforgeError(
+            f"{model} on {task.metadata.name}: the score is {score}; are its vectors all equal, "
+            "or NaN? Finished tasks are kept"
+        )
+    units = None
+    if len(by_split) == 1:
+        ((split, scores),) = by_split.items()
+        units = unit_scores(task, split, predicted, scores)
+    return {
+        "type": task.metadata.type,
+        "metric": task.metadata.main_score,
+        "score": score,
+        "seconds": round(time.monotonic() - start, 1),
+        "scores": _finite(by_split),
+        "units": None if units is None else units.as_json(),
+        "notes": dict(getattr(task, "notes", {})),
+    }
 
 
 def model_labels(models: Sequence[str]) -> tuple[str, ...]:
@@ -283,17 +317,19 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _file_name(label: str) -> str:
+def file_name(label: str) -> str:
+    """Return a flat file name for a model's label or a task's name."""
     return label.replace("/", "__")
 
 
-def _require_mteb() -> None:
+def require_mteb(purpose: str = "embedforge evaluate") -> None:
+    """Refuse to go on without mteb; `purpose` is what needs it."""
     if importlib.util.find_spec("mteb") is None:
-        raise missing_extra("mteb", "evaluate", "embedforge evaluate")
+        raise missing_extra("mteb", "evaluate", purpose)
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_mteb() -> Iterator[None]:
     """Silence mteb's log lines and the progress bars of datasets, which would tear ours."""
     import datasets
 

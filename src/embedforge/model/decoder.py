@@ -31,6 +31,8 @@ from embedforge.files import read_object
 from embedforge.model.attention import position_ids, require_decoder, takes_position_ids
 from embedforge.model.config_check import culprit
 from embedforge.model.folder import find_folder
+from embedforge.model.int8 import FILE_NAME as INT8
+from embedforge.model.int8 import read_int8
 from embedforge.model.memory import require_memory
 from embedforge.model.shards import TensorEntry, list_tensors
 
@@ -72,6 +74,10 @@ def read_decoder(folder: Path, *, trust_remote_code: bool = False, **model_optio
     """Load the decoder of a local folder; `model_options` go to transformers' `from_pretrained`."""
     config = read_config(folder, trust_remote_code)
     trust_remote_code = trust_remote_code and config.model_type not in CONFIG_MAPPING_NAMES
+    if (folder / INT8).exists():
+        options = model_options.get("dtype"), model_options.get("attn_implementation")
+        with quiet():
+            return read_int8(folder, config, *options).eval()
     try:
         # Refuses missing and cut off files by name.
         require_memory(_bytes_of(list_tensors(folder), model_options.get("dtype")), str(folder))

@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 from embedforge.files import write_json
 from embedforge.model.attention import needs_module_flags
 from embedforge.model.decoder import quiet, state_width
+from embedforge.model.int8 import is_int8
 from embedforge.model.modules import Pool, TextEncoder
 from embedforge.model.pooling import pooler_class
 from embedforge.model.projection import FOLDER as DENSE_FOLDER
@@ -71,6 +72,8 @@ def prefer_stock_modules(
         Why sentence-transformers' own modules will not do; None when they do.
     """
     obstacle = obstacle_to_stock(contract)
+    if is_int8(decoder):
+        obstacle = "there are no linear layers with int8 weights and scales"
     if obstacle is None and tokenizer_options is None:
         obstacle = "AutoTokenizer makes other token ids of this folder than the contract's goldens have"
     if obstacle is None:

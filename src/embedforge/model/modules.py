@@ -32,6 +32,7 @@ from embedforge.files import read_object
 from embedforge.model.attention import make_bidirectional
 from embedforge.model.decoder import read_decoder, read_tokenizer, state_width, token_states, torch_dtype
 from embedforge.model.inputs import render_inputs, warn_once
+from embedforge.model.int8 import is_int8, save_int8
 from embedforge.model.memory import parameter_bytes
 from embedforge.model.pooling import LatentAttention, Pooler, pooler_class
 from embedforge.model.precision import ExactRotary, save_decoder, saved_dtype
@@ -146,7 +147,10 @@ class TextEncoder(ExactRotary, InputModule):
         goldens = tuple(golden.model_copy(update={"vector": ()}) for golden in self.contract.goldens)
         dtype = dtype or saved_dtype(self.decoder, self.contract.dtype)
         contract = self.contract.model_copy(update={"goldens": goldens, "dtype": dtype})
-        save_decoder(self.decoder, output_path, dtype)
+        if is_int8(self.decoder):
+            save_int8(self.decoder, Path(output_path))
+        else:
+            save_decoder(self.decoder, output_path, dtype)
         self.tokenizer.save_pretrained(output_path)
         contract.save(Path(output_path))
 

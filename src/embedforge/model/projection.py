@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from sentence_transformers.base.modules import Dense as StockDense
 from torch import Tensor, nn
@@ -76,6 +78,28 @@ def restore_projection(model: EmbeddingModel, state: Mapping[str, Tensor]) -> No
 def empty_map(width: int, out: int) -> nn.Linear:
     """Return a map of zeros, in float32, from vectors of `width` numbers to those of `out`."""
     return nn.Linear(width, out, bias=True, dtype=torch.float32).apply(_zero)
+
+
+def rotate(model: EmbeddingModel, rotation: NDArray[np.float64]) -> None:
+    """Turn a model's vectors by a rotation, folded into the map after the pooling or made one.
+
+    Args:
+        model: its `projection` is replaced.
+        rotation: orthogonal [dim, dim], for `vectors @ rotation`.
+
+    Raises:
+        EmbedforgeError: it is not orthogonal, or of another width.
+    """
+    width = model.dim
+    if rotation.shape != (width, width) or not np.allclose(rotation.T @ rotation, np.eye(width), atol=1e-8):
+        raise EmbedforgeError(f"a rotation of {width} numbers is orthogonal, this {rotation.shape} is not")
+    turn, old = torch.from_numpy(np.ascontiguousarray(rotation.T)), model.projection
+    turned = empty_map(model.hidden_size, width)
+    with torch.no_grad():
+        turned.weight.copy_(turn if old is None else turn @ old.weight.double().cpu())
+        if old is not None and old.bias is not None:
+            turned.bias.copy_(turn @ old.bias.double().cpu())
+    model.projection = turned.to(model.device)
 
 
 def _zero(module: Any) -> None:

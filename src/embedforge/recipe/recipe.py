@@ -29,7 +29,7 @@ from embedforge.validation import explain
 
 
 class Training(Section):
-    """How the stages are run; nothing here changes what is learned, precision apart."""
+    """How the stages are run; nothing here changes what is learned, precision and kept zeros apart."""
 
     precision: Literal["float32", "bfloat16_autocast", "bfloat16"] = "bfloat16_autocast"
     """`bfloat16` keeps the weights in bf16 with float32 master copies in the optimizer."""
@@ -45,6 +45,8 @@ class Training(Section):
     log_steps: PositiveInt = 10
     report_to: tuple[str, ...] = ()
     """Loggers of transformers by name (tensorboard, wandb, trackio); a JSONL log is always written."""
+    keep_zeros: bool = False
+    """Weights of the base's linear layers that are zero stay zero: training a pruned model."""
     fsdp: str = ""
     """Shard model and optimizer over the ranks: full_shard or shard_grad_op; "" for DDP."""
 
@@ -129,6 +131,17 @@ class Recipe(Section):
                     f"stages.{named[0].name}.layers ({named[0].layers}) cannot be had with {key}: train "
                     "those stages by a recipe of their own"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _zeros_can_be_kept(self) -> Recipe:
+        theirs = {
+            "model.adapter": (self.model.adapter, "an adapter's product fills the zeros when it is merged"),
+            "training.fsdp": (self.training.fsdp, "shards have no gradient of a whole matrix"),
+        }
+        for key, (given, why) in theirs.items():
+            if self.training.keep_zeros and given:
+                raise ValueError(f"training.keep_zeros cannot be had with {key}, for {why}: leave one out")
         return self
 
     @model_validator(mode="after")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, ParamSpec
 
 import numpy as np
@@ -79,28 +79,51 @@ def _styled(draw: Callable[_P, str]) -> Callable[_P, str]:
 
 @_styled
 def line_chart(
-    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    series: Mapping[str, tuple[Sequence[float], Sequence[float | Interval]]],
     *,
     title: str,
     x_label: str = "",
     y_label: str = "",
     smooth: bool = False,
     height: float = 3.1,
+    log_x: bool = False,
+    levels: Mapping[str, float] | None = None,
+    dashed: Collection[str] = (),
 ) -> str:
-    """Draw name -> (x, y) as lines; `smooth` draws a running mean over faint raw values."""
+    """Draw name -> (x, y) as lines; `smooth` draws a running mean over faint raw values.
+
+    An `Interval` among y is drawn as a point with its bar. `log_x` doubles x from mark to mark, `levels` are
+    named horizontal lines, and the series of `dashed` have the colours of the others in their order.
+    """
     figure, (axes,) = _figure(height)
-    for i, (name, (x, y)) in enumerate(series.items()):
+    for level, y in (levels or {}).items():
+        axes.axhline(y, color=MUTED, linewidth=0.9, linestyle=":")
+        axes.annotate(level, (1, y), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8)
+    counts = {True: 0, False: 0}
+    for name, (x, values) in series.items():
+        i = counts[name in dashed]
+        counts[name in dashed] += 1
         colour = CATEGORIES[i % len(CATEGORIES)]
-        dashes = "-" if i < len(CATEGORIES) else "--"
-        drawn = np.asarray(y, dtype=float)
+        dashes = "--" if i >= len(CATEGORIES) or name in dashed else "-"
+        drawn = np.asarray([_as_interval(value).mean for value in values])
         if smooth and len(drawn) >= 10:
             axes.plot(x, drawn, color=colour, alpha=0.22, linewidth=0.9)
             drawn = _running_mean(drawn, window=max(3, len(drawn) // 25))
         axes.plot(x, drawn, dashes, color=colour, linewidth=1.9, label=name, solid_capstyle="round")
+        for at, value in zip(x, values, strict=True):
+            if isinstance(value, Interval):
+                axes.plot([at], [value.mean], _MARKERS[i % len(_MARKERS)], color=colour, markersize=4.5)
+                axes.plot([at, at], [value.low, value.high], color=colour, linewidth=0.9, alpha=0.6)
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     axes.grid(axis="y")
     axes.margins(x=0.01)
+    if log_x:
+        marks = sorted({float(at) for x, _ in series.values() for at in x})
+        powers = 2.0 ** np.arange(np.floor(np.log2(marks[0])), np.ceil(np.log2(marks[-1])) + 1)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(powers, [f"{mark:,.0f}" for mark in powers])
+        axes.margins(x=0.04)
     _legend(figure, axes)
     return svg_of(figure, title)
 

@@ -10,12 +10,12 @@ from rich import box
 from rich.table import Table as TerminalTable
 from rich.text import Text
 
+from embedforge.evaluate.compare import MEAN, Difference, Scores, difference, interval, mean_of
 from embedforge.files import write_json
 from embedforge.report.charts import grouped_bars
 from embedforge.report.page import Cell as TableCell
 from embedforge.report.page import Chart, Finding, Report, Table, finding, write_report
 from embedforge.statistics import Interval, as_dict
-from embedforge.sweep.compare import MEAN, Difference, Scores, difference, interval, mean_of
 from embedforge.sweep.grid import Cell
 
 MOST_BARS = 12

@@ -27,6 +27,7 @@ from embedforge.data.convert import read_source
 from embedforge.data.example import Example
 from embedforge.data.mixture import fingerprint
 from embedforge.errors import EmbedforgeError
+from embedforge.evaluate.compare import Scores, scores_of
 from embedforge.evaluate.run import evaluate
 from embedforge.files import file_hash, hash_of, read_object, write_json
 from embedforge.mine.refresh import refresh_stage
@@ -35,7 +36,6 @@ from embedforge.model.encoder import embedding_model, load
 from embedforge.recipe import Recipe, source_of
 from embedforge.run_folder import claim, facts
 from embedforge.runtime import pick_device
-from embedforge.sweep.compare import Scores, scores_of
 from embedforge.sweep.grid import Cell
 from embedforge.sweep.page import write_results
 from embedforge.text.contract import FILE_NAME as CONTRACT

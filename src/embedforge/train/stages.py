@@ -15,8 +15,10 @@ from embedforge.errors import EmbedforgeError
 from embedforge.model.adapter import add_lora, merge_lora, stack_lora
 from embedforge.model.depth import Depth
 from embedforge.model.encoder import EmbeddingModel, build
+from embedforge.model.int8 import is_int8
 from embedforge.model.language_head import load_head
 from embedforge.model.mask_token import add_mask_token
+from embedforge.model.sparsity import keep_zeros
 from embedforge.recipe import Recipe, Stage
 from embedforge.recipe.objectives import Mntp, Objective, PairObjective, SimCSE, VectorObjective
 from embedforge.runtime import pick_device
@@ -66,6 +68,12 @@ def prepare_model(recipe: Recipe, device: str | None = None) -> EmbeddingModel:
     if spec.adapter is not None:
         torch.manual_seed(recipe.seed)
         model.decoder = add_lora(model.decoder, **spec.adapter.model_dump())
+    if is_int8(model.decoder):
+        raise EmbedforgeError(
+            f"{spec.base}: its weights are int8, which cannot be trained; train the model that it was made of"
+        )
+    if recipe.training.keep_zeros:
+        keep_zeros(model)
     return model if recipe.training.fsdp else model.to(pick_device(device))
 
 
