@@ -45,7 +45,7 @@ def test_each_library_is_told_the_instruction(tiny_base: Path, tmp_path: Path) -
         'encode(["a query"], prompt_name="query")',
         'query_encode_kwargs={"prompt_name": "query"}',
         "query_instruction=instruction",
-        "prefix=instruction",
+        'encode_kwargs={"prompt_name": "query"}',
         "query_embeddings=model.encode_query(",
         "table.search(model.encode_query(",
     ):

@@ -76,7 +76,12 @@ def quickstart(
     ] = None,
     out: Annotated[Path, Out] = Path("quickstart-out"),
     base: Base = None,
-    recipe: Annotated[str, typer.Option(help="Recipe by name or file.")] = "tiny",
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            help="Recipe by name or file; quickstart, from the embedder in the package, or tiny with --base."
+        ),
+    ] = None,
     set_: Overrides = None,
     minutes: Minutes = 5.0,
     max_minutes: Annotated[

@@ -212,7 +212,7 @@ HuggingFaceEmbeddings(model_name=folder, query_encode_kwargs={{"prompt_name": "q
 # LlamaIndex
 HuggingFaceEmbedding(model_name=folder, query_instruction=instruction{flag})
 # Haystack, for queries; documents have no prefix
-SentenceTransformersTextEmbedder(model=folder, prefix=instruction{flag})
+SentenceTransformersTextEmbedder(model=folder, encode_kwargs={{"prompt_name": "query"}}{flag})
 # Chroma: its embedding function knows no queries, so embed them here
 collection.query(query_embeddings=model.encode_query(["a query"]))
 # LanceDB: likewise

@@ -31,6 +31,8 @@ from embedforge.statistics import (
 )
 
 BM25, ALL = "BM25", "all"
+FUSED = "trained + BM25"
+"""Both rankings fused by reciprocal rank, as `embedforge search` does by default."""
 METRICS = ("ndcg@10", "recall@10", "mrr@10")
 KINDS = ("title", "heading", "description", "cloze")
 DEPTH = 10
@@ -172,18 +174,11 @@ def best_mode(held_out: HeldOut, trained: Encoded, *, seed: int) -> Mode:
     """
     if not held_out.pairs:
         return "fused"
-    code = is_code(held_out.pairs)
-    lexical = Bm25(held_out.documents, tokenization="identifiers" if code else "words")
-    by_words, word_scores = lexical.search([pair.query for pair in held_out.pairs], CANDIDATES)
-    by_meaning, _ = exact_search(trained.queries, trained.documents, CANDIDATES)
-    both = np.full((len(held_out.pairs), DEPTH), NOTHING, dtype=np.int64)
-    for row, (words, scores, meaning) in enumerate(zip(by_words, word_scores, by_meaning, strict=True)):
-        fused = fuse([meaning.tolist(), words[scores > 0].tolist()])[:DEPTH]
-        both[row, : len(fused)] = [document for document, _ in fused]
+    words, meaning = _by_words(held_out), _by_meaning(trained)
     relevant = [{row: 1.0} for row in range(len(held_out.pairs))]
-    rankings: dict[Mode, Any] = {"fused": both, "dense": by_meaning, "lexical": by_words}
+    rankings: dict[Mode, Ranked] = {"fused": _fused(words, meaning), "dense": meaning, "lexical": words}
     scores_of = {
-        mode: per_query_metrics(ranking[:, :DEPTH], relevant, k=DEPTH)["ndcg@10"]
+        mode: per_query_metrics(ranking.indices[:, :DEPTH], relevant, k=DEPTH)["ndcg@10"]
         for mode, ranking in rankings.items()
     }
     better: dict[Mode, float] = {}
@@ -258,11 +253,40 @@ def _questions(held_out: HeldOut) -> dict[str, int]:
 def _rankings(held_out: HeldOut, encoded: Mapping[str, Encoded]) -> dict[str, Ranked]:
     if not held_out.pairs:
         return {}
-    lexical = Bm25(held_out.documents, tokenization="identifiers" if is_code(held_out.pairs) else "words")
-    found = {BM25: Ranked(*lexical.search([pair.query for pair in held_out.pairs], DEPTH))}
+    words = _by_words(held_out)
+    found = {BM25: _first(words)}
     for name, one in encoded.items():
         found[name] = Ranked(*exact_search(one.queries, one.documents, DEPTH))
+    found[FUSED] = _fused(words, _by_meaning(encoded[TRAINED]))
     return found
+
+
+def _by_words(held_out: HeldOut) -> Ranked:
+    """Rank by BM25, as deep as a fusion needs."""
+    lexical = Bm25(held_out.documents, tokenization="identifiers" if is_code(held_out.pairs) else "words")
+    return Ranked(*lexical.search([pair.query for pair in held_out.pairs], CANDIDATES))
+
+
+def _by_meaning(one: Encoded) -> Ranked:
+    """Rank by a system's vectors, as deep as a fusion needs."""
+    return Ranked(*exact_search(one.queries, one.documents, CANDIDATES))
+
+
+def _first(ranked: Ranked) -> Ranked:
+    return Ranked(ranked.indices[:, :DEPTH], ranked.scores[:, :DEPTH])
+
+
+def _fused(words: Ranked, meaning: Ranked) -> Ranked:
+    """Fuse both rankings by reciprocal rank; one without a word of the question has no rank by words."""
+    indices = np.full((len(words.indices), DEPTH), NOTHING, dtype=np.int64)
+    fused_scores = np.zeros(indices.shape, dtype=np.float32)
+    for row, (by_words, scores, by_meaning) in enumerate(
+        zip(words.indices, words.scores, meaning.indices, strict=True)
+    ):
+        fused = fuse([by_meaning.tolist(), by_words[scores > 0].tolist()])[:DEPTH]
+        indices[row, : len(fused)] = [document for document, _ in fused]
+        fused_scores[row, : len(fused)] = [score for _, score in fused]
+    return Ranked(indices, fused_scores)
 
 
 def _retrieval(held_out: HeldOut, rankings: Mapping[str, Ranked], seed: int) -> dict[str, dict[str, Measure]]:

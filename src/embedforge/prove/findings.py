@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from embedforge.prove.figures import ALL, BM25, Figures, Measure
+from embedforge.prove.figures import ALL, BM25, FUSED, Figures, Measure
 from embedforge.prove.systems import ACROSS, AS_IT_CAME, TEACHER, TRAINED, UNTRAINED
 from embedforge.report.page import Finding, Tone, against_bm25, finding
 from embedforge.statistics import Interval, PairedTest
@@ -35,7 +35,7 @@ def _on_retrieval(measure: Measure) -> list[Finding]:
     if UNTRAINED in changes:
         what = "Retrieval (nDCG@10) against the untrained decoder without its causal mask"
         lines.append(finding(what, changes[UNTRAINED]))
-    others = [name for name in changes if name not in (AS_IT_CAME, UNTRAINED, BM25)]
+    others = [name for name in changes if name not in (AS_IT_CAME, UNTRAINED, BM25, FUSED)]
     lines += [finding(f"Retrieval (nDCG@10) in the stages {name}", changes[name]) for name in others]
     untrained = [changes[name] for name in (AS_IT_CAME, UNTRAINED) if name in changes]
     if not any(test.is_real and test.difference > 0 for test in untrained):
@@ -51,7 +51,9 @@ def _on_retrieval(measure: Measure) -> list[Finding]:
         "the questions share many words with their answers. Combine both, or train longer, with pairs, or "
         "from a larger base."
     )
-    return [*lines, against_bm25(changes[BM25], "the trained model", why)]
+    together = measure.values[FUSED].mean
+    lines.append(against_bm25(changes[BM25], "the trained model", why))
+    return [*lines, Finding(f"Fused with BM25, as embedforge search does, nDCG@10 is {together:.3f}.")]
 
 
 def _on_distillation(figures: Figures, measure: Measure) -> list[Finding]:

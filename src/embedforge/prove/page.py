@@ -189,7 +189,7 @@ def _retrieval_table(figures: Figures) -> Table:
         note="title: a document's title asks for its first passage. heading: a heading, with those above it, "
         "asks for the text below. description: a docstring or comment asks for its code. cloze: a sentence "
         "asks for the passage that it was taken out of. Means with 95 % bootstrap intervals over questions. "
-        f"Systems: the decoder as it came (causal, weighted mean){between}, and trained, the result"
+        f"Systems: the base as it came{between}, trained, the result, and its ranking fused with BM25's"
         + (_DISTILLED if TEACHER in systems else "."),
         bold_best=True,
     )

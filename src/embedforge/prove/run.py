@@ -66,11 +66,13 @@ from embedforge.prove.plan import (
 )
 from embedforge.prove.recipes import choose_recipe, trains_on_pairs, with_sources
 from embedforge.prove.systems import (
+    AS_IT_CAME,
     TEACHER,
     TRAINED,
     Build,
     Encoded,
     encode_held_out,
+    how_it_came,
     require_head,
     system_after_mntp,
     trained_systems,
@@ -88,6 +90,7 @@ from embedforge.train.prune import vocabulary_examples, with_pruned_base
 from embedforge.train.run import Interrupted, train
 from embedforge.train.stages import prepare_model
 
+QUICKSTART, TINY = "quickstart", "tiny"
 PLAN, REPORT = "prove.json", "report.json"
 OURS = (PLAN, PHASES, "base", "data", "vectors", "run", MODEL, "index", "report.html", REPORT)
 PAIRS_NEEDED = 50
@@ -98,10 +101,11 @@ OVERRUN = 1.2
 def quickstart(folder: Path | None, out: Path, *, minutes: float = 5.0, **settings: Any) -> dict[str, Any]:
     """Prove the two stages of NV-Embed on pairs that a folder's structure gives; arguments as of `prove`.
 
-    The folder is this Python's standard library where there is none, the recipe "tiny".
+    The folder is this Python's standard library where there is none. The recipe is "quickstart", which starts
+    from the embedder in the package; with a base of one's own "tiny", which makes an embedder of a decoder.
     """
     folder = folder or Path(sysconfig.get_paths()["stdlib"])
-    settings["recipe_name"] = settings.get("recipe_name") or "tiny"
+    settings["recipe_name"] = settings.get("recipe_name") or (TINY if settings.get("base") else QUICKSTART)
     return prove(folder, out, verb="quickstart", minutes=minutes, **settings)
 
 
@@ -515,6 +519,7 @@ class _Run:
             write_report(self.out / "report.html", page)
         found = {
             "systems": list(encoded),
+            AS_IT_CAME: how_it_came(self.recipe),
             **figures.as_json(),
             "kept": {**asdict(self.kept), "verdict": self.kept.verdict},
             "read": texts.counts,

@@ -44,6 +44,8 @@ AS_IT_CAME, UNTRAINED, TRAINED = "as it came", "bidirectional", "trained"
 TEACHER, ACROSS = "teacher", "across"
 """Of a distillation; see `prove.distilling`."""
 
+CAME_CAUSAL = "the decoder, causal, weighted mean"
+
 Floats = NDArray[np.float32]
 Build = Callable[[], EmbeddingModel]
 
@@ -124,6 +126,13 @@ def after(stage: str) -> str:
 def without_adapter(recipe: Recipe) -> Recipe:
     """Return the recipe for its model alone: a new adapter changes nothing and costs time."""
     return recipe.model_copy(update={"model": recipe.model.model_copy(update={"adapter": None})})
+
+
+def how_it_came(recipe: Recipe) -> str:
+    """Say in a few words what `as_it_came` is."""
+    if own_attention(recipe.model.base) == "causal":
+        return CAME_CAUSAL
+    return f"the embedder {recipe.model.base}, before it was trained on this folder"
 
 
 def as_it_came(recipe: Recipe) -> Recipe:

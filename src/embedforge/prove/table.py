@@ -8,8 +8,8 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from embedforge.prove.figures import ALL, BM25
-from embedforge.prove.systems import ACROSS, TEACHER, TRAINED, UNTRAINED
+from embedforge.prove.figures import ALL, BM25, FUSED
+from embedforge.prove.systems import ACROSS, CAME_CAUSAL, TEACHER, TRAINED, UNTRAINED
 
 Json = Mapping[str, Any]
 COLUMNS = {
@@ -39,7 +39,8 @@ def terminal_table(report: Json) -> Table:
     )
     for name in ("", "nDCG@10", "gain", *columns):
         table.add_column(name, justify="right" if name else "left", no_wrap=True)
-    for system in (BM25, *report["systems"]):
+    fused = [FUSED] if ndcg and FUSED in ndcg["values"] else []  # not in reports of earlier versions
+    for system in (BM25, *report["systems"], *fused):
         table.add_row(
             system,
             _mean(ndcg, system),
@@ -51,7 +52,7 @@ def terminal_table(report: Json) -> Table:
 
 
 def _caption(report: Json, columns: Json) -> str:
-    said = ["as it came: the decoder, causal, weighted mean."]
+    said = [f"as it came: {report.get('as it came', CAME_CAUSAL)}."]
     if UNTRAINED in report["systems"]:
         said.append("bidirectional: not trained yet.")
     if TEACHER in report["systems"]:
