@@ -5,8 +5,8 @@
 PRETRAIN holds train-*.jsonl[.gz] of {"text", "source"} (English Wikipedia of 2015, Project Gutenberg,
 technical documents, speeches); OPEN the train splits of the open datasets whose licence lets a model be
 passed on. Of the open ones only train rows are read, and only their queries and sentences, so no judged
-document is among the texts. Every shard is a fair sample of the whole: half of a run is a run on half of
-the data.
+document is among the texts. texts.jsonl holds all of them, open.jsonl those of the open datasets. Every
+shard is a fair sample of the whole: half of a run is a run on half of the data.
 """
 
 from __future__ import annotations
@@ -43,6 +43,9 @@ def main() -> None:
         texts[text] = None
     ordered = sorted(texts, key=lambda text: stable_hash("forge-tiny", text))
     args.out.mkdir(parents=True, exist_ok=True)
+    opened = sorted(set(open_texts(args.open)), key=lambda text: stable_hash("forge-tiny", text))
+    write_jsonl(args.out / "open.jsonl", ({"text": text} for text in opened))
+    write_jsonl(args.out / "texts.jsonl", ({"text": text} for text in ordered))
     for start in range(0, len(ordered), SHARD):
         path = args.out / f"texts-{start // SHARD:03}.jsonl"
         write_jsonl(path, ({"text": text} for text in ordered[start : start + SHARD]))

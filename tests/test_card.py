@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,7 @@ SCORES = {"rivers": {"type": "Retrieval", "metric": "ndcg_at_10", "score": 0.512
 
 
 def test_base_licence_and_language_come_from_the_base(tiny_base: Path, tmp_path: Path) -> None:
-    base = tmp_path / "base"
-    base.mkdir()
+    base = shutil.copytree(tiny_base, tmp_path / "base")
     (base / "README.md").write_text(
         "---\nlicense: mit\nlanguage: [de, fr]\nbase_model: some/decoder\n---\n# Base\n"
     )

@@ -14,9 +14,12 @@ from embedforge.stopping import exit_code, sigterm_like_ctrl_c
 
 _KEPT = {
     "adapt": "The same command goes on from there.",
+    "distill": "The same command goes on from there.",
+    "encode": "The same command goes on from there.",
     "evaluate": "Finished tasks are kept: the same command goes on from there.",
     "mine": "The same command goes on from there.",
     "quickstart": "The same command goes on from there.",
+    "sweep": "The same command goes on from there.",
     "synthesize": "What was answered is kept: the same command goes on from there.",
     "train": "With --resume the same command goes on from the last checkpoint, if there was one.",
     **dict.fromkeys(("base", "convert", "curate", "export", "merge", "prune"), "Nothing was changed."),

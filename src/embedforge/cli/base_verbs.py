@@ -25,13 +25,14 @@ def list_() -> None:
     from rich.table import Table
 
     from embedforge.console import stdout
-    from embedforge.model.folder import BUNDLED
+    from embedforge.model.folder import BUNDLED, DEFAULT_MODEL
     from embedforge.model.named_bases import NAMED, NOTE, bases_folder
 
     table = Table(box=box.SIMPLE, pad_edge=False)
     for title in ("name", "what", "licence", "download", "on this machine"):
         table.add_column(title, overflow="fold")
     table.add_row(BUNDLED, "12.6M parameters, in the package", "Apache-2.0", "none", "yes")
+    table.add_row(DEFAULT_MODEL, "a static embedder, in the package", "Apache-2.0", "none", "yes")
     for base in NAMED.values():
         here = "yes" if (bases_folder() / base.name / NOTE).exists() else "no"
         table.add_row(base.name, base.about, base.licence, f"{base.download_megabytes} MB", here)

@@ -97,24 +97,19 @@ def encode(
     model, inputs = _model_and_inputs(names, DEFAULT_MODEL)
     require_model(model)  # before torch is imported: a mistake in it shows at once
     with progress_bar(transient=True) as bar:
-        try:
-            done = encode_files(
-                inputs,
-                out,
-                model=model,
-                settings=settings,
-                shard=part,
-                device=device,
-                engine=engine,  # type: ignore[arg-type]
-                ray_address=ray_address,
-                workers=workers,
-                stdin_format=stdin_format,
-                progress=partial(advancing, bar),
-            )
-        except KeyboardInterrupt:
-            bar.stop()
-            say("Stopped. The same command goes on from there.")
-            raise typer.Exit(130) from None
+        done = encode_files(
+            inputs,
+            out,
+            model=model,
+            settings=settings,
+            shard=part,
+            device=device,
+            engine=engine,  # type: ignore[arg-type]
+            ray_address=ray_address,
+            workers=workers,
+            stdin_format=stdin_format,
+            progress=partial(advancing, bar),
+        )
     say(_summary(done), stdout())
 
 
