@@ -27,11 +27,11 @@ ABOUT = """
 A static embedder for English: token vectors that began as those of SmolLM2-135M (Apache-2.0), distilled from
 all-MiniLM-L6-v2 (Apache-2.0). It does not see the order of words. Vectors can be cut to 192 or 96 numbers.
 
-Trained on English Wikipedia of 2015 (CC BY-SA 3.0), Project Gutenberg (public domain in the USA), PEPs, Rust
-RFCs, Swift Evolution and EIPs (public domain, MIT, Apache-2.0, CC0), speeches of US presidents, and train splits
-of SQuAD (CC BY-SA 4.0), MedQuAD (CC BY 4.0), banking77 (CC BY 4.0), CLINC150 (CC BY 3.0), StackOverflow titles
-(CC BY-SA), Tatoeba (CC BY 2.0 FR) and the movie reviews of Pang and Lee (CC BY 4.0 as NLTK states). How it is
-made and what it scores: docs/forge-tiny.md of embedforge.
+Trained on English Wikipedia of 2015 (CC BY-SA 3.0), Project Gutenberg (public domain in the USA), PEPs,
+Rust RFCs, Swift Evolution and EIPs (public domain, MIT, Apache-2.0, CC0), speeches of US presidents, and
+train splits of SQuAD (CC BY-SA 4.0), MedQuAD (CC BY 4.0), banking77 (CC BY 4.0), CLINC150 (CC BY 3.0),
+StackOverflow titles (CC BY-SA), Tatoeba (CC BY 2.0 FR) and the movie reviews of Pang and Lee (CC BY 4.0 as
+NLTK states). How it is made and what it scores: docs/forge-tiny.md of embedforge.
 """
 PACKAGED = Path(__file__).parents[1] / "src/embedforge/forge_tiny"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,13 @@ def test_plain_sentence_transformers_gives_the_same_vectors(model: SentenceTrans
     ours = model.encode(QUESTIONS + ANSWERS + ["", "日本語 🙂"])
     theirs = plain.encode(QUESTIONS + ANSWERS + ["", "日本語 🙂"])
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_a_folder_with_it_loads_by_its_path(model: SentenceTransformer, tmp_path: Path) -> None:
+    shutil.copytree(find_folder(DEFAULT_MODEL), tmp_path / "model")
+    np.testing.assert_array_equal(
+        embedforge.load(tmp_path / "model", device="cpu").encode(QUESTIONS), model.encode(QUESTIONS)
+    )
 
 
 def test_a_cut_vector_ranks_as_the_whole_one(model: SentenceTransformer) -> None:

@@ -82,8 +82,8 @@ def check_values(file: Path, values: Mapping[str, Any], weight_bytes: int = 0) -
             raise _wrong(file, values, key, wanted)
     for key, value in values.items():
         if key in _COUNTS and value is not None and not _is_count(key, value):
-            most = _MOST_LAYERS if key in _LAYERS else _MOST
-            raise _wrong(file, values, key, f"a whole number from 1 to {most:,}")
+            least, most = _bounds_of(key)
+            raise _wrong(file, values, key, f"a whole number from {least} to {most:,}")
         if key in _NUMBERS and value is not None and not _is_number(value):
             raise _wrong(file, values, key, "a finite number, 0 or more")
     width = next((values[key] for key in _WIDTHS if _is_count(key, values.get(key))), 0)
@@ -121,8 +121,13 @@ def culprit(values: Mapping[str, Any], said: str) -> str:
 
 
 def _is_count(key: str, value: Any) -> bool:
-    is_whole = isinstance(value, int) and not isinstance(value, bool)
-    return is_whole and 1 <= value <= (_MOST_LAYERS if key in _LAYERS else _MOST)
+    """Say whether a value is a count; a static embedder has no layers, and nothing else may be 0."""
+    least, most = _bounds_of(key)
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
+def _bounds_of(key: str) -> tuple[int, int]:
+    return (0, _MOST_LAYERS) if key in _LAYERS else (1, _MOST)
 
 
 def _is_number(value: Any) -> bool:
