@@ -29,7 +29,7 @@ def require_form(form: str, int8: bool = False) -> None:
     if form == "gguf":
         raise EmbedforgeError(
             "--to gguf: there is no such export yet. llama.cpp has no latent attention and pools every "
-            "token, the instruction's too, so most models would give other vectors there; --to onnx holds them"
+            "token, the instruction's too, so most models would have other vectors there; use --to onnx"
         )
     if form not in FORMS:
         raise EmbedforgeError(

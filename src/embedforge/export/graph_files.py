@@ -188,7 +188,7 @@ def _openvino_int8(xml: Path, reference: Reference, exact: Parity, least: float)
     if speeds[1] <= speeds[0]:
         raise EmbedforgeError(
             f"--to openvino --int8: here int8 is not faster than float32 ({speeds[1]:,.0f} and "
-            f"{speeds[0]:,.0f} tokens a second, the best of {ROUNDS}); nothing was written. Leave out --int8, "
-            "or export on the machine that it is for"
+            f"{speeds[0]:,.0f} tokens a second, the best of {ROUNDS}); nothing was written. Leave out "
+            "--int8, or export on the machine that it is for"
         )
     return rows
