@@ -34,7 +34,7 @@ VERBS = {
     "evaluate": ("bm25", "--tasks", "finished tasks are kept"),
     "search": ("-k", "What to look for", "--filter", "--json", "by default fused"),
     "index": ("index FOLDER", "files", "add", "remove", "compact"),
-    "export": ("its adapters merged", "--adapter", "in the order of training", "--dtype"),
+    "export": ("its adapters merged", "--to", "--int8", "--adapter", "in the order of training", "--dtype"),
     "convert": ("NV-Embed", "shard by shard"),
     "probe": ("layer by layer", "embedforge:base"),
     "prune": ("bit by bit", "--layers", "--vocabulary", "may be repeated", "model.base=OUT"),

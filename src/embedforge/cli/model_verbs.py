@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -64,15 +65,36 @@ def evaluate(
     print_scores(out)
 
 
-@app.command()
+@app.command(epilog="Example: embedforge export run/model exported --to onnx --int8")
 def export(
     source: Annotated[
         str,
         typer.Argument(
-            help="An LLM2Vec base (or its MNTP folder), an official NV-Embed folder, or a model folder."
+            help="A model folder or hub id, an official NV-Embed folder, or an LLM2Vec base (or its "
+            "MNTP folder)."
         ),
     ],
-    out: Annotated[Path, typer.Argument(help="The model folder to write.")],
+    out: Annotated[Path, typer.Argument(help="The folder to write.")],
+    to: Annotated[
+        str,
+        typer.Option(
+            help="onnx, openvino or sentence-transformers; embedforge: a model folder, in another dtype or "
+            "of a published checkpoint."
+        ),
+    ] = "embedforge",
+    int8: Annotated[bool, typer.Option("--int8", help="Weights in 8 bits, for onnx and openvino.")] = False,
+    texts: Annotated[
+        Path | None,
+        typer.Option(help="Check the export with this file, a text a line, in place of 200 texts of ours."),
+    ] = None,
+    min_cosine: Annotated[
+        float | None,
+        typer.Option(
+            min=-1,
+            max=1,
+            help="Least cosine of each checked text with the model's own vector; 0.9999, with --int8 0.98.",
+        ),
+    ] = None,
     adapter: Annotated[
         list[str] | None,
         typer.Option(help="A LoRA adapter's folder or hub id; repeat it in the order of training."),
@@ -100,30 +122,63 @@ def export(
     normalize: Annotated[bool | None, typer.Option(help="Vectors of unit length.")] = None,
     dtype: Dtype = None,
 ) -> None:
-    """Write a published checkpoint as one model folder, its adapters merged, or a model in another dtype."""
+    """Write a model for another program (--to), or a published checkpoint as one folder, its adapters merged.
+
+    For another program, what was written is run by that program on the contract's goldens and 200 more texts
+    first, and kept only if token ids and vectors are the model's. The options from --adapter on say how a
+    published checkpoint is read.
+    """
     from embedforge.data.marks import copy_mark_of_model
     from embedforge.model.folder import require_model
 
     for name in (source, *(adapter or ())):  # before torch is imported: a mistake in it shows at once
         require_model(name)
-    from embedforge.model.export import export as run
+    checkpoint = {
+        "pooling": pooling,
+        "chat_template": chat_template,
+        "instruction": instruction,
+        "max_tokens": max_tokens,
+        "text_max_tokens": text_max_tokens,
+        "skip_instruction": skip_instruction,
+        "attention": attention,
+        "normalize": normalize,
+        "dtype": dtype,
+    }
+    if to != "embedforge":
+        _refuse_options(to, checkpoint | {"adapter": adapter or None})
+        _export_to(source, out, to, int8, texts, min_cosine)
+    else:
+        _refuse_options(to, {"int8": int8 or None, "texts": texts, "min_cosine": min_cosine})
+        from embedforge.model.export import export as run
 
-    run(
-        source,
-        out,
-        adapters=adapter or (),
-        pooling=pooling,
-        chat_template=chat_template,
-        instruction=instruction,
-        max_tokens=max_tokens,
-        text_max_tokens=text_max_tokens,
-        skip_instruction=skip_instruction,
-        attention=attention,
-        normalize=normalize,
-        dtype=dtype,
-    )
+        run(source, out, adapters=adapter or (), **checkpoint)  # type: ignore[arg-type]
     copy_mark_of_model(Path(source), out)
     typer.echo(f"The model is in {out}")
+
+
+def _refuse_options(to: str, options: Mapping[str, object]) -> None:
+    """Refuse options that belong to the other use of `export`."""
+    if given := [f"--{name.replace('_', '-')}" for name, value in options.items() if value is not None]:
+        way_out = (
+            "they are for --to onnx, openvino or sentence-transformers"
+            if to == "embedforge"
+            else "they are for a model folder: write that first (embedforge export SOURCE FOLDER ...), then "
+            f"embedforge export FOLDER OUT --to {to}"
+        )
+        raise EmbedforgeError(f"--to {to} has no use for {', '.join(given)}; {way_out}")
+
+
+def _export_to(
+    source: str, out: Path, to: str, int8: bool, texts: Path | None, min_cosine: float | None
+) -> None:
+    from embedforge.export.forms import require_form
+
+    require_form(to, int8)
+    from embedforge.console import say, stdout
+    from embedforge.export.run import export_to
+
+    result = export_to(source, out, to, int8=int8, texts=texts, min_cosine=min_cosine)
+    say(result.table(), stdout())
 
 
 @app.command()

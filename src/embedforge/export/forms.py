@@ -1,0 +1,42 @@
+"""The forms a model can be exported in, and what each needs: known without torch."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from embedforge.errors import EmbedforgeError, did_you_mean, missing_extra
+
+FORMS = ("onnx", "openvino", "sentence-transformers")
+
+NEEDS = {
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "openvino": ("onnx", "onnxscript", "openvino"),
+    "sentence-transformers": (),
+}
+"""Packages that are not installed with embedforge."""
+
+PACKAGES = {"onnx": "onnxruntime", "openvino": "openvino"}
+"""What an exported folder with an embed.py is run with."""
+
+
+def require_form(form: str, int8: bool = False) -> None:
+    """Raise unless there is such a form and its packages are installed.
+
+    >>> require_form("onxx")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    embedforge.errors.EmbedforgeError: --to takes embedforge, onnx, ... Did you mean 'onnx'?
+    """
+    if form == "gguf":
+        raise EmbedforgeError(
+            "--to gguf: there is no such export yet. llama.cpp has no latent attention and pools every "
+            "token, the instruction's too, so most models would have other vectors there; use --to onnx"
+        )
+    if form not in FORMS:
+        raise EmbedforgeError(
+            f"--to takes embedforge, {', '.join(FORMS)}, not '{form}'.{did_you_mean(form, FORMS)}"
+        )
+    if int8 and form not in PACKAGES:
+        raise EmbedforgeError(f"--int8 is for --to onnx and --to openvino, not for {form}")
+    for package in (*NEEDS[form], *(("nncf",) if int8 and form == "openvino" else ())):
+        if find_spec(package) is None:
+            raise missing_extra(package, form, f"--to {form}")
