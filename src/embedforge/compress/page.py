@@ -16,7 +16,7 @@ from embedforge.compress.variants import Variant
 from embedforge.evaluate.compare import MEAN, Scores, difference, interval, mean_of, scores_of
 from embedforge.files import write_json
 from embedforge.report.charts import line_chart
-from embedforge.report.page import Cell, Chart, Finding, Headline, Report, Table, write_report
+from embedforge.report.page import Cell, Chart, Finding, Headline, Report, Share, Table, write_report
 from embedforge.statistics import Interval, PairedTest, as_dict
 
 _NOTE = (
@@ -24,6 +24,9 @@ _NOTE = (
     "they are). Differences are paired: the same queries, the same vectors. Grey may be chance. In memory: "
     "what a search reads for every document; the rest is read for its candidates alone."
 )
+
+
+_ROWS_SHOWN = 8
 
 
 @dataclass(frozen=True)
@@ -248,13 +251,13 @@ def _table(judged: Sequence[Judged]) -> Table:
             one.variant.bytes,
             one.variant.searched_bytes,
             one.score,
-            f"{one.kept:.1%}",
+            Share(one.kept),
             one.change,
         ]
         for one in _by_bytes(judged)
     ]
     heads = ["variant", "bytes", "in memory", "mean score", "of whole", "minus whole"]
-    return Table("Variants", heads, rows, _NOTE)
+    return Table("Variants", heads, rows, _NOTE, shown=_ROWS_SHOWN)
 
 
 def _task_table(curve: Curve) -> list[Table]:
@@ -265,7 +268,7 @@ def _task_table(curve: Curve) -> list[Table]:
         [variant.label, *(interval(task, row) for task in scores.values())]
         for row, variant in enumerate(curve.variants)
     ]
-    return [Table("By task", ["variant", *scores], rows, shown=12)]
+    return [Table("By task", ["variant", *scores], rows, shown=_ROWS_SHOWN)]
 
 
 def _by_bytes(judged: Sequence[Judged]) -> list[Judged]:

@@ -98,7 +98,8 @@ def line_chart(
     figure, (axes,) = _figure(height)
     for level, y in (levels or {}).items():
         axes.axhline(y, color=MUTED, linewidth=0.9, linestyle=":")
-        axes.annotate(level, (1, y), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8)
+        side = "bottom" if y == max((levels or {}).values()) else "top"  # so that near ones do not collide
+        axes.annotate(level, (0.01, y), xycoords=("axes fraction", "data"), va=side, fontsize=8)
     counts = {True: 0, False: 0}
     for name, (x, values) in series.items():
         i = counts[name in dashed]
