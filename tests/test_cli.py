@@ -38,6 +38,12 @@ VERBS = {
     "convert": ("NV-Embed", "shard by shard"),
     "probe": ("layer by layer", "embedforge:base"),
     "prune": ("bit by bit", "--layers", "--vocabulary", "may be repeated", "model.base=OUT"),
+    "encode": ("--rows-per-shard", "manifest.json", "--dim"),
+    "distill": ("teacher", "--student"),
+    "sweep": ("--grid", "--seeds"),
+    "compress": ("--tasks", "--within"),
+    "serve": ("--api-key", "429", "SIGTERM"),
+    "push": ("--dry-run", "hub"),
     "merge": ("model soups", "slerp", "--dev", "never worse there than the best one", "OUT/merge.json"),
 }
 
@@ -181,8 +187,8 @@ MISTAKES = {
     "search none a": "there is no index here",
     "search none a --mode words": "there is fused, dense, lexical",
     "index . --model /none": "there is no such folder",
-    "index .": "name the model that embeds it",
-    "index add none .": "name the model that embeds it",
+    "index .": "nothing to",
+    "index add none .": "nothing to",
     "index remove none a": "there is no index here",
     "export /none out": "there is no such folder",
     "export embedforge:base out --adapter /none": "there is no such folder",

@@ -41,9 +41,9 @@ def write_scored(path: Path, rows: int = 24) -> Path:
     """Pairs of two words each; the score is how many they share."""
     chance = np.random.default_rng(0)
     lines = []
-    for _ in range(rows):
+    for row in range(rows):
         one, other = (list(chance.choice(WORDS, 2, replace=False)) for _ in range(2))
-        score = len({*one} & {*other})
+        score = len({*one} & {*other}) + row / 100  # no two alike: any step has something to rank
         lines.append({"sentence1": " ".join(one), "sentence2": " ".join(other), "score": score})
     path.write_text("\n".join(map(json.dumps, lines)))
     return path

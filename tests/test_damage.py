@@ -11,7 +11,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from embedforge.errors import EmbedforgeError
-from embedforge.model import layout
+from embedforge.model import card
 from embedforge.model.encoder import load, save
 from models_for_tests import make
 
@@ -121,7 +121,7 @@ def test_a_full_disk_leaves_the_older_folder(tiny_base: Path, tmp_path: Path, mo
     def no_space(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(layout, "write_text", no_space)
+    monkeypatch.setattr(card, "write_text", no_space)
     with pytest.raises(EmbedforgeError, match="No space left"):
         save(make(tiny_base, "last"), folder)
     assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before

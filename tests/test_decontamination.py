@@ -45,7 +45,16 @@ def tasks_of(path: Path) -> list[str]:
 
 
 def recipe_of(*sources: dict[str, Any], base: str = "embedforge:base", **stage: Any) -> Recipe:
-    stages = [{"name": "only", "steps": 1, "batch_queries": 4, "mix": {"sources": list(sources)}, **stage}]
+    stages = [
+        {
+            "name": "only",
+            "steps": 1,
+            "warmup_steps": 0,
+            "batch_queries": 4,
+            "mix": {"sources": list(sources)},
+            **stage,
+        }
+    ]
     return parse_recipe({"name": "mine", "model": {"base": base}, "stages": stages}, "mine.yaml")
 
 

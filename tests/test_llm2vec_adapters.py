@@ -121,7 +121,8 @@ def test_an_adapter_saved_from_a_language_model_with_its_head(base: Path, tmp_pa
 
 
 def test_merged_in_float32_and_stored_as_the_base_is(base: Path, adapter: Path) -> None:
-    edit(base / "config.json", torch_dtype="bfloat16")
+    halves = {name: tensor.bfloat16() for name, tensor in load_file(base / "model.safetensors").items()}
+    save_file(halves, base / "model.safetensors", metadata={"format": "pt"})
     model = load_llm2vec(str(base), [str(adapter)])
     exact = load_llm2vec(str(base), [str(adapter)], dtype="float32")
     assert model.contract.dtype == "bfloat16"
@@ -285,7 +286,7 @@ def test_export_of_a_finished_model_changes_its_dtype_only(
     for source in (saved, official_folder):
         out = tmp_path / f"out_{source.name}"
         export(str(source), out, dtype="bfloat16")
-        model = embedding_model(embedforge.load(str(out), device="cpu"))
+        model = embedding_model(embedforge.load(str(out), device="cpu", dtype="bfloat16"))
         assert model.decoder.dtype == torch.bfloat16
         assert model.contract.dtype == "bfloat16"
         with pytest.raises(EmbedforgeError, match=r"a finished model.*leave out adapters, pooling"):

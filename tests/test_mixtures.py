@@ -27,7 +27,14 @@ def write(path: Path, *rows: dict[str, Any]) -> Path:
 
 
 def recipe_of(source: dict[str, Any], stage: dict[str, Any] | None = None, **changes: Any) -> Recipe:
-    values = {"name": "only", "steps": 1, "batch_queries": 4, "mix": {"sources": [source]}, **(stage or {})}
+    values = {
+        "name": "only",
+        "steps": 1,
+        "warmup_steps": 0,
+        "batch_queries": 4,
+        "mix": {"sources": [source]},
+        **(stage or {}),
+    }
     contract = {"max_tokens": 48, "default_instruction": ASKED}
     recipe = {"name": "mine", "contract": contract, "stages": [values], **changes}
     return parse_recipe(recipe, "mine.yaml")

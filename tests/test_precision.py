@@ -74,7 +74,7 @@ def test_every_way_to_a_bfloat16_model_gives_the_same_angles(
     )
     assert_same(embedding_model(load(str(saved_latent), "cpu", "bfloat16")).decoder, expected)
     save(built, tmp_path / "model")
-    assert_same(embedding_model(load(str(tmp_path / "model"), "cpu")).decoder, expected)
+    assert_same(embedding_model(load(str(tmp_path / "model"), "cpu", "bfloat16")).decoder, expected)
 
 
 def test_an_official_checkpoint_in_bfloat16(official_folder: Path) -> None:

@@ -31,7 +31,13 @@ def recipe_with(*sources: dict[str, object], **stage: object) -> Recipe:
     return parse_recipe(values, "mine.yaml")
 
 
-UNITS = {"distill": "texts and pairs", "contrastive": "queries", "simcse": "texts", "mntp": "chunks"}
+UNITS = {
+    "distill": "texts and pairs",
+    "contrastive": "queries",
+    "sum": "queries",
+    "simcse": "texts",
+    "mntp": "chunks",
+}
 
 
 @pytest.mark.parametrize("name", shipped_recipes())

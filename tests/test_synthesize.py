@@ -154,7 +154,7 @@ def test_ctrl_c_lets_requests_under_way_finish(tmp_path):
 
     with serve(behaviour) as server:
         result = make(tmp_path, server)
-        assert result.is_interrupt
+        assert result.interrupt
         assert (
             len([line for line in journal_of(tmp_path) if line["kind"] == "answer"])
             == len(server.bodies)

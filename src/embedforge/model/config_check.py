@@ -16,6 +16,7 @@ from embedforge.bounds import require_plain_files
 from embedforge.errors import EmbedforgeError
 from embedforge.files import read_object
 
+_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 _WIDTHS = ("hidden_size", "n_embd", "d_model")
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _BESIDE_WIDTH = ("vocab_size", "intermediate_size", "ffn_dim")
@@ -51,6 +52,8 @@ def check_folder(folder: Path) -> None:
         EmbedforgeError: a pipe or device among the files, or a value of a wrong type or size.
     """
     require_plain_files(folder)
+    if any((folder / name).is_file() for name in _ADAPTER_FILES):  # its config.json tells of the base
+        return
     file = folder / "config.json"
     if not file.is_file():
         if not any((folder / name).is_file() for name in _OTHER_KINDS):
@@ -92,9 +95,10 @@ def check_values(file: Path, values: Mapping[str, Any], weight_bytes: int = 0) -
     wide |= {key: values[key] * width for key in _BESIDE_WIDTH if _is_count(key, values.get(key))}
     for key, numbers in wide.items():
         if weight_bytes and numbers > _SLACK * weight_bytes:
+            names = ", ".join(sorted(path.name for path in file.parent.glob("*.safetensors"))[:3])
             raise EmbedforgeError(
                 f"{file}: {key} is {values[key]:,}, which makes {numbers:,} numbers, and the weights there "
-                f"have {weight_bytes:,} bytes; is config.json from another model?"
+                f"have {weight_bytes:,} bytes; is config.json another model's, or {names} cut off?"
             )
 
 

@@ -97,7 +97,8 @@ def pack(folder: Path, repo: str, *, public: bool) -> Parcel:
         if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )
     sent = [name for name in names if any(fnmatch(PurePosixPath(name).name, pattern) for pattern in SENT)]
-    missing = [key for key in OF_CARD if not _head(folder / CARD).get(key)]
+    head = _head(folder / CARD)
+    missing = [key for key in OF_CARD if head.get(key) in (None, "", "unknown")]
     if public and "license" in missing:
         raise EmbedforgeError(
             f"{folder / CARD}: a public model needs a licence, and the card's head says none; write a line "

@@ -39,7 +39,7 @@ class Stage(Section):
     objective: Objective = Contrastive()
     mix: Annotated[Mix, Field(validate_default=True)] = Mix()
     """The data; needed by all that trains."""
-    steps: Annotated[int, Field(ge=0, validate_default=True)] = 0
+    steps: Annotated[int, Field(ge=0, le=10**9, validate_default=True)] = 0
     """Optimizer steps; needed by all that trains."""
     earlier_adapter: Literal["continue", "merge", "stack"] = "continue"
     """What becomes of the adapter of the stages before: trained on, merged into the decoder and followed by

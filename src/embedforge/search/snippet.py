@@ -20,7 +20,7 @@ def snippet_of(text: str, query: str, characters: int = CHARACTERS) -> Snippet:
 
     >>> found = snippet_of("It opens a file. " * 20 + "read_lines returns the lines of a file.", "lines", 60)
     >>> [found.text[start:end] for start, end in found.matches]
-    ['lines', 'lines']
+    ['lines']
     """
     wanted = set(words_and_identifiers(query))
     found = [(start, end, word) for word, start, end in word_spans(text) if word in wanted]

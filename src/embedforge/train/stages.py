@@ -15,7 +15,8 @@ from embedforge.errors import EmbedforgeError
 from embedforge.model.adapter import add_lora, merge_lora, stack_lora
 from embedforge.model.depth import Depth
 from embedforge.model.encoder import EmbeddingModel, build
-from embedforge.model.int8 import is_int8
+from embedforge.model.folder import find_folder
+from embedforge.model.int8 import FILE_NAME as INT8
 from embedforge.model.language_head import load_head
 from embedforge.model.mask_token import add_mask_token
 from embedforge.model.sparsity import keep_zeros
@@ -46,6 +47,10 @@ def prepare_model(recipe: Recipe, device: str | None = None) -> EmbeddingModel:
             f"the recipe '{recipe.name}' prunes its base, and the pruned one lies in the run's folder: give "
             "the recipe that with_pruned_base of embedforge.train.prune returns"
         )
+    if (find_folder(spec.base) / INT8).exists():
+        raise EmbedforgeError(
+            f"{spec.base}: its weights are int8, which cannot be trained; train the model that it was made of"
+        )
     model = build(
         base=spec.base,
         contract=recipe.contract,
@@ -68,10 +73,6 @@ def prepare_model(recipe: Recipe, device: str | None = None) -> EmbeddingModel:
     if spec.adapter is not None:
         torch.manual_seed(recipe.seed)
         model.decoder = add_lora(model.decoder, **spec.adapter.model_dump())
-    if is_int8(model.decoder):
-        raise EmbedforgeError(
-            f"{spec.base}: its weights are int8, which cannot be trained; train the model that it was made of"
-        )
     if recipe.training.keep_zeros:
         keep_zeros(model)
     return model if recipe.training.fsdp else model.to(pick_device(device))
