@@ -76,7 +76,7 @@ def mine_documents(
 class WordHashes:
     """Texts as the sums of vectors of their words: no model to wait for in each process."""
 
-    name = "word hashes"
+    name = "word-hashes"
     identity: dict[str, Any] = {"teacher": name}
 
     def queries(self, texts: Sequence[str], instructions: Sequence[str]) -> np.ndarray:
@@ -92,7 +92,7 @@ def mine_by_word_hashes(source: Source, out: Path, **options: Any) -> dict[str, 
     """Mine as the command does, up to where it would load a model."""
     run._open = lambda *_: WordHashes()
     corpus.SHARD_ROWS = SHARD_ROWS
-    return run.mine(source, out, run.Teachers(("word hashes", "bm25")), CHOICE, device="cpu", **options)
+    return run.mine(source, out, run.Teachers(("word-hashes", "bm25")), CHOICE, device="cpu", **options)
 
 
 def slowly(function: Callable[..., Any], seconds: float) -> Callable[..., Any]:

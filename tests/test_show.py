@@ -34,7 +34,7 @@ def recipe_with(*sources: dict[str, object], **stage: object) -> Recipe:
 UNITS = {
     "distill": "texts and pairs",
     "contrastive": "queries",
-    "sum": "queries",
+    "sum": "sum: ",
     "simcse": "texts",
     "mntp": "chunks",
 }
