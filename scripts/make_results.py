@@ -21,6 +21,7 @@ import torch
 
 from embedforge.evaluate.run import evaluate
 from embedforge.files import read_json, write_text
+from embedforge.model.folder import BUNDLED
 from embedforge.prove.run import quickstart
 
 BASE_MEAN, BM25 = "embedforge:base@mean", "bm25"
@@ -39,7 +40,9 @@ def main() -> None:
     args = parser.parse_args()
 
     runs = [args.out / f"stdlib-{seed}" for seed in args.seeds]
-    reports = [quickstart(None, run, seed=seed) for run, seed in zip(runs, args.seeds, strict=True)]
+    reports = [
+        quickstart(None, run, base=BUNDLED, seed=seed) for run, seed in zip(runs, args.seeds, strict=True)
+    ]
     replace_section(args.results, "standard library", stdlib_table(reports))
     if args.tasks is None:
         return
