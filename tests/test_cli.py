@@ -41,7 +41,7 @@ VERBS = {
     "encode": ("--rows-per-shard", "manifest.json", "--dim"),
     "distill": ("teacher", "--student"),
     "sweep": ("--grid", "--seeds"),
-    "compress": ("--tasks", "--within"),
+    "compress": ("--tasks", "vectors", "weights"),
     "serve": ("--api-key", "429", "SIGTERM"),
     "push": ("--dry-run", "hub"),
     "merge": ("model soups", "slerp", "--dev", "never worse there than the best one", "OUT/merge.json"),

@@ -58,7 +58,7 @@ def test_the_report_has_both_modes_and_the_teacher(finished: Path, teacher: Path
     report = read_json(finished / "report.json")
     assert report["systems"] == ["as it came", "teacher", "trained", "across"]
     found = report["retrieval"]["all"]["ndcg@10"]["values"]
-    assert set(found) == {"BM25", *report["systems"]}
+    assert set(found) == {"BM25", *report["systems"], "trained + BM25"}
     tests = report["across"]["across minus"]
     expected = found["across"]["mean"] - found["teacher"]["mean"]
     assert tests["teacher"]["difference"] == pytest.approx(expected)
