@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from forge_tiny_texts import packed
+
 from embedforge.data.readers import read_records
 from embedforge.files import write_jsonl
 from embedforge.text.same import stable_hash
@@ -70,8 +72,7 @@ def some(found: Sequence[Row], many: int) -> list[Row]:
 
 def rows(path: Path) -> list[Row]:
     """Read a file, gzipped or not."""
-    path = path if path.exists() else path.with_name(path.name + ".gz")
-    return [dict(record.values) for record in read_records(path)]
+    return [dict(record.values) for record in read_records(packed(path))]
 
 
 def write(path: Path, found: Sequence[Row]) -> None:

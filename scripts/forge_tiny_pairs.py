@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from forge_tiny_texts import packed
+
 from embedforge.data.readers import read_records
 from embedforge.files import write_jsonl
 from embedforge.text.same import stable_hash
@@ -77,11 +79,6 @@ def judgements(folder: Path, split: str) -> list[tuple[str, str, str]]:
     path = folder / "qrels" / f"{split}.tsv"
     lines = path.read_text().splitlines()[1:] if path.exists() else []
     return [(row[0], row[1], row[2]) for row in (line.split("\t") for line in lines)]
-
-
-def packed(path: Path) -> Path:
-    """The file, gzipped or not."""
-    return path if path.exists() else path.with_name(path.name + ".gz")
 
 
 if __name__ == "__main__":

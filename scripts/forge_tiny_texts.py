@@ -36,15 +36,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--texts", type=int, default=600_000)
     args = parser.parse_args()
-    texts = {text: None for text in open_texts(args.open)}
+    opened = list(dict.fromkeys(open_texts(args.open)))
+    texts = dict.fromkeys(opened)
     print(f"{len(texts):,} texts of the open train splits")
     drawn = pretrain_texts(args.pretrain)
     while len(texts) < args.texts and (text := next(drawn, None)) is not None:
         texts[text] = None
     ordered = sorted(texts, key=lambda text: stable_hash("forge-tiny", text))
     args.out.mkdir(parents=True, exist_ok=True)
-    opened = sorted(set(open_texts(args.open)), key=lambda text: stable_hash("forge-tiny", text))
-    write_jsonl(args.out / "open.jsonl", ({"text": text} for text in opened))
+    kept = set(opened)
+    write_jsonl(args.out / "open.jsonl", ({"text": text} for text in ordered if text in kept))
     write_jsonl(args.out / "texts.jsonl", ({"text": text} for text in ordered))
     for start in range(0, len(ordered), SHARD):
         path = args.out / f"texts-{start // SHARD:03}.jsonl"
@@ -58,15 +59,15 @@ def open_texts(root: Path) -> Iterator[str]:
     for name in SHORT_SOURCES:
         folder = root / "retrieval" / name
         judged = {line.split("\t")[0] for line in (folder / "qrels/train.tsv").read_text().splitlines()[1:]}
-        for record in read_records(_file(folder / "queries.jsonl")):
+        for record in read_records(packed(folder / "queries.jsonl")):
             if record.values["_id"] in judged:
                 yield record.text("text").strip()
     for name in LABELLED:
-        for record in read_records(_file(root / name / "train.jsonl")):
+        for record in read_records(packed(root / name / "train.jsonl")):
             yield record.text("text").strip()
-    for record in read_records(_file(root / "bitext/tatoeba6/train.jsonl")):
+    for record in read_records(packed(root / "bitext/tatoeba6/train.jsonl")):
         yield record.text("sentence1").strip()
-    for record in read_records(_file(root / "classification/movie_reviews/train.jsonl")):
+    for record in read_records(packed(root / "classification/movie_reviews/train.jsonl")):
         draw = random.Random(stable_hash("reviews", record.text("text")))
         found = [one for one in sentences(record.text("text")) if 4 <= len(one.split()) <= 60]
         yield from draw.sample(found, min(8, len(found)))
@@ -110,7 +111,7 @@ def phrase(sentence: str, draw: random.Random) -> str:
     return " ".join(words[begin : begin + many]).strip(".,;:()\"'")
 
 
-def _file(path: Path) -> Path:
+def packed(path: Path) -> Path:
     """The file, gzipped or not."""
     return path if path.exists() else path.with_name(path.name + ".gz")
 

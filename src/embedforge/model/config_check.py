@@ -30,8 +30,8 @@ _NUMBERS = frozenset(
         *("initializer_range", "attention_dropout", "hidden_dropout", "partial_rotary_factor"),
     )
 )
-_OTHER_KINDS = ("modules.json", "adapter_config.json")
-"""What a folder of sentence-transformers, or of an adapter, has in place of config.json."""
+_MODULES = "modules.json"
+"""What a folder of sentence-transformers may have in place of config.json."""
 _KINDS: tuple[tuple[str, type, str], ...] = (
     ("model_type", str, "the name of a kind of model"),
     ("dtype", str, "the name of a dtype"),
@@ -56,7 +56,7 @@ def check_folder(folder: Path) -> None:
         return
     file = folder / "config.json"
     if not file.is_file():
-        if not any((folder / name).is_file() for name in _OTHER_KINDS):
+        if not (folder / _MODULES).is_file():
             held = ", ".join(sorted(item.name for item in folder.iterdir())[:8]) or "nothing"
             raise EmbedforgeError(
                 f"{folder}: no config.json, so this is not a model folder (it holds {held})"
