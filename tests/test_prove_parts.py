@@ -18,17 +18,18 @@ from transformers import PreTrainedTokenizerFast
 import embedforge
 from embedforge.documents import Chunk, Folder, Pair
 from embedforge.errors import EmbedforgeError
+from embedforge.evaluate.found import Ranked
 from embedforge.model.encoder import embedding_model
 from embedforge.prove.figures import (
     FEWEST_HALVES,
     alignment,
-    best_mode,
     clustered,
     figures_of,
     own_half_nearer,
     uniformity,
 )
 from embedforge.prove.findings import findings
+from embedforge.prove.fusion import best_mode, cross_fused, ndcg
 from embedforge.prove.held_out import HeldOut, held_out_of
 from embedforge.prove.keep import Kept, better_of, keep_model, model_of
 from embedforge.prove.plan import (
@@ -447,26 +448,46 @@ def test_the_table_fits_a_terminal_of_80_columns(held_out: HeldOut, systems: dic
 
 
 @pytest.mark.parametrize(
-    ("noise", "query", "expected"),
+    ("query", "meant", "low", "high"),
     [
-        (0.01, "what is word{}", "fused"),
-        (0.01, "same question", "dense"),
-        (9, "word{} same question", "lexical"),
+        ("what is word{}", 0, 0.5, 0.5),  # both sides are right
+        ("same question", 0, 0.5, 0.5),  # words say nothing, and take nothing away
+        ("word{} same question", 1, 0.5, 0.5),  # meaning is sure of another, and words lead by more
+        ("wrong{}", 0, 0.6, 1),  # words are
     ],
 )
-def test_an_index_is_searched_by_both_sides_unless_one_is_better_for_certain(
-    noise: float, query: str, expected: str
+def test_an_index_is_searched_with_equal_weights_unless_others_are_better_for_certain(
+    query: str, meant: int, low: float, high: float
 ) -> None:
     random = np.random.default_rng(0)
     pairs = [
-        Pair(str(n), query.format(n), f"word{n} same question", "heading", f"{n}.md", "", n)
+        Pair(
+            str(n), query.format(n), f"word{n} same question wrong{(n + 1) % 60}", "heading", f"{n}.md", "", n
+        )
         for n in range(60)
     ]
     answers = random.standard_normal((60, 8)).astype(np.float32)
-    queries = answers + noise * random.standard_normal((60, 8)).astype(np.float32)
+    queries = np.roll(answers, meant, axis=0)
     nothing = np.empty((0, 8), np.float32)
     trained = Encoded(queries, answers, nothing, nothing, nothing, np.empty(0), np.empty(0, np.int64))
-    assert best_mode(HeldOut(pairs, [], [], []), trained, seed=0) == expected
+    mode, share = best_mode(HeldOut(pairs, [], [], []), trained, seed=0)
+    if mode != "fused":
+        share = float(mode == "dense")
+    assert low <= share <= high
+
+
+def test_the_weight_of_meaning_that_is_reported_was_chosen_by_other_questions() -> None:
+    """Meaning is right for the even questions and words for the odd ones; each is ranked by the other's."""
+    right = np.arange(40)[:, None]
+    wrong = (right + np.arange(1, 13)) % 40
+    first = np.concatenate([right, wrong], axis=1)
+    last = np.concatenate([wrong, right], axis=1)
+    scores = np.tile(np.linspace(2, 1, 13, dtype=np.float32), (40, 1))
+    even = np.arange(40)[:, None] % 2 == 0
+    meaning = Ranked(np.where(even, first, last), scores)
+    words = Ranked(np.where(even, last, first), scores)
+    fused = cross_fused(words, meaning, seed=0)
+    assert ndcg(fused.indices).max() < 1
 
 
 def test_the_better_of_base_and_result_is_kept(held_out: HeldOut, systems: dict[str, Encoded]) -> None:

@@ -87,15 +87,22 @@ def test_a_search_by_words_scores_as_bm25_over_all_documents_does(where: str) ->
         assert [hit.score for hit in hits] == pytest.approx([scores[int(hit.document.id)] for hit in hits])
 
 
-def test_by_default_both_sides_are_fused_by_reciprocal_rank(where: str) -> None:
+def test_by_default_both_sides_are_fused_with_equal_weights(where: str) -> None:
     hits = build(where).search("zwei line", 9, vector=ASKED)
-    assert [hit.document.id for hit in hits] == ["b", "a", "c"]
+    assert {hit.document.id for hit in hits} == {"a", "b", "c"}
     best = hits[0]
-    assert best.score == best.fused == pytest.approx(1 / 61 + 1 / 61)
-    assert best.dense == pytest.approx(0.3)
-    assert best.lexical is not None
-    assert best.lexical > hits[1].lexical > 0  # type: ignore[operator]
-    assert hits[1].score == pytest.approx(1 / 63 + 1 / 62)
+    assert (best.document.id, best.score, best.dense) == ("b", 1, pytest.approx(0.3))
+    for hit in hits:  # by meaning 0.1 is the least and 0.3 the best, by words 0 and what the best has
+        expected = 0.5 * (hit.dense - 0.1) / 0.2 + 0.5 * (hit.lexical or 0) / best.lexical  # type: ignore[operator]
+        assert hit.score == hit.fused == pytest.approx(expected, abs=1e-6)
+    assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0, ["b", "a", "c"]), (1, ["b", "c", "a"])])
+def test_an_index_keeps_its_weight_of_meaning(where: str, share: float, expected: list[str]) -> None:
+    index = build(where, dense_share=share)
+    assert index.facts.dense_share == share
+    assert found(index, "zwei line", vector=ASKED) == expected
 
 
 @pytest.mark.parametrize(
@@ -326,9 +333,9 @@ def old_index(folder: Path) -> None:
 def test_an_index_of_version_1_opens_and_becomes_one_of_today_when_it_is_changed(tmp_path: Path) -> None:
     old_index(tmp_path / "index")
     index = Index.open(tmp_path / "index")
-    assert found(index, "zwei line", vector=ASKED) == ["b", "a", "c"]
+    assert found(index, "zwei line", vector=ASKED) == ["b", "c", "a"]
     change_index(tmp_path / "index", Change([Document("d", "line")], VECTORS[:1]))
-    assert found(index, "zwei line", vector=ASKED) == ["b", "a", "c"]
+    assert found(index, "zwei line", vector=ASKED) == ["b", "c", "a"]
     assert index.refresh()
     assert sorted(found(index, "zwei line", vector=ASKED)) == ["a", "b", "c", "d"]
     assert not (tmp_path / "index" / "vectors.npy").exists()

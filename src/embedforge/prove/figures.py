@@ -12,14 +12,11 @@ from numpy.typing import NDArray
 
 from embedforge.evaluate.found import Ranked
 from embedforge.evaluate.retrieval import per_query_metrics, v_measure
-from embedforge.lexical import Bm25
 from embedforge.nearest import exact_search
-from embedforge.prove.held_out import HeldOut, is_code
+from embedforge.prove.fusion import DEPTH, by_meaning, by_words, cross_fused, ndcg
+from embedforge.prove.held_out import HeldOut
 from embedforge.prove.systems import ACROSS, TEACHER, TRAINED, Encoded
 from embedforge.prove.training_data import parts_of
-from embedforge.ranking import NOTHING
-from embedforge.search import Mode
-from embedforge.search.index import CANDIDATES, fuse
 from embedforge.statistics import (
     Interval,
     PairedTest,
@@ -32,10 +29,9 @@ from embedforge.statistics import (
 
 BM25, ALL = "BM25", "all"
 FUSED = "trained + BM25"
-"""Both rankings fused by reciprocal rank, as `embedforge search` does by default."""
+"""Both rankings fused, with a weight that other held-out questions chose; see `fusion`."""
 METRICS = ("ndcg@10", "recall@10", "mrr@10")
 KINDS = ("title", "heading", "description", "cloze")
-DEPTH = 10
 FEWEST_HALVES = 10
 """Fewer passages say nothing about alignment and uniformity."""
 FEWEST_CLUSTERED = 20
@@ -134,7 +130,7 @@ def figures_of(
         after_mntp: the system that MNTP left, whose loss the others are compared with.
         seed: of the bootstrap and of half samples.
     """
-    rankings = _rankings(held_out, encoded)
+    rankings = _rankings(held_out, encoded, seed)
     trained = encoded[TRAINED]
     enough = len(held_out.halves) >= FEWEST_HALVES
     rows, labels = clustered(held_out)
@@ -166,34 +162,9 @@ def figures_of(
     )
 
 
-def best_mode(held_out: HeldOut, trained: Encoded, *, seed: int) -> Mode:
-    """Return how the index of this folder is best searched, by nDCG@10 on held-out questions.
-
-    By both sides fused, unless meaning or words alone are better by more than chance explains (a paired
-    test); the better of these two then.
-    """
-    if not held_out.pairs:
-        return "fused"
-    words, meaning = _by_words(held_out), _by_meaning(trained)
-    relevant = [{row: 1.0} for row in range(len(held_out.pairs))]
-    rankings: dict[Mode, Ranked] = {"fused": _fused(words, meaning), "dense": meaning, "lexical": words}
-    scores_of = {
-        mode: per_query_metrics(ranking.indices[:, :DEPTH], relevant, k=DEPTH)["ndcg@10"]
-        for mode, ranking in rankings.items()
-    }
-    better: dict[Mode, float] = {}
-    for mode in ("dense", "lexical"):
-        gain = paired_difference(scores_of["fused"], scores_of[mode], seed=seed)
-        if gain.is_real and gain.difference > 0:
-            better[mode] = gain.difference
-    return max(better, key=lambda mode: better[mode]) if better else "fused"
-
-
 def ndcg_of(one: Encoded) -> Scores:
     """Return nDCG@10 of each question, [questions], by the system's own vectors."""
-    found, _ = exact_search(one.queries, one.documents, DEPTH)
-    relevant = [{row: 1.0} for row in range(len(one.queries))]
-    return per_query_metrics(found, relevant, k=DEPTH)["ndcg@10"]
+    return ndcg(exact_search(one.queries, one.documents, DEPTH)[0])
 
 
 def clustered(held_out: HeldOut) -> tuple[list[int], list[str]]:
@@ -250,43 +221,19 @@ def _questions(held_out: HeldOut) -> dict[str, int]:
     return {ALL: len(held_out.pairs), **{kind: kinds[kind] for kind in KINDS if kinds[kind]}}
 
 
-def _rankings(held_out: HeldOut, encoded: Mapping[str, Encoded]) -> dict[str, Ranked]:
+def _rankings(held_out: HeldOut, encoded: Mapping[str, Encoded], seed: int) -> dict[str, Ranked]:
     if not held_out.pairs:
         return {}
-    words = _by_words(held_out)
+    words = by_words(held_out)
     found = {BM25: _first(words)}
     for name, one in encoded.items():
         found[name] = Ranked(*exact_search(one.queries, one.documents, DEPTH))
-    found[FUSED] = _fused(words, _by_meaning(encoded[TRAINED]))
+    found[FUSED] = cross_fused(words, by_meaning(encoded[TRAINED]), seed=seed)
     return found
-
-
-def _by_words(held_out: HeldOut) -> Ranked:
-    """Rank by BM25, as deep as a fusion needs."""
-    lexical = Bm25(held_out.documents, tokenization="identifiers" if is_code(held_out.pairs) else "words")
-    return Ranked(*lexical.search([pair.query for pair in held_out.pairs], CANDIDATES))
-
-
-def _by_meaning(one: Encoded) -> Ranked:
-    """Rank by a system's vectors, as deep as a fusion needs."""
-    return Ranked(*exact_search(one.queries, one.documents, CANDIDATES))
 
 
 def _first(ranked: Ranked) -> Ranked:
     return Ranked(ranked.indices[:, :DEPTH], ranked.scores[:, :DEPTH])
-
-
-def _fused(words: Ranked, meaning: Ranked) -> Ranked:
-    """Fuse both rankings by reciprocal rank; one without a word of the question has no rank by words."""
-    indices = np.full((len(words.indices), DEPTH), NOTHING, dtype=np.int64)
-    fused_scores = np.zeros(indices.shape, dtype=np.float32)
-    for row, (by_words, scores, by_meaning) in enumerate(
-        zip(words.indices, words.scores, meaning.indices, strict=True)
-    ):
-        fused = fuse([by_meaning.tolist(), by_words[scores > 0].tolist()])[:DEPTH]
-        indices[row, : len(fused)] = [document for document, _ in fused]
-        fused_scores[row, : len(fused)] = [score for _, score in fused]
-    return Ranked(indices, fused_scores)
 
 
 def _retrieval(held_out: HeldOut, rankings: Mapping[str, Ranked], seed: int) -> dict[str, dict[str, Measure]]:

@@ -35,7 +35,7 @@ def index_folder(
     held_out: HeldOut,
     encoded: Encoded,
     most: int,
-    mode: Mode,
+    searched: tuple[Mode, float],
     made_of: str,
     device: str | None,
     console: Console,
@@ -49,7 +49,7 @@ def index_folder(
         held_out: whose vectors are there already.
         encoded: these vectors, by that model.
         most: passages to encode beyond these.
-        mode: how it is to be searched, see `figures.best_mode`.
+        searched: how it is to be searched, and the weight of meaning, see `fusion.best_mode`.
         made_of: hash of what the index depends on; one that was made of the same is left as it is.
         device: as for `load`.
         console: told what is left out.
@@ -92,7 +92,8 @@ def index_folder(
         ],
         model=str(model_folder.resolve()),
         contract=contract,
-        mode=mode,
+        mode=searched[0],
+        dense_share=searched[1],
     )
     write_json(made, made_of)
 

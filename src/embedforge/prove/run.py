@@ -46,7 +46,8 @@ from embedforge.prove.distilling import (
     with_across,
     with_teacher,
 )
-from embedforge.prove.figures import best_mode, figures_of
+from embedforge.prove.figures import figures_of
+from embedforge.prove.fusion import best_mode
 from embedforge.prove.held_out import HeldOut, held_out_of, is_code
 from embedforge.prove.index import index_folder
 from embedforge.prove.keep import MODEL, Kept, better_of, keep_model, model_of
@@ -485,8 +486,10 @@ class _Run:
             self._decide(kept=asdict(better_of(held_out, encoded, self.seed)))
         model, chosen = keep_model(self.out, self.kept.system, self.recipe), encoded[self.kept.system]
         made_of = key_of(self.data, self.plan["recipe"], self.plan["sizes after"], self.kept.system)
-        mode = best_mode(held_out, chosen, seed=self.seed)
-        index_folder(self.out, model, texts, held_out, chosen, most, mode, made_of, self.device, self.console)
+        searched = best_mode(held_out, chosen, seed=self.seed)
+        index_folder(
+            self.out, model, texts, held_out, chosen, most, searched, made_of, self.device, self.console
+        )
 
     def report(self, texts: Folder, held_out: HeldOut, encoded: Mapping[str, Encoded]) -> list[str]:
         """Write report.html, then report.json, which says that the run is finished; return why it overran."""

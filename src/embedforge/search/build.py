@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from embedforge.errors import EmbedforgeError
 from embedforge.search import folder_write
-from embedforge.search.document import Document, Mode
+from embedforge.search.document import DENSE_SHARE, Document, Mode
 from embedforge.search.places import index_folder_of, is_lance, is_url
 from embedforge.search.store import Change, Identity, Store
 from embedforge.text.contract import Contract
@@ -24,6 +24,7 @@ def build_index(
     model: str,
     contract: Contract,
     mode: Mode = "fused",
+    dense_share: float = DENSE_SHARE,
     root: str = "",
 ) -> None:
     """Write an index; an older one there is replaced once the new one is complete.
@@ -35,6 +36,7 @@ def build_index(
         model: name or folder of the model, which searches look up.
         contract: the model's, checked again at every search.
         mode: how it is searched where nothing is said.
+        dense_share: weight of meaning where both sides are fused, from 0 to 1.
         root: the folder whose files these are, where they are.
 
     Raises:
@@ -43,7 +45,7 @@ def build_index(
     """
     if vectors.ndim != 2 or not len(vectors):
         raise EmbedforgeError(f"an index needs vectors [documents, dimensions], got shape {vectors.shape}")
-    identity = Identity(model, contract.fingerprint, vectors.shape[1], mode, root)
+    identity = Identity(model, contract.fingerprint, vectors.shape[1], mode, root, dense_share)
     if is_url(where):
         from embedforge.search import lance_store
 

@@ -14,6 +14,9 @@ Mode = Literal["fused", "dense", "lexical"]
 
 MODES: tuple[Mode, ...] = ("fused", "dense", "lexical")
 
+DENSE_SHARE = 0.5
+"""Weight of meaning where both sides are fused and nothing better is known; see `fusion`."""
+
 
 @dataclass(frozen=True, slots=True)
 class Document:
@@ -52,7 +55,7 @@ class Hit:
     lexical: float | None = None
     """BM25; 0 without a shared word, None where the mode is "dense" or the store did not look it up."""
     fused: float | None = None
-    """Reciprocal rank fusion of both (1 / (60 + rank), summed); None where the mode is another."""
+    """Of both, from 0 to 1, see `embedforge.search.fusion`; None where the mode is another."""
     snippet: Snippet = Snippet("")
 
     def as_json(self) -> dict[str, Any]:

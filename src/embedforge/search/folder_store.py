@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from embedforge.errors import EmbedforgeError
 from embedforge.files import read_object
 from embedforge.ranking import Floats, top_k
-from embedforge.search.document import Document
+from embedforge.search.document import DENSE_SHARE, Document
 from embedforge.search.filters import Filter
 from embedforge.search.inverted import bm25_scores
 from embedforge.search.segment import Mask, Segment
@@ -89,6 +89,7 @@ class FolderStore:
             store="folder",
             generation=record["generation"],
             root=record["root"],
+            dense_share=record.get("dense_share", DENSE_SHARE),  # earlier versions wrote none
         )
 
     @property

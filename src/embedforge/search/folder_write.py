@@ -56,6 +56,7 @@ def create(
                 "fingerprint": identity.fingerprint,
                 "dimensions": identity.dimensions,
                 "mode": identity.mode,
+                "dense_share": identity.dense_share,
                 "root": identity.root,
                 "generation": generation,
                 "segments": _write_segments(folder, generation, vectors, documents),

@@ -8,9 +8,9 @@ for hit in index.search("how is a date parsed?", k=5, filters=["file=lib/*.py"])
 from __future__ import annotations
 
 import threading
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from embedforge.errors import EmbedforgeError, did_you_mean
 from embedforge.ranking import Floats
 from embedforge.search.document import MODES, Hit, Mode
 from embedforge.search.filters import Filter, parse_filters
+from embedforge.search.fusion import CANDIDATES, fuse
 from embedforge.search.places import find_model, find_store
 from embedforge.search.snippet import snippet_of
 from embedforge.search.store import Facts, Key, Store, require_model
@@ -28,13 +29,6 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
     from embedforge.model.embedding_model import EmbeddingModel
-
-CANDIDATES = 100
-"""Documents of each side that are fused; more where more hits are asked for."""
-RANK_OFFSET = 60
-"""Of reciprocal rank fusion (Cormack, Clarke and Buettcher, SIGIR 2009)."""
-
-Named = TypeVar("Named", bound=Hashable)
 
 
 class Index:
@@ -169,9 +163,9 @@ class Index:
         self, store: Store, query: str, vector: Floats, k: int, filters: Sequence[Filter]
     ) -> list[Hit]:
         depth = max(CANDIDATES, k)
-        dense = dict(store.nearest(vector, depth, filters))
-        lexical: dict[Key, float | None] = dict(store.matching(query, depth, filters))
-        fused = fuse([list(dense), list(lexical)])[:k]
+        nearest, matching = store.nearest(vector, depth, filters), store.matching(query, depth, filters)
+        dense, lexical = dict(nearest), cast(dict[Key, float | None], dict(matching))
+        fused = fuse(nearest, matching, store.facts.dense_share)[:k]
         keys = [key for key, _ in fused]
         only_words = [key for key in keys if key not in dense]
         only_meaning = [key for key in keys if key not in lexical]
@@ -239,16 +233,3 @@ class Index:
     def close(self) -> None:
         """Let go of the model; files are let go of with the last search that reads them."""
         self._model = None
-
-
-def fuse(rankings: Iterable[Sequence[Named]]) -> list[tuple[Named, float]]:
-    """Fuse rankings by reciprocal rank: 1 / (60 + rank), summed; best first, ties in the order met.
-
-    >>> [key for key, _ in fuse([["a", "b", "c"], ["c", "a"]])]
-    ['a', 'c', 'b']
-    """
-    scores: dict[Named, float] = {}
-    for ranking in rankings:
-        for rank, key in enumerate(ranking, start=1):
-            scores[key] = scores.get(key, 0.0) + 1 / (RANK_OFFSET + rank)
-    return sorted(scores.items(), key=lambda item: -item[1])

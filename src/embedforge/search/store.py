@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from embedforge.errors import EmbedforgeError
 from embedforge.ranking import Floats
-from embedforge.search.document import Document, Mode
+from embedforge.search.document import DENSE_SHARE, Document, Mode
 from embedforge.search.filters import Filter
 
 Key = Hashable
@@ -37,6 +37,8 @@ class Facts:
     """Changes whenever the index does."""
     root: str = ""
     """The folder whose files it holds; "" for documents from elsewhere."""
+    dense_share: float = DENSE_SHARE
+    """Weight of meaning where both sides are fused, from 0 to 1; what a report found best, or the default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,7 @@ class Identity:
     dimensions: int
     mode: Mode = "fused"
     root: str = ""
+    dense_share: float = DENSE_SHARE
 
 
 def require_model(facts: Facts, where: str, fingerprint: str, model: str) -> None:
