@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 
 from embedforge.errors import EmbedforgeError
@@ -40,6 +41,11 @@ def test_layers_come_in_without_an_effect_and_are_trained(
     np.testing.assert_allclose(alone[0], alone[1], atol=1e-6)  # A bag of tokens has no order.
     begin_stage(before, recipe, recipe.stages[1])
     np.testing.assert_array_equal(vectors(before), alone)
+    of_base = load_file(tiny_base / "model.safetensors")
+    layer = before.decoder.layers[1]
+    assert not torch.equal(layer.self_attn.q_proj.weight, of_base["model.layers.1.self_attn.q_proj.weight"])
+    assert layer.input_layernorm.weight.eq(1).all()
+    assert 0.01 < layer.mlp.gate_proj.weight.std() < 0.03
 
     after = load(str(whole), "cpu").encode_document(TEXTS)
     assert not np.allclose(after[0], after[1], atol=1e-6)

@@ -2,7 +2,8 @@
 
 A step of a static embedder, which is a decoder without any layer, costs a thirtieth of one with three; what
 the token table learns there the whole model starts from. Layers that come in begin without an effect, so that
-nothing of it is lost (their last products are zero, as those of a new LoRA adapter are).
+nothing of it is lost (their last products are zero, as those of a new LoRA adapter are). They also begin
+anew: what the decoder's own layers know is how to read a table that is no longer there (docs/log.md).
 """
 
 from __future__ import annotations
@@ -41,13 +42,25 @@ class Depth:
         if wanted > len(self._all):
             raise EmbedforgeError(f"layers is {wanted}, and the decoder has {len(self._all)}")
         running = len(self._list)
-        for layer in self._all[running:wanted]:
+        for number, layer in enumerate(self._all[running:wanted], start=running):
+            _anew(self._decoder, layer, number)
             _without_effect(layer)
         while len(self._list) > wanted:
             del self._list[-1]
         self._list.extend(self._all[len(self._list) : wanted])
         self._decoder.config.get_text_config().num_hidden_layers = wanted
         return wanted > running
+
+
+@torch.no_grad()
+def _anew(decoder: Any, layer: nn.Module, number: int) -> None:
+    """Give a layer the weights that its family's untrained decoders have, the same on every rank."""
+    with torch.random.fork_rng():
+        torch.manual_seed(number)
+        for module in layer.modules():
+            for parameter in module.parameters(recurse=False):
+                parameter._is_hf_initialized = False  # type: ignore[attr-defined]  # loaded ones are left alone
+            decoder._init_weights(module)
 
 
 @torch.no_grad()
