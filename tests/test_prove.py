@@ -206,6 +206,32 @@ def rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+def test_an_embedder_is_searched_with_while_it_is_trained(
+    finished_pairs: Path, library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any, **__: Any) -> None:
+        raise Killed
+
+    short = [
+        f"stages.{stage}.{text}_max_tokens=null"
+        for stage in ("retrieval", "generalist")
+        for text in ("query", "document")
+    ]
+    settings = {"recipe_name": "quickstart", "overrides": [*PAIR_STEPS, "contract.max_tokens=64", *short]}
+    base, out, training = finished_pairs / "run" / "model", tmp_path / "out", prove_run.train
+    monkeypatch.setattr(prove_run, "train", killed)
+    with pytest.raises(Killed):
+        quickstarted(library, out, base, **settings)
+    question = read_json(finished_pairs / "report.json")["question"]
+    at_once = search(out, question, mode="dense", device="cpu")
+    assert at_once
+    monkeypatch.setattr(prove_run, "train", training)
+    quickstarted(library, out, base, **settings)
+    assert not (out / "as-it-came").exists()
+    assert read_json(out / "index" / "index.json")["model"] == str(out / "model")
+    assert search(out, question, mode="dense", device="cpu")
+
+
 @pytest.mark.parametrize("verb", ["quickstart", "adapt"])
 def test_a_run_whose_folder_has_changed_is_refused_and_started_anew_if_so_asked(
     verb: str, tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch

@@ -261,18 +261,23 @@ def next_steps(out: Path, model: Path, question: str) -> str:
         question: one that the run's index may be asked.
     """
     embedforge, python = command("embedforge"), command("python")
-    shown = _pasted(" ".join(question.split())[:70].lstrip("- ") or "what you look for")
     code = f"import embedforge as e; print(e.load({model.as_posix()!r}).encode_query('hello').shape)"
     return "\n".join(
         [
             f"Model: {model}",
             f"Report: {out / 'report.html'}",
             "Next:",
-            f"  {embedforge} search {_pasted(str(out))} {shown}",
+            f"  {search_command(out, question)}",
             f"  {python} -c {_pasted(code)}",
             f"  {embedforge} --help     # evaluate on your own data, encode, index other folders, serve",
         ]
     )
+
+
+def search_command(out: Path, question: str) -> str:
+    """Return how the index of a run is asked, a line that works as it is pasted."""
+    shown = _pasted(" ".join(question.split())[:70].lstrip("- ") or "what you look for")
+    return f"{command('embedforge')} search {_pasted(str(out))} {shown}"
 
 
 def command(name: str) -> str:

@@ -81,9 +81,14 @@ def keep_model(out: Path, system: str, recipe: Recipe) -> Path:
         with replace_folder(folder, CONTRACT) as partial:
             shutil.copytree(trained, partial, copy_function=_link, dirs_exist_ok=True)
         return folder
+    save_as_it_came(recipe, folder)
+    return folder
+
+
+def save_as_it_came(recipe: Recipe, folder: Path) -> None:
+    """Write the base as an embedder, without any training."""
     save(prepare_model(as_it_came(recipe), "cpu"), folder, _untrained(recipe))
     copy_mark_of_model(find_folder(recipe.model.base), folder)
-    return folder
 
 
 def model_of(out: Path) -> Path:

@@ -50,7 +50,7 @@ from embedforge.prove.figures import figures_of
 from embedforge.prove.fusion import best_mode
 from embedforge.prove.held_out import HeldOut, held_out_of, is_code
 from embedforge.prove.index import index_folder
-from embedforge.prove.keep import MODEL, Kept, better_of, keep_model, model_of
+from embedforge.prove.keep import MODEL, Kept, better_of, keep_model, model_of, save_as_it_came
 from embedforge.prove.page import build_report
 from embedforge.prove.plan import (
     Measured,
@@ -72,6 +72,7 @@ from embedforge.prove.systems import (
     TRAINED,
     Build,
     Encoded,
+    came_as_embedder,
     encode_held_out,
     how_it_came,
     require_head,
@@ -85,15 +86,20 @@ from embedforge.prove.texts import changes, check_unchanged, check_written, hash
 from embedforge.prove.training_data import TRAINING_FILES, split_dev, write_questions, write_training_data
 from embedforge.recipe import Recipe, Teacher, parse_recipe
 from embedforge.report.page import write_report
-from embedforge.run_folder import PHASES, Phases, claim, facts, hold, next_steps
+from embedforge.run_folder import PHASES, Phases, claim, facts, hold, next_steps, search_command
 from embedforge.runtime import keep_freed_memory, pick_device, release_freed_memory
+from embedforge.text.contract import FILE_NAME as CONTRACT
 from embedforge.train.prune import vocabulary_examples, with_pruned_base
 from embedforge.train.run import Interrupted, train
 from embedforge.train.stages import prepare_model
 
 QUICKSTART, TINY = "quickstart", "tiny"
 PLAN, REPORT = "prove.json", "report.json"
-OURS = (PLAN, PHASES, "base", "data", "vectors", "run", MODEL, "index", "report.html", REPORT)
+FIRST = "as-it-came"
+"""Folder of the base as an embedder, while the index is made by it."""
+AT_ONCE = 15.0
+"""Seconds for the index that is there before training."""
+OURS = (PLAN, PHASES, "base", "data", "vectors", FIRST, "run", MODEL, "index", "report.html", REPORT)
 PAIRS_NEEDED = 50
 OVERRUN = 1.2
 """A run that takes this many times what was asked says where the time went."""
@@ -252,6 +258,9 @@ class _Run:
             self.settle(texts)
         with phase("before"):
             held_out, encoded = self.compare_untrained(texts)
+        if came_as_embedder(self.recipe):
+            with phase("index at once"):
+                self.index_at_once(texts, held_out, encoded[AS_IT_CAME])
         with phase("train"):
             self.train(texts)
         with phase("after"):
@@ -390,6 +399,22 @@ class _Run:
         measured = replace(self.measured, tokens_per_second=speed or self.measured.tokens_per_second)
         self._decide(measured=asdict(measured))
         return held_out, encoded
+
+    def index_at_once(self, texts: Folder, held_out: HeldOut, encoded: Encoded) -> None:
+        """Index the folder with the embedder as it came, so that one need not wait for training to search."""
+        if self.plan.get("kept"):  # the index is that of the end by now
+            return
+        most = Sizes(**self.plan["sizes"]).indexed
+        most = min(most, int(AT_ONCE * self.measured.tokens_per_second / self.measured.passage))
+        searched = best_mode(held_out, encoded, seed=self.seed)
+        made_of = key_of(self.data, self.plan["recipe"], self.plan["sizes"], FIRST)
+        model = self.out / FIRST
+        if not (model / CONTRACT).exists():
+            save_as_it_came(self.recipe, model)
+        index_folder(
+            self.out, model, texts, held_out, encoded, most, searched, made_of, self.device, self.console
+        )
+        say(f"to search while this trains: {search_command(self.out, held_out.question)}", self.console)
 
     def train(self, texts: Folder) -> None:
         """Train as many steps as leave time for the rest."""
@@ -535,7 +560,8 @@ class _Run:
 
     def finish(self, overrun: Sequence[str]) -> None:
         """Remove what only an unfinished run needs, and say how long it took."""
-        shutil.rmtree(self.out / "vectors", ignore_errors=True)
+        for name in ("vectors", FIRST):
+            shutil.rmtree(self.out / name, ignore_errors=True)
         for line in overrun:
             note(line, self.console)
         say(f"finished in {self.minutes:.1f} minutes", self.console)

@@ -128,9 +128,14 @@ def without_adapter(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"model": recipe.model.model_copy(update={"adapter": None})})
 
 
+def came_as_embedder(recipe: Recipe) -> bool:
+    """Tell a base that is an embedding model from a decoder that is to become one."""
+    return own_attention(recipe.model.base) != "causal"
+
+
 def how_it_came(recipe: Recipe) -> str:
     """Say in a few words what `as_it_came` is."""
-    if own_attention(recipe.model.base) == "causal":
+    if not came_as_embedder(recipe):
         return CAME_CAUSAL
     return f"the embedder {recipe.model.base}, before it was trained on this folder"
 
