@@ -1,10 +1,10 @@
 """Docstrings and their code, for forge-tiny: of the packages that embedforge is installed with, by name.
 
-    python scripts/forge_tiny_code.py --packages .venv/lib/python3.11/site-packages --out runs/forge
+    python scripts/forge_tiny_code.py --packages SITE_PACKAGES --out runs/forge --dev runs/forge/dev
 
 All are Apache-2.0, MIT or BSD. code.jsonl holds pairs of a description and its code, code-texts.jsonl the
-descriptions and the beginnings of code, for distillation, and dev/retrieval/packages_code a task of the
-development folder, of other packages than the rest. The standard library, which quickstart is measured on,
+descriptions and the beginnings of code, for distillation, and DEV/retrieval/packages_code is a task
+of the development folder, of other packages than the rest. The standard library, which quickstart is measured on,
 is not read.
 """
 
@@ -40,6 +40,7 @@ def main() -> None:
     )
     parser.add_argument("--packages", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--dev", type=Path, required=True)
     args = parser.parse_args()
     dev = shuffled(pair for name in DEV for pair in pairs_of(args.packages, name))[:DOCUMENTS]
     known = {text for pair in dev for text in (pair.query, pair.document)}
@@ -52,7 +53,7 @@ def main() -> None:
     texts = [pair.query for pair in train] + [pair.document[:BEGINNING] for pair in train[::BEGINNINGS]]
     texts = sorted(dict.fromkeys(texts), key=lambda text: stable_hash("forge-tiny", text))
     write_jsonl(args.out / "code-texts.jsonl", ({"text": text} for text in texts))
-    write_task(args.out / "dev/retrieval/packages_code", dev)
+    write_task(args.dev / "retrieval/packages_code", dev)
     print(f"{len(train):,} pairs and {len(texts):,} texts in {args.out}; {len(dev)} documents in the task")
 
 
