@@ -2,10 +2,10 @@
 
     python scripts/forge_tiny_code.py --packages SITE_PACKAGES --out runs/forge --dev runs/forge/dev
 
-All are Apache-2.0, MIT or BSD. code.jsonl holds pairs of a description and its code, code-texts.jsonl the
-descriptions and the beginnings of code, for distillation, and DEV/retrieval/packages_code is a task
-of the development folder, of other packages than the rest. The standard library, which quickstart is measured on,
-is not read.
+Those that are trained on are Apache-2.0, MIT, BSD or, matplotlib, under a licence like them. code.jsonl holds
+pairs of a description and its code, code-texts.jsonl the descriptions and beginnings of code, for
+distillation, and DEV/retrieval/packages_code is a task of the development folder, of other packages. The
+standard library, which quickstart is measured on, is not read.
 """
 
 from __future__ import annotations

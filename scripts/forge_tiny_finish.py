@@ -24,14 +24,15 @@ from embedforge.recipe import load_recipe
 ABOUT = """
 ## What it is, and of what
 
-A static embedder for English: token vectors that began as those of SmolLM2-135M (Apache-2.0), distilled from
-all-MiniLM-L6-v2 (Apache-2.0). It does not see the order of words. Vectors can be cut to 192 or 96 numbers.
+An embedder for English text and Python code: token vectors that began as those of SmolLM2-135M (Apache-2.0) and
+two bidirectional layers, distilled from all-MiniLM-L6-v2 (Apache-2.0). Vectors can be cut to 192 or 96 numbers.
 
 Trained on English Wikipedia of 2015 (CC BY-SA 3.0), Project Gutenberg (public domain in the USA), PEPs,
 Rust RFCs, Swift Evolution and EIPs (public domain, MIT, Apache-2.0, CC0), speeches of US presidents, and
 train splits of SQuAD (CC BY-SA 4.0), MedQuAD (CC BY 4.0), banking77 (CC BY 4.0), CLINC150 (CC BY 3.0),
 StackOverflow titles (CC BY-SA), Tatoeba (CC BY 2.0 FR) and the movie reviews of Pang and Lee (CC BY 4.0 as
-NLTK states). How it is made and what it scores: docs/forge-tiny.md of embedforge.
+NLTK states), and docstrings and code of 33 Python packages (Apache-2.0, MIT, BSD, matplotlib's own; they are
+named in scripts/forge_tiny_code.py). How it is made and what it scores: docs/forge-tiny.md of embedforge.
 """
 PACKAGED = Path(__file__).parents[1] / "src/embedforge/forge_tiny"
 
