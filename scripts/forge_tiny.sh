@@ -16,8 +16,7 @@ data=$work/data
 [ -e "$work/dev/sts" ] || python scripts/forge_tiny_dev.py --open "$open" --out "$work/dev"
 embedforge base get smollm2-135m
 embedforge train forge-tiny --data "$data" --out "$work/run" --resume \
-    --set stages.static.objective.teacher="$teacher" --set stages.pairs.objective.terms.1.teacher="$teacher" \
-    --set stages.whole.objective.teacher="$teacher"
+    --set stages.static.objective.teacher="$teacher" --set stages.pairs.objective.terms.1.teacher="$teacher"
 python scripts/forge_tiny_finish.py "$work/run/model" --texts "$data/texts-009.jsonl"
 embedforge evaluate embedforge:forge-tiny "$teacher" bm25 --tasks "$work/dev" --max-tokens 256 --dtype float32 \
     --out "$work/evaluation"

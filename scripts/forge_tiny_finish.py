@@ -24,9 +24,9 @@ from embedforge.recipe import load_recipe
 ABOUT = """
 ## What it is, and of what
 
-An embedder for English text and Python code: token vectors that began as those of SmolLM2-135M
-(Apache-2.0) and two bidirectional layers, distilled from all-MiniLM-L6-v2 (Apache-2.0). Vectors can be cut
-to 192 or 96 numbers.
+A static embedder for English text and Python code: token vectors that began as those of SmolLM2-135M
+(Apache-2.0), distilled from all-MiniLM-L6-v2 (Apache-2.0). It does not see the order of words. Vectors can
+be cut to 192 or 96 numbers.
 
 Trained on English Wikipedia of 2015 (CC BY-SA 3.0), Project Gutenberg (public domain in the USA), PEPs,
 Rust RFCs, Swift Evolution and EIPs (public domain, MIT, Apache-2.0, CC0), speeches of US presidents, and

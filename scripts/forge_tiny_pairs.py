@@ -3,9 +3,8 @@
     python scripts/forge_tiny_pairs.py --pretrain DATA/pretrain --open DATA/open --out runs/forge/pairs.jsonl
 
 Of the open datasets the train splits whose licence lets a model be passed on; of the pre-training text
-the titles of Wikipedia's articles with their first lines. Some of the documents go to passages.jsonl beside
-it, for distillation. No test or dev query is read; a document that
-one of them is judged by is left out as well.
+the titles of Wikipedia's articles with their first lines. No test or dev query is read; a document
+that one of them is judged by is left out as well.
 """
 
 from __future__ import annotations
@@ -24,8 +23,6 @@ from embedforge.text.same import stable_hash
 
 OPEN = ("squad", "medquad", "techdoc_titles", "wiki_ict")
 PASSAGE_WORDS = 110
-PASSAGES = 8
-"""One document in so many is also distilled."""
 
 
 def main() -> None:
@@ -42,9 +39,7 @@ def main() -> None:
     pairs.sort(key=lambda pair: stable_hash("forge-tiny", pair["query"], pair["positive"]))
     args.out.parent.mkdir(parents=True, exist_ok=True)
     write_jsonl(args.out, pairs)
-    passages = args.out.with_name("passages.jsonl")
-    write_jsonl(passages, ({"text": pair["positive"]} for pair in pairs[::PASSAGES]))
-    print(f"{len(pairs):,} pairs in {args.out}, every {PASSAGES}th document in {passages}")
+    print(f"{len(pairs):,} pairs in {args.out}")
 
 
 def open_pairs(folder: Path) -> Iterator[dict[str, Any]]:
