@@ -43,11 +43,13 @@ def memory_dtype(folder: Path, saved: str, device: str) -> str:
     """Return the dtype to load a saved model in when nobody says: the saved one, or float32 on most CPUs.
 
     A CPU without instructions for 16-bit products computes them many times slower than float32, which is the
-    same numbers. Where they would take more than half of the machine's memory, they stay as saved.
+    same numbers. Where they would take more than half of the machine's memory, they stay as saved. A model without
+    layers, a static embedder, has no products that would be worth the rounding.
     """
     if saved == "float32" or torch.device(device).type != "cpu":
         return saved
-    if saved == "bfloat16" and fast_bfloat16(torch.device("cpu")):
+    has_layers = read_object(folder / "config.json").get("num_hidden_layers") != 0
+    if saved == "bfloat16" and has_layers and fast_bfloat16(torch.device("cpu")):
         return saved
     needed = 2 * sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else needed * 2
