@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import itertools
 import secrets
 import shutil
@@ -15,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedforge.errors import EmbedforgeError
-from embedforge.files import follow_umask, read_object, refuse_file, write_json
+from embedforge.files import follow_umask, read_object, refuse_file, try_lock, write_json
 from embedforge.ranking import Floats
 from embedforge.search.document import Document
 from embedforge.search.folder_store import INDEX_FILE, OURS, VERSION, FolderStore, Part
@@ -205,11 +204,9 @@ def _writing(folder: Path) -> Iterator[None]:
     Raises:
         EmbedforgeError: another process is writing.
     """
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+    with try_lock(folder / ".lock") as mine:
+        if not mine:
             raise EmbedforgeError(
                 f"{folder}: another process is writing to this index; try again when it is done"
-            ) from None
+            )
         yield
