@@ -309,6 +309,15 @@ def test_two_writers_at_once_are_refused(tmp_path: Path) -> None:
     assert compact_index(tmp_path / "index").facts.documents == len(DOCUMENTS)
 
 
+def test_what_a_kill_left_of_the_first_build_is_in_nobodys_way(tmp_path: Path) -> None:
+    left = tmp_path / "index" / "segment-1-0123abcd"
+    left.mkdir(parents=True)
+    (left / "documents.jsonl").write_text("half")
+    (left.parent / ".lock").touch()
+    assert len(build(tmp_path / "index")) == len(DOCUMENTS)
+    assert not left.exists()
+
+
 def old_index(folder: Path) -> None:
     """Write what version 1 wrote."""
     folder.mkdir()

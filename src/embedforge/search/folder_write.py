@@ -24,6 +24,7 @@ from embedforge.search.store import Change, Identity
 
 SEGMENT_DOCUMENTS = 250_000
 """Most documents of a segment: bounds the memory that counting its words takes."""
+LOCK = ".lock"
 _VERSION_1 = ("vectors.npy", "documents.jsonl", "offsets.npy")
 
 
@@ -37,7 +38,7 @@ def create(
             full.
     """
     refuse_file(folder)
-    if folder.exists() and any(folder.iterdir()) and not (folder / INDEX_FILE).exists():
+    if folder.exists() and _is_foreign(folder):
         raise EmbedforgeError(
             f"{folder}: this folder holds something else, there is no {INDEX_FILE} in it; name a new or "
             "empty one"
@@ -64,6 +65,12 @@ def create(
         if is_new and not (folder / INDEX_FILE).exists():
             shutil.rmtree(folder, ignore_errors=True)
         raise
+
+
+def _is_foreign(folder: Path) -> bool:
+    """Tell a folder with something else from ours, be it what a killed process left of its first lot."""
+    left = (item.name for item in folder.iterdir() if not OURS.fullmatch(item.name))
+    return not (folder / INDEX_FILE).exists() and any(name != LOCK for name in left)
 
 
 def checked_vectors(vectors: NDArray[Any] | None, documents: int | None, dimensions: int) -> NDArray[Any]:
@@ -204,7 +211,7 @@ def _writing(folder: Path) -> Iterator[None]:
     Raises:
         EmbedforgeError: another process is writing.
     """
-    with try_lock(folder / ".lock") as mine:
+    with try_lock(folder / LOCK) as mine:
         if not mine:
             raise EmbedforgeError(
                 f"{folder}: another process is writing to this index; try again when it is done"
