@@ -6,6 +6,8 @@
 
 Beside it stands what people write first: sentence-transformers behind a FastAPI handler. Every server is a
 process of its own on loopback, with the same texts; the load comes from this process, on the same machine.
+Besides throughput stands the processor time a text, which company on the machine changes little: its share is
+what the throughput would be if nothing but the processor held the server up.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import random
 import socket
 import statistics
@@ -51,8 +54,10 @@ def plain_app(model: str, port: int) -> None:
     class Body(BaseModel):
         input: list[str]
 
+    from embedforge.model.folder import find_folder
+
     app = FastAPI()
-    st = SentenceTransformer(model, trust_remote_code=True)
+    st = SentenceTransformer(str(find_folder(model)), trust_remote_code=True)
 
     def embeddings(body: Body) -> dict[str, object]:
         vectors = st.encode_document(body.input)
@@ -133,20 +138,25 @@ class Load:
     """What came back."""
 
     seconds: float = 0.0
+    processor: float = 0.0
     texts: int = 0
     latencies: list[float] = field(default_factory=list)
     statuses: Counter[str] = field(default_factory=Counter)
 
-    def line(self, name: str, reference: float | None = None) -> str:
-        """Return a row of the table."""
+    def line(self, name: str, reference: tuple[float, float] | None = None) -> str:
+        """Return a row of the table; `reference` is `encode`'s rate and processor time a text."""
         cuts = statistics.quantiles(self.latencies, n=100)
-        rate = self.texts / self.seconds
-        share = "" if reference is None else f"{rate / reference:6.0%}"
+        rate, spent = self.texts / self.seconds, self.processor / self.texts
+        share = ""
+        if reference is not None:
+            share = (
+                f"{rate / reference[0]:6.0%}   {1000 * spent:.2f} ms processor {reference[1] / spent:6.0%}"
+            )
         p50, p95, p99 = (1000 * cuts[at] for at in (49, 94, 98))
         return f"{name:28} {rate:8.0f} texts/s {share:>6}   p50 {p50:6.0f}  p95 {p95:6.0f}  p99 {p99:6.0f} ms"
 
 
-async def closed_load(port: int, clients: int, per_request: int, seconds: float) -> Load:
+async def closed_load(port: int, pid: int, clients: int, per_request: int, seconds: float) -> Load:
     """Let each client send its next request when it has its answer."""
     load, pool = Load(), texts(4096)
     requests = [request_of(pool[at : at + per_request]) for at in range(0, len(pool), per_request)]
@@ -163,9 +173,9 @@ async def closed_load(port: int, clients: int, per_request: int, seconds: float)
             at += 1
         connection.close()
 
-    start = time.perf_counter()
+    start, before = time.perf_counter(), processor(pid)
     await asyncio.gather(*(client(number) for number in range(clients)))
-    load.seconds = time.perf_counter() - start
+    load.seconds, load.processor = time.perf_counter() - start, processor(pid) - before
     return load
 
 
@@ -211,13 +221,20 @@ def resident(pid: int) -> float:
     return int(status.split("VmRSS:")[1].split()[0]) / 1000
 
 
+def processor(pid: int) -> float:
+    """Return the processor seconds of a process so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 # --- the runs ----------------------------------------------------------------------------------------
 
 
-def encode_rate(model: str, seconds: float) -> float:
-    """Return texts per second of `encode` in a process of its own."""
+def encode_rate(model: str, seconds: float) -> tuple[float, float]:
+    """Return texts per second of `encode` in a process of its own, and processor seconds a text."""
     command = [sys.executable, __file__, model, "--encode-seconds", str(seconds)]
-    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    return float(printed[-2]), float(printed[-1])
 
 
 def encode_here(model: str, seconds: float) -> None:
@@ -225,23 +242,25 @@ def encode_here(model: str, seconds: float) -> None:
 
     loaded, pool = embedforge.load(model), texts(4096)
     embedforge.encode(loaded, pool[:256])
-    start, done = time.perf_counter(), 0
+    start, before, done = time.perf_counter(), time.process_time(), 0
     while time.perf_counter() - start < seconds:
-        embedforge.encode(loaded, pool[done % 4096 : done % 4096 + 1024])
-        done += 1024
-    print(done / (time.perf_counter() - start))
+        embedforge.encode(loaded, pool[done % 4096 : done % 4096 + 256])
+        done += 256
+    print(done / (time.perf_counter() - start), (time.process_time() - before) / done)
 
 
 def compare(options: argparse.Namespace) -> None:
     kinds = [options.only] if options.only else list(SERVERS)
     for _ in range(options.repeats):
         reference = encode_rate(options.model, options.seconds)
-        print(f"{'encode':28} {reference:8.0f} texts/s")
+        print(
+            f"{'encode':28} {reference[0]:8.0f} texts/s   {1000 * reference[1]:.2f} ms processor", flush=True
+        )
         for kind in kinds:
-            with server(kind, options.model) as (port, _pid):
-                asyncio.run(closed_load(port, options.clients, 16, 1.0))
+            with server(kind, options.model) as (port, pid):
+                asyncio.run(closed_load(port, pid, options.clients, 16, 1.0))
                 for per_request in (1, 16):
-                    load = asyncio.run(closed_load(port, options.clients, per_request, options.seconds))
+                    load = asyncio.run(closed_load(port, pid, options.clients, per_request, options.seconds))
                     name = f"{kind}, {per_request} a request"
                     print(load.line(name, reference), dict(load.statuses), flush=True)
 
@@ -249,7 +268,7 @@ def compare(options: argparse.Namespace) -> None:
 def overload(options: argparse.Namespace) -> None:
     limits = ("--queue-tokens", str(options.queue_tokens))
     with server("embedforge", options.model, *limits) as (port, pid):
-        can = asyncio.run(closed_load(port, options.clients, 1, options.seconds))
+        can = asyncio.run(closed_load(port, pid, options.clients, 1, options.seconds))
         rate = can.texts / can.seconds
         print(can.line("what it can do"))
         load, memory = asyncio.run(open_load(port, options.times * rate, options.seconds, pid))
@@ -258,7 +277,7 @@ def overload(options: argparse.Namespace) -> None:
         lost = sent - load.statuses["200"] - load.statuses["429"]
         print(f"sent {sent}, of which lost {lost}; answers {dict(load.statuses)}")
         print("memory, MB, each second:", " ".join(f"{each:.0f}" for each in memory))
-        print(asyncio.run(closed_load(port, options.clients, 1, options.seconds)).line("after it"))
+        print(asyncio.run(closed_load(port, pid, options.clients, 1, options.seconds)).line("after it"))
 
 
 def main() -> None:

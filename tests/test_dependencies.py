@@ -23,8 +23,8 @@ DISTRIBUTIONS = {
 """What is installed under another name than it is imported by, or as part of another."""
 
 
-BY_OTHERS = {"onnxscript"}
-"""What nobody here imports, and a package that is imported needs for it: torch, to write ONNX."""
+BY_OTHERS = {"onnxscript", "httptools", "uvloop"}
+"""What nobody here imports, and a package that is imported takes: torch to write ONNX, uvicorn to be fast."""
 
 
 def names(requirements: list[str]) -> set[str]:

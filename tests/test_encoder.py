@@ -55,6 +55,17 @@ def test_a_saved_model_gives_the_same_vectors(
     np.testing.assert_array_equal(embed(inner, TEXTS), embed(embedding_model(st), TEXTS))
 
 
+def test_the_model_inside_a_loaded_one_is_had_without_preparing_its_tokenizer_again(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That takes as long as to embed a thousand texts, and `encode` asks for the model at each call."""
+    save(make(tiny_base, "mean"), tmp_path / "model")
+    loaded = load(tmp_path / "model", device="cpu")
+    before = embed(embedding_model(loaded), TEXTS)
+    monkeypatch.setattr("embedforge.text.render.contract_tokenizer", None)
+    assert np.array_equal(embed(embedding_model(loaded), TEXTS), before)
+
+
 def test_the_seed_decides_the_pooler_and_nothing_else(tiny_base: Path) -> None:
     state = torch.random.get_rng_state()
     contract = Contract(max_tokens=64)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from embedforge.errors import EmbedforgeError
-from embedforge.files import read_json, read_object, replace_folder, write_json, write_text
+from embedforge.files import read_json, read_object, replace_folder, try_lock, write_json, write_text
 
 
 def no_space(*_: object, **__: object) -> None:
@@ -190,3 +190,71 @@ def test_what_a_killed_process_leaves_is_cleared_up_at_the_next_attempt(tmp_path
             raise KeyError
         assert (target / "mark").read_text() == "old"
     assert names(tmp_path) == sorted([target.name, *foreign])
+
+
+# --- locks -------------------------------------------------------------------------------------------
+
+
+def test_a_lock_says_who_holds_it_and_is_gone_afterwards(tmp_path: Path) -> None:
+    path = tmp_path / "locks" / "one"
+    with try_lock(path, "the holder") as mine, try_lock(path, "another") as second:
+        assert (mine, second) == (True, False)
+        assert path.read_text() == "the holder"
+    assert names(path.parent) == []
+    with try_lock(path) as again:
+        assert again
+
+
+def test_a_lock_that_was_taken_away_between_opening_and_locking_is_taken_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fcntl = pytest.importorskip("fcntl", reason="no flock on this system")
+    path, flock = tmp_path / "lock", fcntl.flock
+
+    def late(file: object, how: int) -> None:
+        if not late.__dict__.setdefault("called", False):
+            late.__dict__["called"] = True
+            path.unlink()  # as the last holder does
+        flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with try_lock(path, "mine") as mine:
+        assert mine
+        assert path.read_text() == "mine"
+
+
+def test_a_file_system_without_locks_is_everybodys_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    fcntl = pytest.importorskip("fcntl", reason="no flock on this system")
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOTSUP, "Operation not supported")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with try_lock(tmp_path / "lock") as mine, try_lock(tmp_path / "other") as other:
+        assert mine
+        assert other
+    assert caplog.text.count("no locks on this file system (Operation not supported)") == 1
+
+
+WITHOUT_FCNTL = """
+import sys
+sys.modules["fcntl"] = None  # as on Windows
+import numpy
+import embedforge.synthesize.journal, embedforge.train.vector_cache
+from embedforge.run_folder import hold
+from embedforge.search import Document, Index, build_index
+from embedforge.text.contract import Contract
+from pathlib import Path
+with hold(Path("run")):
+    build_index("index", numpy.eye(1), [Document("a", "a text")], model="m", contract=Contract())
+print([hit.document.id for hit in Index.open("index").search("text", mode="lexical")])
+print(sorted(path.name for path in Path(".").rglob("*lock*")))
+"""
+
+
+def test_all_that_locks_works_on_a_system_without_flock(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", WITHOUT_FCNTL]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.stdout.splitlines() == ["['a']", "[]"], result.stderr

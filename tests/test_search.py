@@ -12,6 +12,7 @@ import pytest
 import embedforge
 from embedforge.encode import encode
 from embedforge.errors import EmbedforgeError
+from embedforge.files import try_lock
 from embedforge.lexical import Bm25
 from embedforge.model.encoder import build as build_model
 from embedforge.model.encoder import embedding_model, load, save
@@ -272,7 +273,7 @@ def test_a_failed_build_leaves_the_old_index(where: str) -> None:
     assert len(Index.open(where)) == 3
     if "://" not in where:
         kept = [path.name.split("-")[0] for path in Path(where).iterdir()]
-        assert sorted(kept) == [".lock", "index.json", "segment"]
+        assert sorted(kept) == ["index.json", "segment"]
 
 
 @pytest.mark.parametrize("vectors", [np.zeros((0, 4)), np.zeros(4), np.full((3, 4), np.nan)])
@@ -307,13 +308,21 @@ def test_no_index_is_an_error_that_says_how_to_make_one(where: str) -> None:
 
 
 def test_two_writers_at_once_are_refused(tmp_path: Path) -> None:
-    import fcntl
-
     build(tmp_path / "index")
-    with (tmp_path / "index" / ".lock").open("w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
+    with try_lock(tmp_path / "index" / ".lock") as mine:
+        assert mine
         with pytest.raises(EmbedforgeError, match="another process is writing"):
             compact_index(tmp_path / "index")
+    assert compact_index(tmp_path / "index").facts.documents == len(DOCUMENTS)
+
+
+def test_what_a_kill_left_of_the_first_build_is_in_nobodys_way(tmp_path: Path) -> None:
+    left = tmp_path / "index" / "segment-1-0123abcd"
+    left.mkdir(parents=True)
+    (left / "documents.jsonl").write_text("half")
+    (left.parent / ".lock").touch()
+    assert len(build(tmp_path / "index")) == len(DOCUMENTS)
+    assert not left.exists()
 
 
 def old_index(folder: Path) -> None:
@@ -513,3 +522,41 @@ def test_the_index_is_part_of_the_python_api(notes: Path, saved: Path, tmp_path:
     with embedforge.Index.open(tmp_path / "index", model=model) as index:
         assert index.search("engine", 1)[0].document.metadata["file"] == "sub/b.py"
         assert index.facts.fields == ("file", "file_hash")
+
+
+# --- many vectors: signs first -----------------------------------------------------------------------
+
+
+def uneven_vectors(count: int, random: np.random.Generator) -> np.ndarray:
+    """Vectors that have most of what they say in a few numbers, as those of a model cut for Matryoshka."""
+    vectors = random.standard_normal((count, 96), dtype=np.float32) / np.arange(1, 97, dtype=np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def test_of_a_large_segment_what_signs_choose_is_scored_exactly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    random = np.random.default_rng(0)
+    vectors, asked = uneven_vectors(3000, random), uneven_vectors(50, random)
+    documents = [Document(str(row), "a text", metadata={"part": row % 3}) for row in range(3000)]
+    build_index(tmp_path / "exact", vectors, documents, model="m", contract=CONTRACT)
+    monkeypatch.setattr("embedforge.search.segment.SIGNS_FROM", 900)
+    monkeypatch.setattr("embedforge.search.signs.CHOSEN", 400)
+    monkeypatch.setattr("embedforge.search.folder_write.SEGMENT_DOCUMENTS", 1000)
+    build_index(tmp_path / "signs", vectors[:2500], documents[:2500], model="m", contract=CONTRACT)
+    change_index(tmp_path / "signs", Change(documents[2500:], vectors[2500:], remove_ids=["7"]))
+    assert len(list(tmp_path.glob("signs/*/signs.npy"))) == 2  # of 1000, 1000, 500 and 500
+    exact, signs = Index.open(tmp_path / "exact"), Index.open(tmp_path / "signs")
+    for filters in ([], ["part=1"]):
+        same = 0
+        for vector in asked:
+            hits = signs.search("text", 10, mode="dense", vector=vector, filters=filters)
+            wanted = exact.search("text", 11, mode="dense", vector=vector, filters=filters)
+            kept = [hit for hit in wanted if hit.document.id != "7"][:10]
+            same += len({hit.document.id for hit in hits} & {hit.document.id for hit in kept})
+            scores = vectors[[int(hit.document.id) for hit in hits]] @ vector
+            assert [hit.score for hit in hits] == pytest.approx(scores.tolist(), abs=1e-6)
+        assert same >= 0.98 * 10 * len(asked)
+    few = signs.search("text", 2000, mode="dense", vector=asked[0], filters=["part=2"])
+    assert len(few) == 1000  # all that pass, and none that does not
+    assert {hit.document.metadata["part"] for hit in few} == {2}

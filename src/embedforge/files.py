@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import glob
 import hashlib
 import json
+import logging
 import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from embedforge.bounds import MOST_JSON_BYTES, require_plain
 from embedforge.errors import EmbedforgeError
 from embedforge.parse import RepeatedKeyError, parse_json
+
+logger = logging.getLogger(__name__)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -128,42 +132,79 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-@contextlib.contextmanager
-def try_lock(path: Path) -> Iterator[bool]:
-    """Hold the lock file `path` while inside, and yield True; or yield False if another process holds it.
+def lock_file(file: IO[Any], *, wait: bool = False) -> bool:
+    """Lock an open file for this process; False if another one has it.
 
-    The system keeps the lock and lets it go when the process ends, however that happens: there is no stale
-    one to wait for. It holds between machines where their shared folder supports locks (NFS 4, Lustre with
-    -o flock); where it supports none, or the system has none (Windows), the lock is everybody's. The file is
-    there only while it is held.
+    The system keeps the lock and lets it go when the file is closed or the process ends, however that
+    happens: there is no stale one to wait for. It holds between machines where their shared folder supports
+    locks (NFS 4, Lustre with -o flock). Windows has none of this kind: there the lock is everybody's.
+
+    Args:
+        file: open for writing.
+        wait: until the other process lets it go.
+
+    Raises:
+        OSError: no locks in this file system.
     """
     try:
         import fcntl
     except ImportError:  # Windows
-        yield True
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
+        return True
     try:
-        file = path.open("a")
-    except FileNotFoundError:  # the folder was cleared up at this moment, so all is done
-        yield False
-        return
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        except OSError:  # no locks in this file system
-            yield True
-            return
-        if not _is_file_at(file.fileno(), path):  # its last holder has just removed it: as good as held
-            yield False
-            return
-        try:
-            yield True
-        finally:
-            path.unlink(missing_ok=True)
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def try_lock(path: Path, holder: str = "") -> Iterator[bool]:
+    """Hold the lock file `path` while inside, and yield True; or yield False if another process holds it.
+
+    See `lock_file`; where the file system has no locks, a warning says so, and the lock is everybody's. The
+    file is there only while it is held.
+
+    Args:
+        path: of the lock file; its folder is made if it is not there.
+        holder: is written into it, for those who find it held.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        while True:
+            try:
+                file = stack.enter_context(path.open("a+b", buffering=0))
+            except FileNotFoundError:  # the folder was cleared up at this moment, so all is done
+                yield False
+                return
+            try:
+                if not lock_file(file):
+                    yield False
+                    return
+            except OSError as error:
+                _warn_of_no_locks(path.parent, error.strerror)
+                break
+            if _is_file_at(file.fileno(), path):
+                break  # else its last holder took it away between our two calls
+        with contextlib.suppress(OSError):  # of a full disk: whatever is written next will name it
+            file.truncate(0)
+            file.write(holder.encode())
+        stack.callback(_remove_lock, file, path)
+        yield True
+
+
+def _remove_lock(file: IO[bytes], path: Path) -> None:
+    """Remove a lock's file while it is held; Windows, without locks, removes none that is open."""
+    if os.name != "posix":
+        file.close()
+    with contextlib.suppress(OSError):
+        path.unlink()
+
+
+@functools.cache
+def _warn_of_no_locks(folder: Path, reason: str) -> None:
+    logger.warning(
+        "%s: no locks on this file system (%s): nothing keeps a second process out", folder, reason
+    )
 
 
 def _is_file_at(handle: int, path: Path) -> bool:

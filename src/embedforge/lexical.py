@@ -8,6 +8,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import bm25s
@@ -55,7 +56,7 @@ def words_and_identifiers(text: str) -> list[str]:
     >>> words_and_identifiers("read_lines of HTTPServer")
     ['read_lines', 'read', 'lines', 'httpserver', 'http', 'server']
     """
-    return [token for token in map(str.lower, _with_parts(text)) if token not in _STOPWORDS]
+    return [word for token in _tokens(text) for word in _identifiers_of(token)]
 
 
 def word_spans(text: str) -> Iterator[tuple[str, int, int]]:
@@ -86,12 +87,11 @@ def _tokens(text: str) -> Iterator[str]:
             yield from (pairs[start : start + 2] for start in range(len(pairs) - 1))
 
 
-def _with_parts(text: str) -> Iterator[str]:
-    for token in _tokens(text):
-        yield token
-        parts = _PART.findall(token)
-        if len(parts) > 1:
-            yield from (part for part in parts if len(part) > 1)
+@lru_cache(maxsize=2**17)  # a text's tokens are few different ones, most of them met before
+def _identifiers_of(token: str) -> tuple[str, ...]:
+    parts = _PART.findall(token)
+    found = [token, *(part for part in parts if len(parts) > 1 and len(part) > 1)]
+    return tuple(word for word in map(str.lower, found) if word not in _STOPWORDS)
 
 
 K1, B = 1.2, 0.75

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import json
-import logging
 import os
 import platform
 import re
@@ -21,17 +20,16 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from embedforge import __version__
 from embedforge.endpoint import without_password
 from embedforge.errors import EmbedforgeError
-from embedforge.files import read_object, refuse_file, write_json
+from embedforge.files import read_object, refuse_file, try_lock, write_json
 
 PHASES = "phases.json"
 LOCK = ".lock"
 """Who is at work in the folder, while it is."""
-logger = logging.getLogger(__name__)
 PACKAGES = ("torch", "transformers", "sentence-transformers", "tokenizers", "peft", "numpy")
 """What figures depend on, besides embedforge itself."""
 
@@ -81,50 +79,22 @@ def hold(out: Path) -> Iterator[None]:
     """Have a run's folder for this process alone while the block runs.
 
     OUT/.lock says who has it, and is gone afterwards. The lock itself is the system's: it ends with the
-    process, however that ends, so there is nothing to clear up. A file system without locks gets a note.
+    process, however that ends, so there is nothing to clear up; see `try_lock`.
 
     Raises:
         EmbedforgeError: another process has it; names it, and the ways out.
     """
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
     refuse_file(out)
     is_new = not out.exists()
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / LOCK
-    with contextlib.ExitStack() as stack:
-        file = stack.enter_context(path.open("a+b", buffering=0))
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            while not _is_at(file, path):  # The run before took its file away between our two calls.
-                file = stack.enter_context(path.open("a+b", buffering=0))
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise EmbedforgeError(f"{out}: {_holder(path)}") from None
-        except OSError as error:
-            logger.warning(
-                "%s: no locks on this file system (%s): nothing keeps a second run out", out, error.strerror
-            )
-        try:
-            with contextlib.suppress(OSError):  # of a full disk: the run's own files will name it
-                file.truncate(0)
-                file.write(json.dumps(_who()).encode())
-                file.flush()
+    try:
+        with try_lock(out / LOCK, json.dumps(_who())) as mine:
+            if not mine:
+                raise EmbedforgeError(f"{out}: {_holder(out / LOCK)}")
             yield
-        finally:
-            path.unlink(missing_ok=True)
-            if is_new:
-                with contextlib.suppress(OSError):  # It stays, but for a run that was refused.
-                    out.rmdir()
-
-
-def _is_at(file: IO[bytes], path: Path) -> bool:
-    with contextlib.suppress(OSError):
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    return False
+    finally:
+        if is_new:
+            with contextlib.suppress(OSError):  # It stays, but for a run that was refused.
+                out.rmdir()
 
 
 def _who() -> dict[str, Any]:

@@ -27,7 +27,7 @@ class EmbeddingModel(ExactRotary):
     Args:
         decoder: without language-model head; may be wrapped by PEFT while it is trained.
         pooler: from `build_pooler`.
-        tokenizer: the decoder's; the model keeps the contract's copy of it.
+        tokenizer: the decoder's, of which the model keeps the contract's copy; or a renderer, to be shared.
         contract: decides about tokens, pool and normalisation.
         pooling: the settings of its kind, needed to save the model.
         projection: a linear map of what is pooled, if there is one; in float32 or float64.
@@ -37,7 +37,7 @@ class EmbeddingModel(ExactRotary):
         self,
         decoder: PreTrainedModel,
         pooler: Pooler,
-        tokenizer: PreTrainedTokenizerBase,
+        tokenizer: PreTrainedTokenizerBase | Renderer,
         contract: Contract,
         pooling: Mapping[str, Any] | None = None,
         projection: nn.Linear | None = None,
@@ -47,7 +47,8 @@ class EmbeddingModel(ExactRotary):
         self.pooler = pooler
         self.projection = projection
         self.contract = contract
-        self.renderer = Renderer(tokenizer, contract)
+        is_ready = isinstance(tokenizer, Renderer)  # to make one takes as long as to embed a thousand texts
+        self.renderer = tokenizer if is_ready else Renderer(tokenizer, contract)
         self.tokenizer = self.renderer.tokenizer
         self.pooling = dict(pooling or {})
         self.depth: Depth | None = None

@@ -237,7 +237,7 @@ def embedding_model(st: StockSentenceTransformer) -> EmbeddingModel:
     return EmbeddingModel(
         encoder.decoder,
         pool.pooler,
-        encoder.tokenizer,
+        encoder.renderer,
         encoder.contract,
         pool.options,
         None if dense is None else dense.linear,

@@ -1,4 +1,4 @@
-"""An index in a folder, searched exactly: every vector is looked at, every word counted.
+"""An index in a folder: every word is counted, every vector looked at, whole or (many) by its signs first.
 
     index.json             the newest generation: model, fingerprint, segments; replaced in one step
     segment-N-XXXX/        see `segment`
@@ -27,6 +27,7 @@ from embedforge.search.document import DENSE_SHARE, Document
 from embedforge.search.filters import Filter
 from embedforge.search.inverted import bm25_scores
 from embedforge.search.segment import Mask, Segment
+from embedforge.search.signs import FARTHEST, Distances, farthest_chosen
 from embedforge.search.store import Facts, Key
 
 VERSION = 2
@@ -48,6 +49,13 @@ class Part:
 
     def __len__(self) -> int:
         return len(self.segment) if self.alive is None else int(self.alive.sum())
+
+    def passing(self, filters: Sequence[Filter]) -> Mask | None:
+        """Return which documents are there and pass all filters, [documents]; None for all."""
+        if not filters:
+            return self.alive
+        passing = self.segment.passing(filters)
+        return passing if self.alive is None else passing & self.alive
 
     def rows(self) -> NDArray[np.int64]:
         """The rows that are still there."""
@@ -103,13 +111,19 @@ class FolderStore:
         return len(self.parts), int(self._starts[-1]) - self.facts.documents
 
     def nearest(self, vector: Floats, k: int, filters: Sequence[Filter]) -> list[tuple[Key, float]]:
-        """Return the `k` documents of highest inner product; see `Store`."""
-        scores = [part.segment.scores(vector) for part in self.parts]
-        return self._best(scores, k, filters, least=-np.inf)
+        """Return the `k` documents of highest inner product; see `Store`, and `signs` for large segments."""
+        masks = [part.passing(filters) for part in self.parts]
+        rows = self._chosen(vector, k, masks)
+        scores = [part.segment.scores(vector, chosen) for part, chosen in zip(self.parts, rows, strict=True)]
+        return self._best(scores, rows, k)
 
     def matching(self, query: str, k: int, filters: Sequence[Filter]) -> list[tuple[Key, float]]:
         """Return the `k` documents of highest BM25 score above 0; see `Store`."""
-        return self._best(self._bm25(query), k, filters, least=0.0)
+        scores, rows = self._bm25(query), []
+        for part, score in zip(self.parts, scores, strict=True):
+            mask = part.passing(filters)
+            rows.append(np.flatnonzero(score > 0 if mask is None else (score > 0) & mask))
+        return self._best([score[row] for score, row in zip(scores, rows, strict=True)], rows, k)
 
     def documents(self, keys: Sequence[Key]) -> list[Document]:
         """Read documents."""
@@ -146,18 +160,35 @@ class FolderStore:
             query, [part.segment.inverted for part in self.parts], [part.alive for part in self.parts]
         )
 
+    def _chosen(self, vector: Floats, k: int, masks: Sequence[Mask | None]) -> list[NDArray[np.int64] | None]:
+        """Return which rows of each part are to be scored, None for all.
+
+        They are those that pass, and of parts with signs only those that may be among the best.
+        """
+        rows = [None if mask is None else np.flatnonzero(mask) for mask in masks]
+        distances: dict[int, Distances] = {}
+        for number, (part, mask) in enumerate(zip(self.parts, masks, strict=True)):
+            if part.segment.signs is not None:
+                distances[number] = part.segment.signs.distances(vector)
+                if mask is not None:
+                    distances[number][~mask] = FARTHEST
+        farthest = farthest_chosen(list(distances.values()), k)
+        for number, distance in distances.items():
+            rows[number] = np.flatnonzero(distance <= farthest)
+        return rows
+
     def _best(
-        self, scores: list[Floats], k: int, filters: Sequence[Filter], least: float
+        self, scores: list[Floats], rows: Sequence[NDArray[np.int64] | None], k: int
     ) -> list[tuple[Key, float]]:
-        for part, score in zip(self.parts, scores, strict=True):
-            if part.alive is not None:
-                score[~part.alive] = -np.inf
-            if filters:
-                score[~part.segment.passing(filters)] = -np.inf
-        together = np.concatenate(scores) if scores else np.empty(0, dtype=np.float32)
-        passing = np.flatnonzero(together > least)
-        rows, best = top_k(together[None, passing], k)
-        return list(zip(passing[rows[0]].tolist(), best[0].tolist(), strict=True))
+        """Return the best of all parts: `scores` are those of their `rows`, None for all."""
+        if not scores:
+            return []
+        keys = [
+            start + (np.arange(len(score)) if row is None else row)
+            for start, score, row in zip(self._starts, scores, rows, strict=False)
+        ]
+        places, best = top_k(np.concatenate(scores)[None], k)
+        return list(zip(np.concatenate(keys)[places[0]].tolist(), best[0].tolist(), strict=True))
 
     def _place(self, key: Key) -> tuple[Part, int]:
         row = int(key)  # type: ignore[call-overload]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import itertools
 import secrets
 import shutil
@@ -15,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedforge.errors import EmbedforgeError
-from embedforge.files import follow_umask, read_object, refuse_file, write_json
+from embedforge.files import follow_umask, read_object, refuse_file, try_lock, write_json
 from embedforge.ranking import Floats
 from embedforge.search.document import Document
 from embedforge.search.folder_store import INDEX_FILE, OURS, VERSION, FolderStore, Part
@@ -25,6 +24,7 @@ from embedforge.search.store import Change, Identity
 
 SEGMENT_DOCUMENTS = 250_000
 """Most documents of a segment: bounds the memory that counting its words takes."""
+LOCK = ".lock"
 _VERSION_1 = ("vectors.npy", "documents.jsonl", "offsets.npy")
 
 
@@ -38,7 +38,7 @@ def create(
             full.
     """
     refuse_file(folder)
-    if folder.exists() and any(folder.iterdir()) and not (folder / INDEX_FILE).exists():
+    if folder.exists() and _is_foreign(folder):
         raise EmbedforgeError(
             f"{folder}: this folder holds something else, there is no {INDEX_FILE} in it; name a new or "
             "empty one"
@@ -66,6 +66,12 @@ def create(
         if is_new and not (folder / INDEX_FILE).exists():
             shutil.rmtree(folder, ignore_errors=True)
         raise
+
+
+def _is_foreign(folder: Path) -> bool:
+    """Tell a folder with something else from ours, be it what a killed process left of its first lot."""
+    left = (item.name for item in folder.iterdir() if not OURS.fullmatch(item.name))
+    return not (folder / INDEX_FILE).exists() and any(name != LOCK for name in left)
 
 
 def checked_vectors(vectors: NDArray[Any] | None, documents: int | None, dimensions: int) -> NDArray[Any]:
@@ -206,11 +212,9 @@ def _writing(folder: Path) -> Iterator[None]:
     Raises:
         EmbedforgeError: another process is writing.
     """
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+    with try_lock(folder / LOCK) as mine:
+        if not mine:
             raise EmbedforgeError(
                 f"{folder}: another process is writing to this index; try again when it is done"
-            ) from None
+            )
         yield

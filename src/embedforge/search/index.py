@@ -135,27 +135,14 @@ class Index:
             raise EmbedforgeError(f"k is the number of hits, at least 1; got {k}")
         conditions = parse_filters(filters, store.facts.fields)
         if mode == "lexical":
-            return self._lexical(store, query, k, conditions)
-        asked = self._vector(query, vector)
-        if mode == "dense":
-            return self._dense(store, query, asked, k, conditions)
-        return self._fused(store, query, asked, k, conditions)
-
-    def _lexical(self, store: Store, query: str, k: int, filters: Sequence[Filter]) -> list[Hit]:
-        found = store.matching(query, k, filters)
+            found = store.matching(query, k, conditions)
+        elif mode == "dense":
+            found = store.nearest(self._vector(query, vector), k, conditions)
+        else:
+            return self._fused(store, query, self._vector(query, vector), k, conditions)
         documents = store.documents([key for key, _ in found])
         return [
-            Hit(document, score, lexical=score, snippet=snippet_of(document.text, query))
-            for document, (_, score) in zip(documents, found, strict=True)
-        ]
-
-    def _dense(
-        self, store: Store, query: str, vector: Floats, k: int, filters: Sequence[Filter]
-    ) -> list[Hit]:
-        found = store.nearest(vector, k, filters)
-        documents = store.documents([key for key, _ in found])
-        return [
-            Hit(document, score, dense=score, snippet=snippet_of(document.text, query))
+            Hit(document, score, snippet=snippet_of(document.text, query), **{mode: score})
             for document, (_, score) in zip(documents, found, strict=True)
         ]
 

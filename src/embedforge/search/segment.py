@@ -6,7 +6,7 @@
     ids.npy          uint64 [documents], hashes of the documents' ids
     fields.json      key of metadata -> its values, each once
     codes.npy        int32 [keys, documents], which of these values; -1 for none
-    (and the inverted file, see `inverted`)
+    (and the inverted file, see `inverted`; of large segments the bits of `signs`)
 
 All is read where it lies, so an index may be larger than memory, and what is open stays readable after
 another process has deleted it.
@@ -30,6 +30,7 @@ from embedforge.ranking import Floats
 from embedforge.search.document import Document, Value
 from embedforge.search.filters import Filter
 from embedforge.search.inverted import InvertedFile, InvertedFileBuilder, hash64, open_array
+from embedforge.search.signs import SIGNS_FROM, Signs, write_signs
 
 _ROWS_AT_ONCE = 65_536
 
@@ -61,11 +62,12 @@ class Segment:
             self._ids = None if self.is_old else open_array(folder / "ids.npy")
             self._fields: dict[str, list[Value]] = {} if self.is_old else read_json(folder / "fields.json")
             self._codes = None if self.is_old else open_array(folder / "codes.npy")
+            self.signs = Signs.read(folder)
         except FileNotFoundError:
             raise
         except (OSError, ValueError) as error:
             raise EmbedforgeError(f"{folder}: the index is damaged ({error}); build it again") from None
-        if not fits:
+        if not fits or (self.signs is not None and self.signs.bits.shape[1] != documents):
             raise EmbedforgeError(f"{folder}: the index is damaged (sizes do not fit); build it again")
 
     def __len__(self) -> int:
@@ -98,12 +100,13 @@ class Segment:
         line = self._lines[int(self._offsets[row]) : int(self._offsets[row + 1])]
         return Document(**json.loads(line.tobytes()))
 
-    def scores(self, query: Floats) -> Floats:
-        """Return every document's inner product with `query`, [documents] float32."""
-        scores = np.empty(len(self), dtype=np.float32)
-        for start in range(0, len(self), _ROWS_AT_ONCE):
-            block = self.vectors[start : start + _ROWS_AT_ONCE]
-            np.dot(block, query, out=scores[start : start + len(block)])
+    def scores(self, query: Floats, rows: NDArray[np.int64] | None = None) -> Floats:
+        """Return the inner products with `query` of these rows, or of all, float32 [rows]."""
+        count = len(self) if rows is None else len(rows)
+        scores = np.empty(count, dtype=np.float32)
+        for start in range(0, count, _ROWS_AT_ONCE):
+            part = slice(start, start + _ROWS_AT_ONCE)
+            np.dot(self.vectors[part if rows is None else rows[part]], query, out=scores[part])
         return scores
 
     def passing(self, filters: Sequence[Filter]) -> Mask:
@@ -149,6 +152,8 @@ def write_segment(folder: Path, vectors: NDArray[Any], documents: Iterable[Docum
     np.save(folder / "offsets.npy", np.array(offsets, dtype=np.int64), allow_pickle=False)
     np.save(folder / "ids.npy", np.array(ids, dtype=np.uint64), allow_pickle=False)
     np.save(folder / "vectors.npy", np.asarray(vectors, dtype=np.float32), allow_pickle=False)
+    if len(vectors) >= SIGNS_FROM:
+        write_signs(folder, vectors)
     inverted.result().write(folder)
     columns.write(folder, len(ids))
 

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from embedforge.errors import EmbedforgeError
+from embedforge.files import lock_file
 
 REFUSED = "refused"
 """A failure for good: the same request would be refused again."""
@@ -181,17 +182,11 @@ def _parse(raw: bytes) -> dict[str, Any] | None:
 
 def _lock(file: IO[bytes], path: Path) -> None:
     """Make sure that no other process asks, and pays, for the same; released when the process ends."""
+    why = "another synthesize run is writing to it; wait for it to end, or"
     try:
-        import fcntl
-    except ImportError:  # Windows
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if lock_file(file):
+            return
     except OSError as error:
-        file.close()
-        why = (
-            "another synthesize run is writing to it; wait for it to end, or"
-            if isinstance(error, BlockingIOError)
-            else f"it cannot be locked ({error.strerror}), so that no two runs pay for the same;"
-        )
-        raise EmbedforgeError(f"{path}: {why} use another --out") from None
+        why = f"it cannot be locked ({error.strerror}), so that no two runs pay for the same;"
+    file.close()
+    raise EmbedforgeError(f"{path}: {why} use another --out")

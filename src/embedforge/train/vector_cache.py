@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedforge.errors import EmbedforgeError
-from embedforge.files import hash_of, read_object, write_json
+from embedforge.files import hash_of, lock_file, read_object, write_json
 from embedforge.ranking import Floats
 from embedforge.text.same import stable_hash
 
@@ -90,7 +90,7 @@ class VectorCache:
     def writing(self) -> Iterator[None]:
         """Keep other writers away, and cut off what a killed one left half written."""
         with (self.folder / "lock").open("a") as lock:
-            _wait_for(lock)
+            lock_file(lock, wait=True)
             self.dim = int(read_object(self.folder / "teacher.json")["dim"])
             self._cut()
             self._refresh()
@@ -165,12 +165,3 @@ class VectorCache:
             return np.full(len(wanted), -1, dtype=np.int64)
         found = np.searchsorted(self._sorted, wanted).clip(max=len(self._sorted) - 1)
         return np.where(self._sorted[found] == wanted, self._order[found], -1).astype(np.int64)
-
-
-def _wait_for(lock: Any) -> None:
-    """Wait until no other process writes; released when the file is closed, or the process ends."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return
-    fcntl.flock(lock, fcntl.LOCK_EX)
