@@ -4,8 +4,9 @@
     python benchmarks/encode.py --model smollm2-135m --passages 40
     python benchmarks/encode.py --openvino                   # and the exported int8 graph
 
-sentence-transformers is first tried with every batch size from 1 to 64 in bfloat16, and with some in float32,
-on a part of the texts; the fastest is what is compared with. Least cosines are those with its float32 vectors.
+sentence-transformers is first tried with every batch size from 1 to 64 in bfloat16, and with some in
+float32, on a part of the texts; the fastest is what is compared with. Least cosines are those with its float32
+vectors.
 """
 
 from __future__ import annotations
