@@ -5,7 +5,7 @@
     python benchmarks/encode.py --openvino                   # and the exported int8 graph
 
 sentence-transformers is first tried with every batch size from 1 to 64 in bfloat16, and with some in
-float32, on a part of the texts; the fastest is what is compared with. Least cosines are those with its float32
+float32, on a part of the texts; the fastest is what is compared with. Least cosines: with its float32
 vectors.
 """
 

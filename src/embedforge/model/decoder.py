@@ -34,7 +34,7 @@ from embedforge.model.folder import find_folder
 from embedforge.model.int8 import FILE_NAME as INT8
 from embedforge.model.int8 import read_int8
 from embedforge.model.memory import require_memory
-from embedforge.model.packed import packed_states
+from embedforge.model.quick import quick_states
 from embedforge.model.shards import TensorEntry, list_tensors
 
 _VOCABULARIES = ("*.model", "vocab*", "*.tiktoken", "tekken.json", "*vocab*", "*.bpe")
@@ -143,7 +143,7 @@ def token_states(decoder: PreTrainedModel, input_ids: Tensor, attention_mask: Te
     """Run a decoder, PEFT-wrapped or not; [texts, tokens] int64 twice to [texts, tokens, hidden].
 
     Positions count real tokens, so that models with absolute positions bear padding on the left.
-    Most decoders go the quick way of `packed_states` on a CPU, without gradients: zeros stand for padding.
+    Most decoders go the quick way of `quick_states` on a CPU, without gradients: zeros stand for padding.
     """
 
     def stock(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -151,8 +151,8 @@ def token_states(decoder: PreTrainedModel, input_ids: Tensor, attention_mask: Te
         output = decoder(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **positions)
         return output.last_hidden_state
 
-    packed = packed_states(decoder, input_ids, attention_mask, stock)
-    return stock(input_ids, attention_mask) if packed is None else packed
+    quick = quick_states(decoder, input_ids, attention_mask, stock)
+    return stock(input_ids, attention_mask) if quick is None else quick
 
 
 def state_width(decoder: PreTrainedModel) -> int:

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from embedforge.encode import encode
-from embedforge.model import packed
+from embedforge.model import quick
 from embedforge.model.attention import make_bidirectional
 from embedforge.model.decoder import token_states
 from embedforge.model.encoder import EmbeddingModel
@@ -54,8 +54,8 @@ def stock(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor:
     return model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)[0]
 
 
-def quick(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor | None:
-    return packed.packed_states(model, ids, mask, lambda *batch: stock(model, *batch))
+def states_of(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor | None:
+    return quick.quick_states(model, ids, mask, lambda *batch: stock(model, *batch))
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
@@ -67,7 +67,7 @@ def test_states_are_those_of_the_stock_forward(kind: str, causal: bool, side: st
     if not causal:
         make_bidirectional(model)
     ids, mask = batch_of(side=side)
-    ours = quick(model, ids, mask)
+    ours = states_of(model, ids, mask)
     assert ours is not None
     real = mask.bool()
     torch.testing.assert_close(ours[real], stock(model, ids, mask)[real], atol=2e-5, rtol=1e-4)
@@ -76,11 +76,11 @@ def test_states_are_those_of_the_stock_forward(kind: str, causal: bool, side: st
 
 @torch.no_grad()
 def test_long_texts_go_by_torchs_own_attention(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packed, "LONGEST_BY_PRODUCTS", 16)
+    monkeypatch.setattr(quick, "LONGEST_BY_PRODUCTS", 16)
     model = decoder_of("llama")
     make_bidirectional(model)
     ids, mask = batch_of()
-    ours = quick(model, ids, mask)
+    ours = states_of(model, ids, mask)
     assert ours is not None
     torch.testing.assert_close(ours[mask.bool()], stock(model, ids, mask)[mask.bool()], atol=2e-5, rtol=1e-4)
 
@@ -92,8 +92,8 @@ def test_autocast_and_bfloat16_weights_stay_near_float32() -> None:
     ids, mask = batch_of()
     expected = stock(exact, ids, mask)[mask.bool()]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        cast = quick(exact, ids, mask)
-    half = quick(copy.deepcopy(exact).bfloat16(), ids, mask)
+        cast = states_of(exact, ids, mask)
+    half = states_of(copy.deepcopy(exact).bfloat16(), ids, mask)
     for found in (cast, half):
         assert found is not None
         assert found.dtype == torch.bfloat16
@@ -106,29 +106,29 @@ def test_autocast_and_bfloat16_weights_stay_near_float32() -> None:
 @torch.no_grad()
 def test_what_is_not_known_or_comes_out_otherwise_goes_the_stock_way(kind: str) -> None:
     more = {"residual_multiplier": 0.3, "embedding_multiplier": 5.0} if kind == "granite" else {}
-    assert quick(decoder_of(kind, **more), *batch_of()) is None
+    assert states_of(decoder_of(kind, **more), *batch_of()) is None
 
 
 @torch.no_grad()
 def test_hooks_windows_training_and_gradients_go_the_stock_way() -> None:
     model = decoder_of("mistral", sliding_window=64)
-    assert quick(model, *batch_of((70, 8))) is None
-    assert quick(model, *batch_of((5, 8))) is not None
+    assert states_of(model, *batch_of((70, 8))) is None
+    assert states_of(model, *batch_of((5, 8))) is not None
     handle = model.layers[0].mlp.up_proj.register_forward_hook(lambda *_: None)
-    assert quick(model, *batch_of((5, 8))) is None
+    assert states_of(model, *batch_of((5, 8))) is None
     handle.remove()
-    assert quick(model.train(), *batch_of((5, 8))) is None
+    assert states_of(model.train(), *batch_of((5, 8))) is None
     with torch.enable_grad():
-        assert quick(model.eval(), *batch_of((5, 8))) is None
+        assert states_of(model.eval(), *batch_of((5, 8))) is None
 
 
 @torch.no_grad()
 def test_weights_are_read_anew_each_time() -> None:
     model = decoder_of("llama")
     ids, mask = batch_of()
-    before = quick(model, ids, mask)
+    before = states_of(model, ids, mask)
     model.layers[1].self_attn.k_proj.weight.data.mul_(-1)
-    after = quick(model, ids, mask)
+    after = states_of(model, ids, mask)
     assert before is not None
     assert after is not None
     assert not torch.allclose(before, after)
@@ -142,14 +142,14 @@ def test_work_is_that_of_the_real_tokens() -> None:
     make_bidirectional(model)
     lengths = (120, *range(40, 8, -1), *[12] * 20)
     ids, mask = batch_of(lengths)
-    quick(model, ids, mask)  # the proof
+    states_of(model, ids, mask)  # the proof
     products = sum(
         p.numel() for name, p in model.layers.named_parameters() if p.dim() == 2 and "norm" not in name
     )
     width = model.config.num_attention_heads * model.config.head_dim * model.config.num_hidden_layers
     needed = 2 * products * sum(lengths) + 4 * width * sum(length**2 for length in lengths)
     with FlopCounterMode(display=False) as counted:
-        quick(model, ids, mask)
+        states_of(model, ids, mask)
     with FlopCounterMode(display=False) as padded:
         stock(model, ids, mask)
     assert needed <= counted.get_total_flops() <= 1.15 * needed
@@ -157,11 +157,11 @@ def test_work_is_that_of_the_real_tokens() -> None:
 
 
 def test_shapes_are_few_whatever_the_lengths() -> None:
-    rows = {packed._rounded_rows(rows) for rows in range(1, 8193)}
-    widths = {packed._rounded_width(tokens) for tokens in range(1, 513)}
+    rows = {quick._rounded_rows(rows) for rows in range(1, 8193)}
+    widths = {quick._rounded_width(tokens) for tokens in range(1, 513)}
     assert len(rows) <= 90
     assert len(widths) <= 20
-    waste = [packed._rounded_rows(rows) / rows - 1 for rows in range(256, 8193)]
+    waste = [quick._rounded_rows(rows) / rows - 1 for rows in range(256, 8193)]
     assert max(waste) <= 0.13
     assert sum(waste) / len(waste) <= 0.04
 
@@ -170,7 +170,7 @@ def test_encoding_goes_the_quick_way_one_pass_a_batch(
     tiny_model: EmbeddingModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[int, int]] = []
-    whole = packed._states
+    whole = quick._states
 
     def counted(decoder: Any, ids: Tensor, mask: Tensor) -> Tensor:
         seen.append((len(ids), int(mask.sum())))
@@ -178,6 +178,6 @@ def test_encoding_goes_the_quick_way_one_pass_a_batch(
 
     with torch.no_grad():
         token_states(tiny_model.decoder, torch.ones(1, 4).long(), torch.ones(1, 4).long())  # the proof
-    monkeypatch.setattr(packed, "_states", counted)
+    monkeypatch.setattr(quick, "_states", counted)
     encode(tiny_model, ["one text", "another", "a third one"], bfloat16=False)
     assert [texts for texts, _ in seen] == [3]

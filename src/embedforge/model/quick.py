@@ -8,7 +8,7 @@ network. Of such a one this module computes the last states from the weights whe
 - few shapes. What oneDNN compiles for a new shape of a product costs half a millisecond and most of a
   megabyte, more than a short text's share of the work, so rows and lengths are rounded up to a short list.
 
-`packed_states` is proven before it is used: on a probe the stock forward must give the same states. What it
+`quick_states` is proven before it is used: on a probe the stock forward must give the same states. What it
 does not know (other modules, adapters, hooks, windows, gradients, a GPU) goes the stock way.
 """
 
@@ -38,7 +38,7 @@ Stock = Callable[[Tensor, Tensor], Tensor]
 """The decoder's own forward: ids and mask [texts, tokens] to states [texts, tokens, hidden]."""
 
 
-def packed_states(decoder: Any, input_ids: Tensor, attention_mask: Tensor, stock: Stock) -> Tensor | None:
+def quick_states(decoder: Any, input_ids: Tensor, attention_mask: Tensor, stock: Stock) -> Tensor | None:
     """Return a decoder's last states, zero where there is padding; None where the stock way must be gone.
 
     Args:
