@@ -17,6 +17,7 @@ from embedforge.model import quick
 from embedforge.model.attention import make_bidirectional
 from embedforge.model.decoder import token_states
 from embedforge.model.encoder import EmbeddingModel
+from embedforge.model.int8 import to_int8
 
 TINY = {
     "vocab_size": 97,
@@ -79,6 +80,17 @@ def test_long_texts_go_by_torchs_own_attention(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(quick, "LONGEST_BY_PRODUCTS", 16)
     model = decoder_of("llama")
     make_bidirectional(model)
+    ids, mask = batch_of()
+    ours = states_of(model, ids, mask)
+    assert ours is not None
+    torch.testing.assert_close(ours[mask.bool()], stock(model, ids, mask)[mask.bool()], atol=2e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_int8_weights_go_the_quick_way_too() -> None:
+    model = decoder_of("llama")
+    make_bidirectional(model)
+    to_int8(model)
     ids, mask = batch_of()
     ours = states_of(model, ids, mask)
     assert ours is not None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from embedforge.errors import EmbedforgeError
 from embedforge.text.contract import Contract
@@ -61,7 +61,7 @@ class Renderer:
         """
         self.contract = contract
         saved = isinstance(tokenizer, SavedTokenizer)
-        self.tokenizer = tokenizer if saved else contract_tokenizer(tokenizer, contract)
+        self.tokenizer: Any = tokenizer if saved else contract_tokenizer(tokenizer, contract)
         self._endings = prefix_endings(contract) if contract.isolate_prefix else None
         self._bos = [self.tokenizer.bos_token_id] if contract.add_bos else []
         self._eos = [self.tokenizer.eos_token_id] if contract.add_eos else []

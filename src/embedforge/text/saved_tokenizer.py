@@ -32,9 +32,9 @@ class SavedTokenizer:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         settings = read_object(folder / "tokenizer_config.json")
-        self.bos_token_id = self._id(settings.get("bos_token"))
-        self.eos_token_id = self._id(settings.get("eos_token"))
-        self.pad_token_id = self._id(settings.get("pad_token"))
+        self.bos_token_id: Any = self._id(settings.get("bos_token"))
+        self.eos_token_id: Any = self._id(settings.get("eos_token"))
+        self.pad_token_id: Any = self._id(settings.get("pad_token"))
 
     def _id(self, token: Any) -> int | None:
         content = token.get("content") if isinstance(token, dict) else token
