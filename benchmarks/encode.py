@@ -141,7 +141,7 @@ def main() -> None:
     names = {
         OURS: "embedforge, bfloat16",
         GRAPH: "embedforge export, OpenVINO int8",
-        PEER: f"sentence-transformers, {dtype}, batch {batch} (its best)",
+        PEER: f"sentence-transformers, {dtype}, batch {batch} ({'given' if arguments.peer else 'its best'})",
         PLAIN: "sentence-transformers, float32, batch 32 (its default)",
     }
     rows = []

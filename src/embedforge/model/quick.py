@@ -100,18 +100,58 @@ def _is_norm(norm: Any) -> bool:
 
 
 def _is_proven(decoder: Any, stock: Stock) -> bool:
-    """Compare with the stock forward on a probe, once for each way that the decoder may be set."""
+    """Compare with the stock forward on a probe, once for each way that the decoder may be set.
+
+    Layer by layer, each from the states that the stock forward gave it: at 16 bits a decoder that was not
+    trained to see ahead is chaotic, so that its last states differ from run to run for no fault of anybody.
+    """
     found = _PROVEN.setdefault(decoder, {})
     key = (_is_causal(decoder), decoder.dtype, len(decoder.layers), torch.is_autocast_enabled("cpu"))
     if key not in found:
-        rows = torch.arange(3 * 40).view(3, 40)
-        ids = (rows * 7919 + 13) % decoder.embed_tokens.num_embeddings
+        ids = (torch.arange(3 * 40).view(3, 40) * 7919 + 13) % decoder.embed_tokens.num_embeddings
         mask = (torch.arange(40) < torch.tensor([[40], [33], [5]])).long()
-        ours, theirs = _states(decoder, ids, mask)[mask.bool()], stock(ids, mask)[mask.bool()]
-        cosine = functional.cosine_similarity(ours.float(), theirs.float(), dim=-1).min().item()
-        exact = ours.dtype == torch.float32
-        found[key] = cosine > (1 - 1e-5 if exact else 0.99)
+        found[key] = _same_steps(decoder, ids, mask, stock)
     return found[key]
+
+
+def _same_steps(decoder: Any, ids: Tensor, mask: Tensor, stock: Stock) -> bool:
+    """Tell whether table, each layer and the last norm give what the stock forward has in their place."""
+    steps: list[tuple[Tensor, Tensor]] = []
+
+    def note(_: nn.Module, given: Any, named: Any, output: Any) -> None:
+        states = given[0] if given else named["hidden_states"]
+        steps.append((states, output[0] if isinstance(output, tuple) else output))
+
+    batch = _batch_of(decoder, ids, mask)
+    layers = decoder.layers[: decoder.config.num_hidden_layers]
+    handles = [layer.register_forward_hook(note, with_kwargs=True) for layer in layers]
+    try:
+        last = stock(ids, mask)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if len(steps) != len(layers):
+        return False
+    rows = decoder.embed_tokens(ids)
+    first, before_norm = (steps[0][0], steps[-1][1]) if steps else (rows, rows)
+    if not torch.equal(first, rows):
+        return False
+    pairs = [
+        (batch.packed(before_norm), _normed(decoder.norm, batch.packed(before_norm)), batch.packed(last))
+    ]
+    for layer, (given, made) in zip(layers, steps, strict=True):
+        states = batch.packed(given)
+        pairs.append((states, _layer(layer, states.clone(), batch), batch.packed(made)))
+    return all(_is_near(*(states[: batch.tokens] for states in each)) for each in pairs)
+
+
+def _is_near(given: Tensor, ours: Tensor, theirs: Tensor) -> bool:
+    """Compare what a step adds to the states, for the median token, within what rounding explains."""
+    slack = 1.0 if ours.dtype == torch.float32 else 50.0
+    given, ours, theirs = given.float(), ours.float(), theirs.float()
+    error, added = (ours - theirs).norm(dim=-1), (theirs - given).norm(dim=-1)
+    allowed = slack * (1e-3 * added + 2e-4 * theirs.norm(dim=-1))
+    return bool((error <= allowed).float().mean() > 0.5)
 
 
 def _is_causal(decoder: Any) -> bool:
@@ -131,27 +171,55 @@ class _Group:
     width: int
 
 
-def _states(decoder: Any, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class _Batch:
+    """Where the tokens of texts stand, and what attention needs to know of them."""
+
+    real: Tensor
+    """[texts, tokens] bool."""
+    tokens: int
+    rows: int
+    """`tokens` and at least one more, rounded up."""
+    rotary: tuple[Tensor, Tensor]
+    groups: Sequence[_Group]
+    causal: bool
+    dtype: torch.dtype
+
+    def packed(self, padded: Tensor) -> Tensor:
+        """Bring [texts, tokens, ...] to [rows, ...], zero behind the last token."""
+        packed = padded.new_zeros((self.rows, *padded.shape[2:]))
+        packed[: self.tokens] = padded[self.real]
+        return packed if packed.dtype == torch.int64 else packed.to(self.dtype)
+
+
+def _batch_of(decoder: Any, input_ids: Tensor, attention_mask: Tensor) -> _Batch:
     real = attention_mask.bool()
-    lengths = real.sum(dim=1)
-    tokens = int(lengths.sum())
+    lengths = real.sum(dim=1).tolist()
+    tokens = sum(lengths)
     rows = _rounded_rows(tokens + 1)
-    ids, positions = input_ids.new_zeros(rows), input_ids.new_zeros(rows)
-    ids[:tokens] = input_ids[real]
+    positions = input_ids.new_zeros(rows)
     positions[:tokens] = (attention_mask.cumsum(dim=1) - 1)[real]
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else decoder.dtype
-    states = decoder.embed_tokens(ids).to(dtype)
-    cos, sin = decoder.rotary_emb(states[None], positions[None])
-    causal, groups = _is_causal(decoder), list(_groups(lengths.tolist(), rows - 1))
+    cos, sin = decoder.rotary_emb(torch.empty(0, dtype=dtype), positions[None])
+    groups = list(_groups(lengths, rows - 1))
     rotary = cos[0, :, None], sin[0, :, None]
+    return _Batch(real, tokens, rows, rotary, groups, _is_causal(decoder), dtype)
+
+
+def _states(decoder: Any, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    batch = _batch_of(decoder, input_ids, attention_mask)
+    states = decoder.embed_tokens(batch.packed(input_ids)).to(batch.dtype)
     for layer in decoder.layers[: decoder.config.num_hidden_layers]:
-        normed = _normed(layer.input_layernorm, states)
-        states = _attention(layer.self_attn, normed, rotary, groups, causal=causal).add_(states)
-        states = _network(layer.mlp, _normed(layer.post_attention_layernorm, states)).add_(states)
+        states = _layer(layer, states, batch)
     states = _normed(decoder.norm, states)
     padded = states.new_zeros((*input_ids.shape, states.shape[-1]))
-    padded[real] = states[:tokens]
+    padded[batch.real] = states[: batch.tokens]
     return padded
+
+
+def _layer(layer: Any, states: Tensor, batch: _Batch) -> Tensor:
+    states = _attention(layer.self_attn, _normed(layer.input_layernorm, states), batch).add_(states)
+    return _network(layer.mlp, _normed(layer.post_attention_layernorm, states)).add_(states)
 
 
 def _normed(norm: Any, states: Tensor) -> Tensor:
@@ -168,9 +236,7 @@ def _network(mlp: Any, states: Tensor) -> Tensor:
     return mlp.down_proj(gate.mul_(mlp.up_proj(states)))
 
 
-def _attention(
-    module: Any, states: Tensor, rotary: tuple[Tensor, Tensor], groups: Sequence[_Group], *, causal: bool
-) -> Tensor:
+def _attention(module: Any, states: Tensor, batch: _Batch) -> Tensor:
     width = module.head_dim
     query, key, value = (
         getattr(module, name)(states).unflatten(-1, (-1, width)) for name in ("q_proj", "k_proj", "v_proj")
@@ -178,9 +244,9 @@ def _attention(
     if hasattr(module, "q_norm"):
         query, key = _normed(module.q_norm, query), _normed(module.k_norm, key)
     scale = float(getattr(module, "scaling", width**-0.5))
-    query, key = _rotated(query, *rotary), _rotated(key, *rotary)
+    query, key = _rotated(query, *batch.rotary), _rotated(key, *batch.rotary)
     mixed = torch.zeros_like(query)
-    for group in groups:
+    for group in batch.groups:
         rows = group.rows
         found = _attended(
             query.index_select(0, rows),
@@ -188,7 +254,7 @@ def _attention(
             value.index_select(0, rows),
             group,
             scale,
-            causal=causal,
+            causal=batch.causal,
         )
         mixed.index_copy_(0, rows, found)
     return module.o_proj(mixed.flatten(1))
