@@ -173,6 +173,8 @@ def test_shapes_are_few_whatever_the_lengths() -> None:
     widths = {quick._rounded_width(tokens) for tokens in range(1, 513)}
     assert len(rows) <= 90
     assert len(widths) <= 20
+    groups = [len(group.lengths) for texts in range(1, 60) for group in quick._groups([12] * texts, 0)]
+    assert set(groups) == {1, 2, 4, 8, 16}
     waste = [quick._rounded_rows(rows) / rows - 1 for rows in range(256, 8193)]
     assert max(waste) <= 0.13
     assert sum(waste) / len(waste) <= 0.04

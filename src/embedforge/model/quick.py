@@ -303,9 +303,10 @@ def _groups(lengths: Sequence[int], spare: int) -> Iterator[_Group]:
         if length:
             widths.setdefault(_rounded_width(length), []).append(text)
     for width, texts in sorted(widths.items()):
-        together = max(1, GROUP // width)
-        for first in range(0, len(texts), together):
-            some = texts[first : first + together]
+        while texts:  # by powers of two, so that there are few shapes of these products too
+            together = min(len(texts), max(1, GROUP // width))
+            together = 1 << (together.bit_length() - 1)
+            some, texts = texts[:together], texts[together:]
             rows = torch.full((len(some), width), spare)
             for place, text in enumerate(some):
                 rows[place, : lengths[text]] = torch.arange(starts[text], starts[text] + lengths[text])
