@@ -1,11 +1,12 @@
 # make quickstart   install, then turn the bundled decoder into an embedding model on real text
 # make test         lint, types, import contract, tests
+# make bench        the small set of benchmarks, under ten minutes on a quiet machine
 
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: quickstart test install lint types imports tests clean
+.PHONY: quickstart test install lint types imports tests bench clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/embedforge quickstart
@@ -39,6 +40,11 @@ imports: $(VENV)/.installed-dev
 
 tests: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+
+bench: $(VENV)/.installed
+	$(BIN)/python benchmarks/encode.py --passages 200
+	$(BIN)/python benchmarks/cold.py
+	$(BIN)/python benchmarks/memory.py
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from embedforge import lexical
 from embedforge.errors import EmbedforgeError
 from embedforge.lexical import Bm25, Collection, QueryTerms, words, words_and_identifiers
 
@@ -93,3 +94,9 @@ def test_an_accent_does_not_end_a_word_however_it_is_encoded() -> None:
     assert (
         words("creme bru\u0302le\u0301e") == words("creme br\u00fbl\u00e9e") == ["creme", "br\u00fbl\u00e9e"]
     )
+
+
+def test_stop_words_are_those_of_bm25s() -> None:
+    from bm25s.stopwords import STOPWORDS_EN
+
+    assert set(STOPWORDS_EN) == lexical._STOPWORDS

@@ -112,7 +112,7 @@ def test_a_c_library_that_has_no_such_setting_is_left_alone(monkeypatch: pytest.
     keep_freed_memory()
 
 
-@pytest.mark.parametrize(("own", "kept"), [(None, "64"), ("7", "7")])
+@pytest.mark.parametrize(("own", "kept"), [(None, "512"), ("7", "7")])
 def test_few_compiled_shapes_are_kept_unless_the_user_says_otherwise(
     own: str | None, kept: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,15 +11,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
-import bm25s
 import numpy as np
-from bm25s.stopwords import STOPWORDS_EN
 from numpy.typing import NDArray
 
 from embedforge.errors import EmbedforgeError
 from embedforge.ranking import Floats, Indices, top_k
-
-logging.getLogger("bm25s").setLevel(logging.WARNING)  # it asks for DEBUG when imported
 
 Tokenization = Literal["words", "identifiers"]
 
@@ -31,7 +27,13 @@ _CJK = (
     "\u1100-\u11ff\u3131-\u318e\ua960-\ua97c\uac00-\ud7fb\uffa0-\uffdc"
 )
 _RUN = re.compile(rf"([{_CJK}]+)|[^\W{_CJK}]{{2,}}")
-_STOPWORDS = frozenset(STOPWORDS_EN)
+_STOPWORDS = frozenset(
+    """
+    a an and are as at be but by for if in into is it no not of on or such that the their then there these
+    they this to was will with
+    """.split()  # noqa: SIM905
+)
+"""Lucene's for English, as bm25s has them; importing that would take scipy, half a second a query."""
 # A capital run before a capitalised word (HTTP in HTTPServer), a word, a capital run, digits.
 _PART = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[^\W\dA-Z_]+|[A-Z]+|\d+")
 
@@ -127,6 +129,9 @@ class Bm25:
         if not any(tokens):
             raise EmbedforgeError(f"BM25 found no word to index in {len(documents)} documents")
         self._documents = len(documents)
+        import bm25s  # scipy
+
+        logging.getLogger("bm25s").setLevel(logging.WARNING)  # it asks for DEBUG when imported
         self._index = bm25s.BM25(method="lucene", k1=k1, b=b)
         self._index.index(tokens, show_progress=False)
 

@@ -34,6 +34,7 @@ from embedforge.model.folder import find_folder
 from embedforge.model.int8 import FILE_NAME as INT8
 from embedforge.model.int8 import read_int8
 from embedforge.model.memory import require_memory
+from embedforge.model.quick import quick_states
 from embedforge.model.shards import TensorEntry, list_tensors
 
 _VOCABULARIES = ("*.model", "vocab*", "*.tiktoken", "tekken.json", "*vocab*", "*.bpe")
@@ -142,10 +143,16 @@ def token_states(decoder: PreTrainedModel, input_ids: Tensor, attention_mask: Te
     """Run a decoder, PEFT-wrapped or not; [texts, tokens] int64 twice to [texts, tokens, hidden].
 
     Positions count real tokens, so that models with absolute positions bear padding on the left.
+    Most decoders go the quick way of `quick_states` on a CPU, without gradients: zeros stand for padding.
     """
-    positions = {"position_ids": position_ids(attention_mask)} if takes_position_ids(decoder) else {}
-    output = decoder(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **positions)
-    return output.last_hidden_state
+
+    def stock(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        positions = {"position_ids": position_ids(attention_mask)} if takes_position_ids(decoder) else {}
+        output = decoder(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **positions)
+        return output.last_hidden_state
+
+    quick = quick_states(decoder, input_ids, attention_mask, stock)
+    return stock(input_ids, attention_mask) if quick is None else quick
 
 
 def state_width(decoder: PreTrainedModel) -> int:

@@ -43,8 +43,8 @@ def memory_dtype(folder: Path, saved: str, device: str) -> str:
     """Return the dtype to load a saved model in when nobody says: the saved one, or float32 on most CPUs.
 
     A CPU without instructions for 16-bit products computes them many times slower than float32, which is the
-    same numbers. Where they would take more than half of the machine's memory, they stay as saved. A model without
-    layers, a static embedder, has no products that would be worth the rounding.
+    same numbers. Where they would take more than half of the machine's memory, they stay as saved. A model
+    without layers, a static embedder, has no products that would be worth the rounding.
     """
     if saved == "float32" or torch.device(device).type != "cpu":
         return saved

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedforge.errors import EmbedforgeError, did_you_mean
+from embedforge.model.folder import find_folder
 from embedforge.ranking import Floats
 from embedforge.search.document import MODES, Hit, Mode
 from embedforge.search.filters import Filter, parse_filters
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
     from embedforge.model.embedding_model import EmbeddingModel
+    from embedforge.static import StaticEmbedder
 
 
 class Index:
@@ -55,7 +57,7 @@ class Index:
     ) -> None:
         self._store, self._where, self._device = store, where, device
         self._lock = threading.Lock()
-        self._model: EmbeddingModel | None = None
+        self._model: EmbeddingModel | StaticEmbedder | None = None
         self._model_name = ""
         if model is None or isinstance(model, (str, Path)):
             self._model_name = str(model or "")
@@ -166,11 +168,7 @@ class Index:
     def _vector(self, query: str, vector: NDArray[Any] | None) -> Floats:
         """Return the query's embedding, [dimensions] float32, of a model that is the index's."""
         if vector is None:
-            from embedforge.encode import encode  # torch, once it is known that there is something to search
-
-            model = self._loaded()
-            contract = model.contract
-            vector = encode(model, [query], contract.query_prefix(), suffix=contract.query_suffix())[0]
+            vector = self._embedded(query)
         if vector.shape != (self.facts.dimensions,):
             raise EmbedforgeError(
                 f"{self._where}: the query has shape {vector.shape}, "
@@ -181,15 +179,23 @@ class Index:
             raise EmbedforgeError("the query's vector holds what is not a number (NaN) or infinite")
         return asked
 
-    def _loaded(self) -> EmbeddingModel:
+    def _embedded(self, query: str) -> Floats:
+        from embedforge.static import StaticEmbedder
+
+        model = self._loaded()
+        prefix, suffix = model.contract.query_prefix(), model.contract.query_suffix()
+        if isinstance(model, StaticEmbedder):
+            return model.encode([query], prefix, suffix=suffix)[0]
+        from embedforge.encode import encode  # torch, once it is known that there is something to search
+
+        return encode(model, [query], prefix, suffix=suffix)[0]
+
+    def _loaded(self) -> EmbeddingModel | StaticEmbedder:
         """Load the model at first use, and see whether it is the index's."""
         with self._lock:
             if self._model is None:
                 folder = self._model_name or find_model(self._where, self.facts.model)
-                from embedforge.model.encoder import embedding_model, load
-                from embedforge.runtime import pick_device
-
-                model = embedding_model(load(folder, device=str(pick_device(self._device))))
+                model = _open_model(folder, self._device)
                 self.check(model.contract, folder)
                 self._model, self._model_name = model, folder
             return self._model
@@ -220,3 +226,15 @@ class Index:
     def close(self) -> None:
         """Let go of the model; files are let go of with the last search that reads them."""
         self._model = None
+
+
+def _open_model(folder: str, device: str | None) -> EmbeddingModel | StaticEmbedder:
+    """Open the model of a query: a static one without torch, where nobody asks for a device."""
+    from embedforge.static import open_static
+
+    if device in (None, "cpu") and (static := open_static(find_folder(folder))) is not None:
+        return static
+    from embedforge.model.encoder import embedding_model, load
+    from embedforge.runtime import pick_device
+
+    return embedding_model(load(folder, device=str(pick_device(device))))

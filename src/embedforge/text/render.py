@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import torch
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from embedforge.errors import EmbedforgeError
 from embedforge.text.contract import Contract
+from embedforge.text.saved_tokenizer import SavedTokenizer
 from embedforge.text.tokenizer import contract_tokenizer, prefix_endings
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +54,14 @@ class Renderer:
     tokenizer cannot express.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, contract: Contract) -> None:
-        """Prepare `tokenizer`; the given object is not changed. Errors: see `contract_tokenizer`."""
+    def __init__(self, tokenizer: PreTrainedTokenizerBase | SavedTokenizer, contract: Contract) -> None:
+        """Prepare `tokenizer`; the given object is not changed. Errors: see `contract_tokenizer`.
+
+        A `SavedTokenizer` is taken as it is: it was prepared when it was saved.
+        """
         self.contract = contract
-        self.tokenizer = contract_tokenizer(tokenizer, contract)
+        saved = isinstance(tokenizer, SavedTokenizer)
+        self.tokenizer: Any = tokenizer if saved else contract_tokenizer(tokenizer, contract)
         self._endings = prefix_endings(contract) if contract.isolate_prefix else None
         self._bos = [self.tokenizer.bos_token_id] if contract.add_bos else []
         self._eos = [self.tokenizer.eos_token_id] if contract.add_eos else []
@@ -137,6 +144,8 @@ class Renderer:
         `side` is "right" or "left", by default the contract's. The number of tokens is the longest text's,
         rounded up to `multiple_of`. Both masks are 0 on padding.
         """
+        import torch
+
         side = self.contract.padding_side if side is None else side
         if side not in ("right", "left"):
             raise EmbedforgeError(f"the padding side is 'right' or 'left', not {side!r}")

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from embedforge.errors import EmbedforgeError
 from embedforge.text.contract import Contract
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 _WAY_OUT = "set contract.isolate_prefix=false to let tokens span the end of the instruction"
 
@@ -108,6 +110,8 @@ def _require_specials(tokenizer: PreTrainedTokenizerBase, contract: Contract) ->
 def _plain_tokenizer(
     source: PreTrainedTokenizerBase, backend: Tokenizer, contract: Contract
 ) -> PreTrainedTokenizerFast:
+    from transformers import PreTrainedTokenizerFast
+
     # As AddedToken, because a bare string would lose the token's own settings (such as rstrip) at reload.
     settings = {token.content: token for token in source.added_tokens_decoder.values()}
     specials: dict[str, Any] = {

@@ -1,0 +1,68 @@
+"""Where encoding's time goes: parts of `model/quick.py`, one thread, processor microseconds a token.
+
+python benchmarks/encode_parts.py
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import Counter
+from typing import Any
+
+import torch
+from common import Timing, report
+from texts import passages
+
+PARTS = ("_normed", "_rotated", "_attended", "_states")
+ROUNDS = 5
+
+
+def main() -> None:
+    import embedforge
+    from embedforge.encode import encode_rendered
+    from embedforge.model import quick
+
+    torch.set_num_threads(1)
+    contract = embedforge.Contract(pooling="mean", max_tokens=512, dtype="bfloat16")
+    model = embedforge.build(base="embedforge:base", contract=contract).eval()
+    window = model.renderer.render(passages(20))
+    tokens = sum(len(text.input_ids) for text in window)
+    spent: Counter[str] = Counter()
+
+    def wrap(owner: Any, name: str) -> None:
+        whole = getattr(owner, name)
+
+        def timed(*given: Any, **named: Any) -> Any:
+            start = time.process_time()
+            made = whole(*given, **named)
+            spent[name] += time.process_time() - start
+            return made
+
+        setattr(owner, name, timed)
+
+    encode_rendered(model, window, 8192, bfloat16=True)
+    for name in PARTS:
+        wrap(quick, name)
+    wrap(torch.nn.Linear, "forward")
+    wrap(torch, "bmm")
+    rounds: list[dict[str, float]] = []
+    for _ in range(ROUNDS):
+        spent.clear()
+        encode_rendered(model, window, 8192, bfloat16=True)
+        rounds.append({name: 1e6 * seconds / tokens for name, seconds in spent.items()})
+    part = {name: statistics.median(each[name] for each in rounds) for name in rounds[0]}
+    row = {
+        "products with weights": part["forward"],
+        "attention: two products": part["bmm"],
+        "attention: the rest": part["_attended"] - part["bmm"],
+        "norms": part["_normed"],
+        "rotary": part["_rotated"],
+        "in all": part["_states"],
+    }
+    timing = Timing([each["_states"] for each in rounds])
+    report("encode-parts", [row], {"microseconds": timing}, tokens=tokens, threads=1)
+
+
+if __name__ == "__main__":
+    main()

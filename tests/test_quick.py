@@ -1,0 +1,197 @@
+"""The quick way through a decoder: the states of the stock forward, without its padding, in few shapes."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoConfig, AutoModel, PreTrainedModel
+
+from embedforge.encode import encode
+from embedforge.model import quick
+from embedforge.model.attention import make_bidirectional
+from embedforge.model.decoder import token_states
+from embedforge.model.encoder import EmbeddingModel
+from embedforge.model.int8 import to_int8
+
+TINY = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 256,
+    "pad_token_id": 0,
+}
+LENGTHS = (40, 1, 17, 16, 33, 3, 17)
+
+
+def decoder_of(kind: str, **settings: Any) -> PreTrainedModel:
+    torch.manual_seed(0)
+    model = AutoModel.from_config(AutoConfig.for_model(kind, **(TINY | settings))).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():  # as drawn, attention and norms hardly do anything
+            parameter.add_(torch.randn_like(parameter) * (0.3 if parameter.dim() == 1 else 0.15))
+    return model
+
+
+def batch_of(lengths: tuple[int, ...] = LENGTHS, side: str = "right") -> tuple[Tensor, Tensor]:
+    torch.manual_seed(1)
+    longest = max(lengths)
+    mask = (torch.arange(longest) < torch.tensor(lengths)[:, None]).long()
+    mask = mask if side == "right" else mask.flip(1)
+    return torch.randint(1, 97, mask.shape) * mask, mask
+
+
+def stock(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor:
+    positions = (mask.cumsum(1) - 1).clamp_min(0)
+    return model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)[0]
+
+
+def states_of(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor | None:
+    return quick.quick_states(model, ids, mask, lambda *batch: stock(model, *batch))
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("kind", ["mistral", "llama", "qwen2", "qwen3"])
+@torch.no_grad()
+def test_states_are_those_of_the_stock_forward(kind: str, causal: bool, side: str) -> None:
+    model = decoder_of(kind, sliding_window=None)
+    if not causal:
+        make_bidirectional(model)
+    ids, mask = batch_of(side=side)
+    ours = states_of(model, ids, mask)
+    assert ours is not None
+    real = mask.bool()
+    torch.testing.assert_close(ours[real], stock(model, ids, mask)[real], atol=2e-5, rtol=1e-4)
+    assert not ours[~real].any()
+
+
+@torch.no_grad()
+def test_long_texts_go_by_torchs_own_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quick, "LONGEST_BY_PRODUCTS", 16)
+    model = decoder_of("llama")
+    make_bidirectional(model)
+    ids, mask = batch_of()
+    ours = states_of(model, ids, mask)
+    assert ours is not None
+    torch.testing.assert_close(ours[mask.bool()], stock(model, ids, mask)[mask.bool()], atol=2e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_int8_weights_go_the_quick_way_too() -> None:
+    model = decoder_of("llama")
+    make_bidirectional(model)
+    to_int8(model)
+    ids, mask = batch_of()
+    ours = states_of(model, ids, mask)
+    assert ours is not None
+    torch.testing.assert_close(ours[mask.bool()], stock(model, ids, mask)[mask.bool()], atol=2e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_autocast_and_bfloat16_weights_stay_near_float32() -> None:
+    exact = decoder_of("llama")
+    make_bidirectional(exact)
+    ids, mask = batch_of()
+    expected = stock(exact, ids, mask)[mask.bool()]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = states_of(exact, ids, mask)
+    half = states_of(copy.deepcopy(exact).bfloat16(), ids, mask)
+    for found in (cast, half):
+        assert found is not None
+        assert found.dtype == torch.bfloat16
+        assert functional.cosine_similarity(found[mask.bool()].float(), expected, dim=-1).min() > 0.999
+
+
+@pytest.mark.parametrize(
+    "kind", ["gemma", "granite", "olmo2", "phi3", "cohere"]
+)  # other modules, or the same ones that mean something else
+@torch.no_grad()
+def test_what_is_not_known_or_comes_out_otherwise_goes_the_stock_way(kind: str) -> None:
+    more = {"residual_multiplier": 0.3, "embedding_multiplier": 5.0} if kind == "granite" else {}
+    assert states_of(decoder_of(kind, **more), *batch_of()) is None
+
+
+@torch.no_grad()
+def test_hooks_windows_training_and_gradients_go_the_stock_way() -> None:
+    model = decoder_of("mistral", sliding_window=64)
+    assert states_of(model, *batch_of((70, 8))) is None
+    assert states_of(model, *batch_of((5, 8))) is not None
+    handle = model.layers[0].mlp.up_proj.register_forward_hook(lambda *_: None)
+    assert states_of(model, *batch_of((5, 8))) is None
+    handle.remove()
+    assert states_of(model.train(), *batch_of((5, 8))) is None
+    with torch.enable_grad():
+        assert states_of(model.eval(), *batch_of((5, 8))) is None
+
+
+@torch.no_grad()
+def test_weights_are_read_anew_each_time() -> None:
+    model = decoder_of("llama")
+    ids, mask = batch_of()
+    before = states_of(model, ids, mask)
+    model.layers[1].self_attn.k_proj.weight.data.mul_(-1)
+    after = states_of(model, ids, mask)
+    assert before is not None
+    assert after is not None
+    assert not torch.allclose(before, after)
+    torch.testing.assert_close(after[mask.bool()], stock(model, ids, mask)[mask.bool()], atol=2e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_work_is_that_of_the_real_tokens() -> None:
+    """FLOPs of a fixed input: at most 1.15 of what its tokens need, where padding alone would double them."""
+    model = decoder_of("llama")
+    make_bidirectional(model)
+    lengths = (120, *range(40, 8, -1), *[12] * 20)
+    ids, mask = batch_of(lengths)
+    states_of(model, ids, mask)  # the proof
+    products = sum(
+        p.numel() for name, p in model.layers.named_parameters() if p.dim() == 2 and "norm" not in name
+    )
+    width = model.config.num_attention_heads * model.config.head_dim * model.config.num_hidden_layers
+    needed = 2 * products * sum(lengths) + 4 * width * sum(length**2 for length in lengths)
+    with FlopCounterMode(display=False) as counted:
+        states_of(model, ids, mask)
+    with FlopCounterMode(display=False) as padded:
+        stock(model, ids, mask)
+    assert needed <= counted.get_total_flops() <= 1.15 * needed
+    assert padded.get_total_flops() > 1.5 * needed
+
+
+def test_shapes_are_few_whatever_the_lengths() -> None:
+    rows = {quick._rounded_rows(rows) for rows in range(1, 8193)}
+    widths = {quick._rounded_width(tokens) for tokens in range(1, 513)}
+    assert len(rows) <= 90
+    assert len(widths) <= 20
+    groups = [len(group.lengths) for texts in range(1, 60) for group in quick._groups([12] * texts, 0)]
+    assert set(groups) == {1, 2, 4, 8, 16}
+    waste = [quick._rounded_rows(rows) / rows - 1 for rows in range(256, 8193)]
+    assert max(waste) <= 0.13
+    assert sum(waste) / len(waste) <= 0.04
+
+
+def test_encoding_goes_the_quick_way_one_pass_a_batch(
+    tiny_model: EmbeddingModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, int]] = []
+    whole = quick._states
+
+    def counted(decoder: Any, ids: Tensor, mask: Tensor) -> Tensor:
+        seen.append((len(ids), int(mask.sum())))
+        return whole(decoder, ids, mask)
+
+    with torch.no_grad():
+        token_states(tiny_model.decoder, torch.ones(1, 4).long(), torch.ones(1, 4).long())  # the proof
+    monkeypatch.setattr(quick, "_states", counted)
+    encode(tiny_model, ["one text", "another", "a third one"], bfloat16=False)
+    assert [texts for texts, _ in seen] == [3]
