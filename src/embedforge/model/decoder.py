@@ -138,13 +138,39 @@ def read_tokenizer(
     return tokenizer
 
 
-def token_states(decoder: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+def token_states(
+    decoder: PreTrainedModel,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    rectangles: Sequence[Sequence[int]] | None = None,
+) -> Tensor:
     """Run a decoder, PEFT-wrapped or not; [texts, tokens] int64 twice to [texts, tokens, hidden].
 
-    Positions count real tokens, so that models with absolute positions bear padding on the left.
+    Positions count real tokens, so that models with absolute positions bear padding on the left. With
+    `rectangles` the batch is a packed one, [1, tokens] (`model.packing`).
     """
+    if rectangles is not None:
+        return _packed_states(decoder, input_ids, attention_mask, rectangles)
     positions = {"position_ids": position_ids(attention_mask)} if takes_position_ids(decoder) else {}
     output = decoder(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **positions)
+    return output.last_hidden_state
+
+
+def _packed_states(
+    decoder: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, rectangles: Sequence[Sequence[int]]
+) -> Tensor:
+    parts = attention_mask[0].split([texts * tokens for texts, tokens in rectangles])
+    shaped = zip(parts, rectangles, strict=True)
+    positions = torch.cat([position_ids(part.view(*shape)).flatten() for part, shape in shaped])[None]
+    real = attention_mask.bool()
+    output = decoder(
+        input_ids=input_ids,
+        # Four dimensions, which transformers takes for finished: a mask of the whole row would be its square.
+        attention_mask=real[:, None, None],
+        use_cache=False,
+        position_ids=positions,
+        rectangles=[(texts, tokens) for texts, tokens in rectangles],
+    )
     return output.last_hidden_state
 
 

@@ -7,15 +7,19 @@ gradients never summed. What is computed is what transformers' `eager` computes.
 
 It is an attention implementation of transformers (`AttentionInterface`), by the name `NAME`; whatever it is
 not made for (a long text, dropout on probabilities, another device) goes to `sdpa`, the same numbers.
+
+It also attends within the texts of a packed batch (`model.packing`), which is one row of tokens for all else
+in the decoder: `rectangles` says where in it the texts are.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -46,19 +50,22 @@ def short_attention(
     dropout: float = 0.0,
     scaling: float | None = None,
     is_causal: bool | None = None,
+    rectangles: Sequence[tuple[int, int]] | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
     """Attend, as transformers asks for it.
 
     Args:
-        module: the attention layer; its `is_causal` decides where there is no mask.
-        query: [texts, heads, tokens, dim].
+        module: the attention layer; its `is_causal` decides where there is no mask, and in a packed batch.
+        query: [texts, heads, tokens, dim]; of a packed batch [1, heads, all tokens, dim].
         key: [texts, key heads, tokens, dim].
         value: like `key`.
-        attention_mask: bool, True where a token is seen, or what is added to the scores; or None.
+        attention_mask: bool, True where a token is seen, or what is added to the scores; or None. Of a packed
+            batch bool [1, 1, 1, all tokens], True for real tokens.
         dropout: on the probabilities.
         scaling: of the scores; one by the root of dim when None.
         is_causal: overrides the layer's.
+        rectangles: texts and tokens of each part of a packed batch.
         options: what else the layer says.
 
     Returns:
@@ -67,71 +74,167 @@ def short_attention(
     if torch.is_autocast_enabled(query.device.type):
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    unmasked = attention_mask is None and causal and query.shape[2] > 1
-    if unmasked or dropout or not _fits(query, key, value) or options.get("position_bias") is not None:
-        return sdpa_attention_forward(
-            module,
-            query,
-            key,
-            value,
-            attention_mask,
-            dropout=dropout,
-            scaling=scaling,
-            is_causal=is_causal,
-            **options,
-        )
+    causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    output: Tensor = _Attention.apply(query, key, value, attention_mask, scale)
-    return output.transpose(1, 2).contiguous(), None
+    longest = max((tokens for _, tokens in rectangles), default=0) if rectangles else query.shape[2]
+    short = _fits(query, key, value, longest) and not dropout and options.get("position_bias") is None
+    if rectangles is not None:
+        how = _How(scale, causal, tuple(rectangles), packed=True)
+        attend = _attend if short else functools.partial(_by_rectangles, dropout=dropout)
+        return attend(query, key, value, attention_mask, how), None
+    if short and not (attention_mask is None and causal and query.shape[2] > 1):
+        how = _How(scale, False, ((query.shape[0], query.shape[2]),), packed=False)
+        return _attend(query, key, value, attention_mask, how), None
+    return sdpa_attention_forward(
+        module,
+        query,
+        key,
+        value,
+        attention_mask,
+        dropout=dropout,
+        scaling=scaling,
+        is_causal=is_causal,
+        **options,
+    )
 
 
-def _fits(query: Tensor, key: Tensor, value: Tensor) -> bool:
+class _How(NamedTuple):
+    scale: float
+    causal: bool
+    """Within each rectangle; where a mask of transformers says it all, False."""
+    rectangles: Sequence[tuple[int, int]]
+    packed: bool
+    """Is the mask a flag a token?"""
+
+
+def _fits(query: Tensor, key: Tensor, value: Tensor, longest: int) -> bool:
     return (
         query.device.type == "cpu"
         and query.dtype == key.dtype == value.dtype
-        and query.shape[2] == key.shape[2] <= LONGEST.get(query.dtype, 0)
+        and query.shape[2] == key.shape[2]
+        and longest <= LONGEST.get(query.dtype, 0)
         and key.shape == value.shape
     )
 
 
+def _by_rectangles(
+    query: Tensor, key: Tensor, value: Tensor, real: Tensor | None, how: _How, dropout: float
+) -> Tensor:
+    """Attend within each text of a packed batch by torch's own attention."""
+    sizes = [texts * tokens for texts, tokens in how.rectangles]
+    parts = zip(*(heads.split(sizes, dim=2) for heads in (query, key, value)), strict=True)
+    masks = [None] * len(sizes) if real is None else real.flatten().split(sizes)
+    outputs = []
+    for (texts, tokens), mask, heads in zip(how.rectangles, masks, parts, strict=True):
+        seen = _seen(mask, texts, tokens, causal=how.causal, device=query.device)
+        mixed = nn.functional.scaled_dot_product_attention(
+            *(part.squeeze(0).unflatten(1, (texts, tokens)).transpose(0, 1) for part in heads),
+            attn_mask=seen,
+            dropout_p=dropout,
+            scale=how.scale,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
+        outputs.append(mixed.transpose(1, 2).flatten(0, 1))
+    return torch.cat(outputs)[None]
+
+
+def _seen(
+    real: Tensor | None, texts: int, tokens: int, *, causal: bool, device: torch.device
+) -> Tensor | None:
+    """Return which tokens are seen, bool [texts or 1, 1, tokens or 1, tokens], or None for all.
+
+    A causal row of padding on the left sees itself, so that no row of scores is empty.
+    """
+    seen = None if real is None else real.view(texts, 1, 1, tokens)
+    if not causal:
+        return seen
+    earlier = torch.ones(tokens, tokens, dtype=torch.bool, device=device).tril()[None, None]
+    return earlier if seen is None else (earlier & seen) | torch.eye(tokens, dtype=torch.bool, device=device)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, how: _How) -> Tensor:
+    """Return [texts, tokens, heads, dim], as the tokens stand in `query`."""
+    texts, heads, tokens, dim = query.shape
+    output: Tensor = _Attention.apply(
+        *(part.transpose(1, 2).reshape(texts * tokens, -1, dim) for part in (query, key, value)), mask, how
+    )
+    return output.view(texts, tokens, heads, dim)
+
+
 class _Attention(torch.autograd.Function):
-    """Softmax attention whose query heads are stacked below the key head that they share."""
+    """Softmax attention whose query heads are stacked below the key head that they share.
+
+    All of it in one node of the graph: parts of a batch that were cut and joined by nodes of their own would
+    each have a gradient of the whole batch's size.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, how: _How
     ) -> Tensor:
-        texts, heads, tokens, dim = query.shape
-        shared = texts * key.shape[1]
-        queries = query.reshape(shared, -1, dim)
-        keys, values = key.reshape(shared, tokens, dim), value.reshape(shared, tokens, dim)
-        scores = torch.bmm(queries, keys.transpose(1, 2)).mul_(scale)
-        if mask is not None:
-            by_head = scores.view(texts, heads, tokens, tokens)
-            if mask.dtype == torch.bool:
-                by_head.masked_fill_(~mask, torch.finfo(scores.dtype).min)
-            else:
-                by_head.add_(mask)
-        probabilities = torch.softmax(scores, dim=-1)
-        ctx.save_for_backward(queries, keys, values, probabilities)
-        ctx.scale = scale
-        return torch.bmm(probabilities, values).view(texts, heads, tokens, dim)
+        output = torch.empty_like(query)
+        saved, start = [], 0
+        for texts, tokens in how.rectangles:
+            rows = slice(start, start + texts * tokens)
+            start = rows.stop
+            queries, keys, values = (_heads(part[rows], key.shape[1], texts) for part in (query, key, value))
+            scores = torch.bmm(queries, keys.transpose(1, 2)).mul_(how.scale)
+            own = mask.flatten()[rows] if how.packed and mask is not None else mask
+            _hide(scores.view(texts, -1, tokens, tokens), own, how)
+            probabilities = torch.softmax(scores, dim=-1)
+            output[rows] = _rows(torch.bmm(probabilities, values), texts, tokens)
+            saved += [queries, keys, values, probabilities]
+        ctx.save_for_backward(*saved)
+        ctx.how, ctx.kept = how, key.shape[1]
+        return output
 
     @staticmethod
-    def backward(ctx: FunctionCtx | Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        queries, keys, values, probabilities = ctx.saved_tensors
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
-        texts, heads, tokens, dim = gradient.shape
-        outer = gradient.reshape(queries.shape)
-        of_values = torch.bmm(probabilities.transpose(1, 2), outer)
-        of_probabilities = torch.bmm(outer, values.transpose(1, 2))
-        of_scores = torch._softmax_backward_data(of_probabilities, probabilities, -1, probabilities.dtype)
-        of_scores.mul_(ctx.scale)
-        of_queries = torch.bmm(of_scores, keys).view(texts, heads, tokens, dim)
-        of_keys = torch.bmm(of_scores.transpose(1, 2), queries)
-        grouped = (texts, -1, tokens, dim)
-        return of_queries, of_keys.view(grouped), of_values.view(grouped), None, None
+        saved = ctx.saved_tensors
+        of_query = torch.empty_like(gradient)
+        of_key, of_value = (gradient.new_empty(len(gradient), ctx.kept, gradient.shape[2]) for _ in range(2))
+        start = 0
+        for number, (texts, tokens) in enumerate(ctx.how.rectangles):
+            queries, keys, values, probabilities = saved[4 * number : 4 * number + 4]
+            rows = slice(start, start + texts * tokens)
+            start = rows.stop
+            outer = _heads(gradient[rows], ctx.kept, texts)
+            of_value[rows] = _rows(torch.bmm(probabilities.transpose(1, 2), outer), texts, tokens)
+            of_scores = torch._softmax_backward_data(
+                torch.bmm(outer, values.transpose(1, 2)), probabilities, -1, probabilities.dtype
+            ).mul_(ctx.how.scale)
+            of_query[rows] = _rows(torch.bmm(of_scores, keys), texts, tokens)
+            of_key[rows] = _rows(torch.bmm(of_scores.transpose(1, 2), queries), texts, tokens)
+        return of_query, of_key, of_value, None, None
+
+
+def _hide(scores: Tensor, mask: Tensor | None, how: _How) -> None:
+    """Take what a token does not see out of the scores [texts, heads, tokens, tokens], in place.
+
+    `mask` is transformers' own, or of a packed batch the flags of these texts' tokens.
+    """
+    texts, _, tokens, _ = scores.shape
+    if mask is not None and mask.is_floating_point():
+        scores.add_(mask)
+        return
+    if how.packed:
+        flags = None if mask is None or bool(mask.all()) else mask
+        mask = _seen(flags, texts, tokens, causal=how.causal, device=scores.device)
+    if mask is not None:
+        scores.masked_fill_(~mask, torch.finfo(scores.dtype).min)
+
+
+def _heads(part: Tensor, kept: int, texts: int) -> Tensor:
+    """Lay [texts * tokens, heads, dim] out as [texts * key heads, heads of one * tokens, dim]."""
+    by_text = part.view(texts, -1, kept, part.shape[1] // kept, part.shape[2])
+    return by_text.permute(0, 2, 3, 1, 4).reshape(texts * kept, -1, part.shape[2])
+
+
+def _rows(heads: Tensor, texts: int, tokens: int) -> Tensor:
+    """Undo `_heads`: a view of [texts * tokens, heads, dim]."""
+    apart = heads.view(texts, -1, heads.shape[1] // tokens, tokens, heads.shape[2])
+    return apart.permute(0, 3, 1, 2, 4).reshape(texts * tokens, -1, heads.shape[2])
 
 
 AttentionInterface.register(NAME, short_attention)
