@@ -1,11 +1,11 @@
-"""Does pure bfloat16 learn what autocast learns? Two real trainings, the same seeds: loss and retrieval by step.
+"""Does pure bfloat16 learn what autocast learns? Trainings of the same seeds: loss and retrieval by step.
 
     python benchmarks/precision_curve.py                    # 300 steps, seeds 0 and 1
     python benchmarks/precision_curve.py --steps 100 --seeds 0
 
-The bundled decoder learns to find the code of a description of Python's standard library; a tenth of the files
-is held out, and retrieval among its pairs is measured as training goes on. Runs that were stopped go on where
-they were, so that the command may be repeated.
+The bundled decoder learns to find the code of a description of Python's standard library; a tenth of the
+files is held out, and retrieval among its pairs is measured as training goes on. Runs that were stopped go on
+where they were, so that the command may be repeated.
 """
 
 from __future__ import annotations

@@ -162,11 +162,11 @@ def _packed_states(
     parts = attention_mask[0].split([texts * tokens for texts, tokens in rectangles])
     shaped = zip(parts, rectangles, strict=True)
     positions = torch.cat([position_ids(part.view(*shape)).flatten() for part, shape in shaped])[None]
-    real = attention_mask.bool()
+    # Four dimensions, which transformers takes for finished: a mask of the whole row would be its square.
+    real = attention_mask.bool()[:, None, None]
     output = decoder(
         input_ids=input_ids,
-        # Four dimensions, which transformers takes for finished: a mask of the whole row would be its square.
-        attention_mask=real[:, None, None],
+        attention_mask=real[..., :0] if bool(real.all()) else real,
         use_cache=False,
         position_ids=positions,
         rectangles=[(texts, tokens) for texts, tokens in rectangles],

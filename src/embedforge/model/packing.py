@@ -24,15 +24,16 @@ PACKED = "rectangles"
 """The key of a packed batch beside its ids and masks: int64 [parts, 2], texts and tokens of each."""
 PART_COST = 8
 """What another rectangle costs, in tokens: a few small operations in each layer."""
-_LONGEST_IDS = 13
+_SHAPES = (1, 13), (3, 5)
 
 
-def rectangles_of(lengths: Sequence[int], most: int) -> list[list[int]]:
+def rectangles_of(lengths: Sequence[int], most: int, part_cost: float = PART_COST) -> list[list[int]]:
     """Put texts together so that padding and the number of rectangles are least; return the texts in each.
 
     Args:
         lengths: tokens of each text.
         most: tokens of a rectangle, padding included; a longer text stands alone.
+        part_cost: what another rectangle costs, in tokens; 0 for no padding at all.
 
     >>> rectangles_of([30, 9, 30, 8, 30], most=100)
     [[0, 2, 4], [1, 3]]
@@ -45,7 +46,7 @@ def rectangles_of(lengths: Sequence[int], most: int) -> list[list[int]]:
     cheapest = np.zeros(len(starts))
     ends = np.zeros(len(starts), dtype=np.int64)
     for first in range(len(sizes) - 1, -1, -1):
-        costs = sizes[first] * (starts[first + 1 :] - starts[first]) + PART_COST + cheapest[first + 1 :]
+        costs = sizes[first] * (starts[first + 1 :] - starts[first]) + part_cost + cheapest[first + 1 :]
         best = int(costs.argmin())
         cheapest[first], ends[first] = costs[best], first + 1 + best
     bounds = [0]
@@ -59,7 +60,9 @@ def rectangles_of(lengths: Sequence[int], most: int) -> list[list[int]]:
     return found
 
 
-def micro_batches_of(lengths: Sequence[int], most: int) -> list[list[list[int]]]:
+def micro_batches_of(
+    lengths: Sequence[int], most: int, part_cost: float = PART_COST
+) -> list[list[list[int]]]:
     """Fill micro-batches of at most `most` tokens with rectangles, the longest texts first.
 
     >>> micro_batches_of([30, 9, 30, 8, 30], most=100)
@@ -67,7 +70,7 @@ def micro_batches_of(lengths: Sequence[int], most: int) -> list[list[list[int]]]
     """
     batches: list[list[list[int]]] = []
     room = 0
-    for texts in rectangles_of(lengths, most):
+    for texts in rectangles_of(lengths, most, part_cost):
         size = len(texts) * max(lengths[text] for text in texts)
         if not batches or size > room:
             batches.append([])
@@ -111,24 +114,26 @@ def packs(model: Any) -> bool:
     was_training, size = model.training, base.get_input_embeddings().num_embeddings
     model.eval()
     try:
-        parts = [_some(shape, size, model.device) for shape in ((1, _LONGEST_IDS), (3, 5))]
-        alone = [model.token_states(part["input_ids"], part["attention_mask"]) for part in parts]
-        batch = joined(parts)
-        both = model.token_states(batch["input_ids"], batch["attention_mask"], batch[PACKED].tolist())
+        return all(_is_same(model, size, padding) for padding in (2, 0))
     except TypeError:  # A family that does not hand arguments down to its attention.
         return False
     finally:
         model.train(was_training)
+
+
+def _is_same(model: Any, size: int, padding: int) -> bool:
+    """Compare the states of a few texts, of which the last has so much padding on the right."""
+    parts = []
+    for shape in _SHAPES:
+        ids = (torch.arange(shape[0] * shape[1], device=model.device).view(shape) * 7919 + 13) % size
+        parts.append({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+    mask = parts[-1]["attention_mask"]
+    mask[-1, mask.shape[1] - padding :] = 0
+    alone = [model.token_states(part["input_ids"], part["attention_mask"]) for part in parts]
+    batch = joined(parts)
+    both = model.token_states(batch["input_ids"], batch["attention_mask"], batch[PACKED].tolist())
     expected = torch.cat([states.flatten(0, 1) for states in alone]).float()
     real = batch["attention_mask"][0].bool()
     change = (both[0].float() - expected)[real].norm() / expected[real].norm()
-    return bool(change < (1e-4 if both.dtype in (torch.float32, torch.float64) else 2e-2))
-
-
-def _some(shape: tuple[int, int], size: int, device: torch.device) -> dict[str, Tensor]:
-    """Return texts of any ids, the last of which is padded on the right where there are several."""
-    ids = (torch.arange(shape[0] * shape[1], device=device).view(shape) * 7919 + 13) % size
-    mask = torch.ones_like(ids)
-    if shape[0] > 1:
-        mask[-1, -2:] = 0
-    return {"input_ids": ids, "attention_mask": mask}
+    low = torch.is_autocast_enabled(model.device.type) or both.dtype in (torch.bfloat16, torch.float16)
+    return bool(change < (2e-2 if low else 1e-4))

@@ -1,4 +1,4 @@
-"""Attention over short texts on a CPU: a few matrix products and one softmax, in place.
+"""Attention within short texts on a CPU, by a few matrix products and one softmax; and within packed texts.
 
 PyTorch's kernel for CPUs is made for long sequences: on texts of 32 to 512 tokens in bfloat16 it takes two to
 seven times as long, forward and backward, as the plain products below (benchmarks/attention.py). Query heads
@@ -9,14 +9,15 @@ It is an attention implementation of transformers (`AttentionInterface`), by the
 not made for (a long text, dropout on probabilities, another device) goes to `sdpa`, the same numbers.
 
 It also attends within the texts of a packed batch (`model.packing`), which is one row of tokens for all else
-in the decoder: `rectangles` says where in it the texts are.
+in the decoder: `rectangles` says where in it the texts are. On a GPU that is one call of `varlen_attn` where
+nothing is padded and numbers have 16 bits, else `sdpa` by rectangle.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -30,12 +31,12 @@ LONGEST = {torch.bfloat16: 512, torch.float32: 256}
 
 
 def use_short_attention(decoder: PreTrainedModel) -> bool:
-    """Let a decoder on a CPU that runs under `sdpa` use this one instead; say whether it does.
+    """Let a decoder on a CPU or GPU that runs under `sdpa` use this one instead; say whether it does.
 
     Other implementations were asked for by name, or are needed (`eager` where scores are capped).
     """
     base: Any = decoder.get_base_model() if hasattr(decoder, "get_base_model") else decoder
-    if base.device.type != "cpu" or base.config._attn_implementation != "sdpa":
+    if base.device.type not in ("cpu", "cuda") or base.config._attn_implementation != "sdpa":
         return False
     base.set_attn_implementation(NAME)
     return bool(base.config._attn_implementation == NAME)
@@ -61,7 +62,7 @@ def short_attention(
         key: [texts, key heads, tokens, dim].
         value: like `key`.
         attention_mask: bool, True where a token is seen, or what is added to the scores; or None. Of a packed
-            batch bool [1, 1, 1, all tokens], True for real tokens.
+            batch bool [1, 1, 1, all tokens], True for real tokens, or without an element where all are.
         dropout: on the probabilities.
         scaling: of the scores; one by the root of dim when None.
         is_causal: overrides the layer's.
@@ -76,13 +77,12 @@ def short_attention(
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    longest = max((tokens for _, tokens in rectangles), default=0) if rectangles else query.shape[2]
-    short = _fits(query, key, value, longest) and not dropout and options.get("position_bias") is None
     if rectangles is not None:
-        how = _How(scale, causal, tuple(rectangles), packed=True)
-        attend = _attend if short else functools.partial(_by_rectangles, dropout=dropout)
-        return attend(query, key, value, attention_mask, how), None
-    if short and not (attention_mask is None and causal and query.shape[2] > 1):
+        real = attention_mask if attention_mask is not None and attention_mask.numel() else None
+        return _packed(query, key, value, real, _How(scale, causal, tuple(rectangles), True), dropout), None
+    unmasked = attention_mask is None and causal and query.shape[2] > 1
+    biased = options.get("position_bias") is not None
+    if _fits(query, key, value, query.shape[2]) and not (dropout or unmasked or biased):
         how = _How(scale, False, ((query.shape[0], query.shape[2]),), packed=False)
         return _attend(query, key, value, attention_mask, how), None
     return sdpa_attention_forward(
@@ -115,6 +115,41 @@ def _fits(query: Tensor, key: Tensor, value: Tensor, longest: int) -> bool:
         and longest <= LONGEST.get(query.dtype, 0)
         and key.shape == value.shape
     )
+
+
+def _packed(
+    query: Tensor, key: Tensor, value: Tensor, real: Tensor | None, how: _How, dropout: float
+) -> Tensor:
+    if not dropout and _fits(query, key, value, max(tokens for _, tokens in how.rectangles)):
+        return _attend(query, key, value, real, how)
+    if not dropout and real is None and query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
+        return _by_varlen(query, key, value, how)
+    return _by_rectangles(query, key, value, real, how, dropout)
+
+
+def _by_varlen(query: Tensor, key: Tensor, value: Tensor, how: _How) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    starts, longest = _starts(tuple(how.rectangles), query.device)
+    mixed = varlen_attn(
+        *(part[0].transpose(0, 1).contiguous() for part in (query, key, value)),
+        starts,
+        starts,
+        longest,
+        longest,
+        scale=how.scale,
+        window_size=(-1, 0) if how.causal else (-1, -1),
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    return cast(Tensor, mixed)[None]
+
+
+@functools.lru_cache(maxsize=8)
+def _starts(rectangles: tuple[tuple[int, int], ...], device: torch.device) -> tuple[Tensor, int]:
+    """Return where each text begins, and the end, int32 [texts + 1], and the longest; all layers ask."""
+    lengths = [tokens for texts, tokens in rectangles for _ in range(texts)]
+    starts = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
+    return starts.to(device), max(lengths)
 
 
 def _by_rectangles(

@@ -12,7 +12,7 @@ import torch
 
 from embedforge.data.step import Step, Text
 from embedforge.model.encoder import EmbeddingModel
-from embedforge.model.packing import joined, micro_batches_of
+from embedforge.model.packing import PART_COST, joined, micro_batches_of
 from embedforge.recipe import Stage
 from embedforge.text.batching import micro_batches
 from embedforge.text.contract import Contract
@@ -123,6 +123,7 @@ def share_of_step(
     world: int,
     *,
     packed: bool = False,
+    part_cost: float = PART_COST,
 ) -> Share:
     """Cut this rank's part of a step's texts into micro-batches, queries and documents together.
 
@@ -135,12 +136,13 @@ def share_of_step(
         rank: whose part.
         world: the number of ranks.
         packed: texts of several lengths may go through the decoder as one row of tokens (`model.packing`).
+        part_cost: of another length in such a row, in tokens.
     """
     by_length = sorted(range(len(rendered)), key=lambda row: -len(rendered[row].input_ids))
     own = by_length[rank::world]
     lengths = [len(rendered[row].input_ids) for row in own]
     if packed:
-        cuts = micro_batches_of(lengths, tokens_per_micro_batch)
+        cuts = micro_batches_of(lengths, tokens_per_micro_batch, part_cost)
     else:
         cuts = [[batch] for batch in micro_batches(lengths, tokens_per_micro_batch)]
     batches, rows = [], []

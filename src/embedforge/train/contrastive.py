@@ -24,7 +24,7 @@ from embedforge.model.dropout import (
     require_attention_dropout,
 )
 from embedforge.model.encoder import EmbeddingModel
-from embedforge.model.packing import packs
+from embedforge.model.packing import PART_COST, packs
 from embedforge.objectives.contrastive import candidate_mask, info_nce
 from embedforge.objectives.gradcache import backward
 from embedforge.recipe import Stage
@@ -93,7 +93,8 @@ class ContrastiveWork(Work):
     def begin(self, context: StageContext) -> None:
         """Find out whether the model takes texts without padding."""
         super().begin(context)
-        self.packed = packs(self.model)
+        with context.precision():
+            self.packed = packs(self.model)
 
     @override
     def step(self, model: nn.Module, number: int) -> StepFigures:
@@ -139,8 +140,16 @@ class ContrastiveWork(Work):
     ) -> tuple[Tensor, Share]:
         """One attempt at a step, with micro-batches of at most `budget` tokens."""
         context = self.context
-        renderer, packed = self.model.renderer, self.packed
-        share = share_of_step(renderer, rendered, budget, context.rank, context.world, packed=packed)
+        share = share_of_step(
+            self.model.renderer,
+            rendered,
+            budget,
+            context.rank,
+            context.world,
+            packed=self.packed,
+            # On a GPU attention is one call, whatever the lengths.
+            part_cost=0 if context.device.type == "cuda" else PART_COST,
+        )
 
         def embed(batch: dict[str, Tensor]) -> Tensor:
             with context.precision():
