@@ -26,7 +26,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 NAME = "embedforge_short"
-LONGEST = {torch.bfloat16: 512, torch.float32: 256}
+LONGEST = {torch.bfloat16: 512, torch.float32: 128}
 """Tokens of a text up to which it was measured to be faster, by dtype."""
 
 
