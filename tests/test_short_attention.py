@@ -115,6 +115,14 @@ def test_it_is_measured_whether_a_model_packs(tiny_model):
     assert not packs(tiny_model)
 
 
+def test_a_window_that_is_shorter_than_the_texts_is_not_packed(tiny_model):
+    use_short_attention(tiny_model.decoder)
+    tiny_model.decoder.config.sliding_window = tiny_model.contract.max_tokens
+    assert packs(tiny_model)
+    tiny_model.decoder.config.sliding_window -= 1
+    assert not packs(tiny_model)
+
+
 class MixesNeighbours(torch.nn.Module):
     """A layer that sees the token before, as convolutions do."""
 

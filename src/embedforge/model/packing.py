@@ -4,8 +4,8 @@ In a packed batch the texts are one row of tokens, so that all of a decoder but 
 tokens only, many texts at once. Attention is by rectangles: texts of (nearly) one length, laid side by side.
 `model.short_attention` is told where they lie by an argument that transformers hands down to it.
 
-Layers that mix tokens in other ways (convolutions, recurrences, windows) would mix texts: `packs` therefore
-measures, once, that a packed batch gives the states of a padded one.
+Layers that mix tokens in other ways (convolutions, recurrences) would mix texts: `packs` therefore measures,
+once, that a packed batch gives the states of a padded one. A window shorter than the texts is not packed.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from embedforge.model.attention import UNLIMITED
 from embedforge.model.short_attention import NAME
 
 PACKED = "rectangles"
@@ -25,6 +26,7 @@ PACKED = "rectangles"
 PART_COST = 8
 """What another rectangle costs, in tokens: a few small operations in each layer."""
 _SHAPES = (1, 13), (3, 5)
+_WINDOWS = ("sliding_window", "attention_chunk_size", "local_attention", "window_size")
 
 
 def rectangles_of(lengths: Sequence[int], most: int, part_cost: float = PART_COST) -> list[list[int]]:
@@ -109,7 +111,7 @@ def packs(model: Any) -> bool:
     """
     decoder = model.decoder
     base = decoder.get_base_model() if hasattr(decoder, "get_base_model") else decoder
-    if base.config._attn_implementation != NAME:
+    if base.config._attn_implementation != NAME or _reach(base) < model.contract.max_tokens:
         return False
     was_training, size = model.training, base.get_input_embeddings().num_embeddings
     model.eval()
@@ -119,6 +121,13 @@ def packs(model: Any) -> bool:
         return False
     finally:
         model.train(was_training)
+
+
+def _reach(decoder: Any) -> int:
+    """Return the shortest window of a decoder's layers: within it a packed text is as a padded one."""
+    parts = [decoder.config, *decoder.modules()]
+    found = [getattr(part, name, None) for part in parts for name in _WINDOWS]
+    return min((window for window in found if isinstance(window, int) and window > 0), default=UNLIMITED)
 
 
 def _is_same(model: Any, size: int, padding: int) -> bool:
