@@ -29,6 +29,7 @@ from common import Entry, gemm_peak, measure, peak_of, report
 
 QUERIES, NEGATIVES = 16, 7
 TEMPERATURE = 0.05
+OBJECTIVE = {"temperature": TEMPERATURE, "in_batch": "all", "mask_false_negatives": False}
 PEAK = "gemm peak"
 SWEEP = [f"mnrl {attention}" for attention in ("sdpa", "eager")] + [
     f"cached {attention} {size}" for attention in ("sdpa", "eager") for size in (1, 4, 8, 16, 32, 64)
@@ -81,13 +82,14 @@ def ours(settings: dict[str, Any], precision: str) -> Callable[[], dict[str, flo
 
     keep_freed_memory()
     stage: dict[str, Any] = {"name": "s", "steps": 1000, "batch_queries": settings["queries"]}
-    stage |= {"negatives": NEGATIVES, "objective": {"temperature": TEMPERATURE, "in_batch": "all"}}
+    stage |= {"negatives": NEGATIVES, "objective": OBJECTIVE}
     stage |= {"mix": {"sources": [{"path": "x.jsonl"}]}, **settings["stage"]}
     recipe = parse_recipe(
         {
             "name": "benchmark",
             "model": {"base": settings["base"], "pooling": {"kind": "mean"}, **settings["model"]},
-            "contract": {"max_tokens": settings["max_tokens"]},
+            # As the peer's tokenizer has it, so that both read the same tokens.
+            "contract": {"max_tokens": settings["max_tokens"], "add_bos": False, "add_eos": False},
             "stages": [stage],
             "training": {"precision": precision, **settings["training"]},
         },
