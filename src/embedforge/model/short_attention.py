@@ -131,8 +131,11 @@ def _by_varlen(query: Tensor, key: Tensor, value: Tensor, how: _How) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
     starts, longest = _starts(tuple(how.rectangles), query.device)
+    queries, keys, values = (part[0].transpose(0, 1).contiguous() for part in (query, key, value))
     mixed = varlen_attn(
-        *(part[0].transpose(0, 1).contiguous() for part in (query, key, value)),
+        queries,
+        keys,
+        values,
         starts,
         starts,
         longest,
@@ -162,8 +165,13 @@ def _by_rectangles(
     outputs = []
     for (texts, tokens), mask, heads in zip(how.rectangles, masks, parts, strict=True):
         seen = _seen(mask, texts, tokens, causal=how.causal, device=query.device)
+        queries, keys, values = (
+            part.squeeze(0).unflatten(1, (texts, tokens)).transpose(0, 1) for part in heads
+        )
         mixed = nn.functional.scaled_dot_product_attention(
-            *(part.squeeze(0).unflatten(1, (texts, tokens)).transpose(0, 1) for part in heads),
+            queries,
+            keys,
+            values,
             attn_mask=seen,
             dropout_p=dropout,
             scale=how.scale,
