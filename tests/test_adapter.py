@@ -10,7 +10,7 @@ from peft import PeftModel
 from transformers import GPT2Config, GPT2Model, MistralConfig, MistralModel, PreTrainedModel
 
 from embedforge.errors import EmbedforgeError
-from embedforge.model.adapter import add_lora, is_no_op, merge_lora
+from embedforge.model.adapter import add_lora, is_no_op, merge_lora, stack_lora
 from embedforge.model.attention import ensure_attention, probe
 
 MASK = torch.tensor([[1] * 9, [1] * 6 + [0] * 3])
@@ -138,3 +138,16 @@ def test_a_merge_that_changes_the_outputs_is_an_error():
         broken.get_base_model().embed_tokens.weight.fill_(torch.nan)
     with pytest.raises(EmbedforgeError, match="by nan of their norm"):
         merge_lora(broken, BATCH)
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_an_adapter_computes_in_the_precision_of_its_decoder(stacked):
+    model = add_lora(decoder(torch.bfloat16), rank=4)
+    if stacked:
+        stack_lora(model, rank=2)
+    assert {weight.dtype for name, weight in model.named_parameters() if ".lora_" in name} == {torch.bfloat16}
+    assert not any(getattr(module, "cast_input_dtype_enabled", False) for module in model.modules())
+    frozen = [weight for weight in model.parameters() if not weight.requires_grad]
+    ids = torch.arange(12).view(2, 6)
+    model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state.float().sum().backward()
+    assert all(weight.grad is None for weight in frozen)  # nothing is computed for what is not trained

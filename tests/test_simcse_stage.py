@@ -170,7 +170,7 @@ def test_gradcache_replays_the_dropout_of_its_first_pass(
 ) -> None:
     """Micro-batches of the same texts, once with all their graphs and once embedded twice."""
     found = []
-    for held in (100_000, None):
+    for held in (100_000, 40):
         stage = simcse(texts, tokens_per_micro_batch=40, tokens_held=held)
         _, work = begin(recipe_of(tiny_base, stage, adapter=adapter), dtype=torch.float64)
         found.append(gradients(work))

@@ -50,7 +50,8 @@ def add_lora(
     with warnings.catch_warnings():
         # peft asks for a property by the name that newer versions of transformers deprecate.
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
-        return get_peft_model(decoder, _config(decoder, rank, alpha, dropout, targets))
+        config = _config(decoder, rank, alpha, dropout, targets)
+        return _without_casts(get_peft_model(decoder, config, autocast_adapter_dtype=False))
 
 
 def stack_lora(
@@ -73,10 +74,24 @@ def stack_lora(
     name = f"adapter{len(decoder.peft_config) + 1}"
     for parameter in decoder.parameters():
         parameter.requires_grad_(False)
-    decoder.add_adapter(name, _config(plain, rank, alpha, dropout, targets))
+    config = _config(plain, rank, alpha, dropout, targets)
+    decoder.add_adapter(name, config, autocast_adapter_dtype=False)
+    _without_casts(decoder)
     decoder.base_model.set_adapter([*earlier, name])
     for path, parameter in decoder.named_parameters():
         parameter.requires_grad_(f".{name}." in path)
+
+
+def _without_casts(decoder: PeftModel) -> PeftModel:
+    """Let an adapter compute in the precision of its decoder, or of autocast, and in no other.
+
+    peft would keep a 16-bit decoder's adapter in float32 and cast every input of it, twice under autocast: on
+    a CPU more than the adapter's own products. What must not be rounded is in the optimizer (`MasterAdamW`).
+    """
+    for module in decoder.modules():
+        if hasattr(module, "cast_input_dtype_enabled"):
+            module.cast_input_dtype_enabled = False
+    return decoder
 
 
 def _check_targets(decoder: Any, targets: tuple[str, ...] | Literal["all-linear"]) -> None:

@@ -139,12 +139,20 @@ def read_tokenizer(
     return tokenizer
 
 
-def token_states(decoder: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+def token_states(
+    decoder: PreTrainedModel,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    rectangles: Sequence[Sequence[int]] | None = None,
+) -> Tensor:
     """Run a decoder, PEFT-wrapped or not; [texts, tokens] int64 twice to [texts, tokens, hidden].
 
-    Positions count real tokens, so that models with absolute positions bear padding on the left.
-    Most decoders go the quick way of `quick_states` on a CPU, without gradients: zeros stand for padding.
+    Positions count real tokens, so that models with absolute positions bear padding on the left. With
+    `rectangles` the batch is a packed one, [1, tokens] (`model.packing`). Most decoders go the quick way of
+    `quick_states` on a CPU, without gradients: zeros stand for padding.
     """
+    if rectangles is not None:
+        return _packed_states(decoder, input_ids, attention_mask, rectangles)
 
     def stock(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         positions = {"position_ids": position_ids(attention_mask)} if takes_position_ids(decoder) else {}
@@ -153,6 +161,24 @@ def token_states(decoder: PreTrainedModel, input_ids: Tensor, attention_mask: Te
 
     quick = quick_states(decoder, input_ids, attention_mask, stock)
     return stock(input_ids, attention_mask) if quick is None else quick
+
+
+def _packed_states(
+    decoder: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, rectangles: Sequence[Sequence[int]]
+) -> Tensor:
+    parts = attention_mask[0].split([texts * tokens for texts, tokens in rectangles])
+    shaped = zip(parts, rectangles, strict=True)
+    positions = torch.cat([position_ids(part.view(*shape)).flatten() for part, shape in shaped])[None]
+    # Four dimensions, which transformers takes for finished: a mask of the whole row would be its square.
+    real = attention_mask.bool()[:, None, None]
+    output = decoder(
+        input_ids=input_ids,
+        attention_mask=real[..., :0] if bool(real.all()) else real,
+        use_cache=False,
+        position_ids=positions,
+        rectangles=[(texts, tokens) for texts, tokens in rectangles],
+    )
+    return output.last_hidden_state
 
 
 def state_width(decoder: PreTrainedModel) -> int:

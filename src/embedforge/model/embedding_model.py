@@ -5,7 +5,7 @@ text --Renderer--> token ids, masks --decoder--> token states --pooler--> vector
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from embedforge.model.decoder import state_width, token_states
 from embedforge.model.depth import Depth
+from embedforge.model.packing import unpacked
 from embedforge.model.pooling import Pooler
 from embedforge.model.precision import ExactRotary
 from embedforge.text.contract import Contract
@@ -68,21 +69,40 @@ class EmbeddingModel(ExactRotary):
         """Numbers in a token's state, and in what the pooler makes of them."""
         return state_width(self.decoder)
 
-    def token_states(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    def token_states(
+        self, input_ids: Tensor, attention_mask: Tensor, rectangles: Sequence[Sequence[int]] | None = None
+    ) -> Tensor:
         """Return the decoder's last hidden states: [texts, tokens] int64 twice to [texts, tokens, hidden]."""
-        return token_states(self.decoder, input_ids, attention_mask)
+        return token_states(self.decoder, input_ids, attention_mask, rectangles)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, pooling_mask: Tensor) -> Tensor:
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        pooling_mask: Tensor,
+        rectangles: Tensor | None = None,
+    ) -> Tensor:
         """Embed rendered texts: three [texts, tokens] int64 to [texts, dim] float32.
 
-        The vectors are of unit length if the contract says so.
+        The vectors are of unit length if the contract says so. With `rectangles` the three are [1, tokens] of
+        a packed batch (`model.packing`), and the vectors in the order of its texts.
         """
-        vectors = self.pooled(input_ids, attention_mask, pooling_mask)
+        vectors = self.pooled(input_ids, attention_mask, pooling_mask, rectangles)
         if self.projection is not None:
             with torch.autocast(vectors.device.type, enabled=False):
                 vectors = self.projection(vectors.to(self.projection.weight.dtype)).float()
         return functional.normalize(vectors, dim=-1) if self.contract.normalize else vectors
 
-    def pooled(self, input_ids: Tensor, attention_mask: Tensor, pooling_mask: Tensor) -> Tensor:
+    def pooled(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        pooling_mask: Tensor,
+        rectangles: Tensor | None = None,
+    ) -> Tensor:
         """Return what the pooler gives, [texts, hidden] float32: before the map, and not of unit length."""
-        return self.pooler(self.token_states(input_ids, attention_mask), pooling_mask).float()
+        if rectangles is None:
+            return self.pooler(self.token_states(input_ids, attention_mask), pooling_mask).float()
+        where = rectangles.tolist()
+        states = self.token_states(input_ids, attention_mask, where)
+        return self.pooler(unpacked(states, where), unpacked(pooling_mask, where)).float()

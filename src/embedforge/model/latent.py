@@ -80,18 +80,26 @@ class CrossAttention(nn.Module):
         weights = scores.to(_at_least_float32(scores.dtype)).softmax(dim=-1)
         return weights.to(tokens.dtype).flatten(-2) @ value_matrix
 
-    def fold(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+    def fold(self, latents: Tensor, *, wide: bool = True) -> tuple[Tensor, Tensor]:
         """Return the score matrix [H, heads * R], scaling included, and the value matrix [heads * R, H].
 
         Taken in float32 whatever the weights' dtype and autocast, then cast to it: two roundings fewer
         than the projected form has. One head at a time, so that at NV-Embed's size the float32 copies
         stay small. Differentiable.
+
+        A training step folds anew, and float32 would cost it more than folding saves. Without `wide` products
+        are in the precision of the step, and the error is that of the projected form.
         """
-        with torch.autocast(latents.device.type, enabled=False):
-            wide = _at_least_float32(latents.dtype)
+        kind = latents.device.type
+        with torch.autocast(kind, enabled=not wide and torch.is_autocast_enabled(kind)):
+            wider = _at_least_float32(latents.dtype) if wide else latents.dtype
             norm = self.norm_context
             context = functional.layer_norm(
-                latents.to(wide), norm.normalized_shape, norm.weight.to(wide), norm.bias.to(wide), norm.eps
+                latents.to(wider),
+                norm.normalized_shape,
+                norm.weight.to(wider),
+                norm.bias.to(wider),
+                norm.eps,
             )
             inner = self.heads * self.head_dim
             to_k, to_v = self.fn.to_kv.weight.split(inner)
@@ -100,8 +108,8 @@ class CrossAttention(nn.Module):
             for w_q, w_k, w_v, w_o in zip(
                 *parts, self.fn.to_out.weight.split(self.head_dim, dim=1), strict=True
             ):
-                scores.append(w_q.to(wide).T @ (context @ w_k.to(wide).T).T)
-                values.append((context @ w_v.to(wide).T) @ w_o.to(wide).T)
+                scores.append(w_q.to(wider).T @ (context @ w_k.to(wider).T).T)
+                values.append((context @ w_v.to(wider).T) @ w_o.to(wider).T)
             score_matrix = torch.cat(scores, dim=1) * self.head_dim**-0.5
             return score_matrix.to(latents.dtype), torch.cat(values).to(latents.dtype)
 
@@ -229,7 +237,7 @@ class LatentAttention(Pooler):
         if not cheaper:
             return self.attention.projected(states, self.latents)
         return self.attention.folded(
-            states, *(self._precomputed() if keep else self.attention.fold(self.latents))
+            states, *(self._precomputed() if keep else self.attention.fold(self.latents, wide=False))
         )
 
     def _precomputed(self) -> tuple[Tensor, Tensor]:

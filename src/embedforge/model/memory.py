@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -12,8 +14,11 @@ from embedforge.errors import EmbedforgeError
 
 
 def memory_at_hand() -> int:
-    """Return the bytes that this process may have: the machine's memory, or its own limit if that is less."""
-    most = 2**63
+    """Return the bytes that this process may have: the machine's memory, or a limit if that is less.
+
+    Limits are the process's own and those of its container.
+    """
+    most = min([2**63, *_container_limits()])
     try:
         import resource
 
@@ -22,6 +27,14 @@ def memory_at_hand() -> int:
         return min(most, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     except (ImportError, ValueError, OSError):  # Windows
         return most
+
+
+def _container_limits() -> list[int]:
+    found = []
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):  # no container, another system, or the word "max"
+            found.append(int(Path("/sys/fs/cgroup", name).read_text(encoding="ascii")))
+    return [limit for limit in found if limit > 0]
 
 
 def require_memory(needed: int, what: str) -> None:

@@ -67,12 +67,12 @@ class Stage(Section):
     weight_decay: Annotated[float, Field(ge=0, le=100)] = 0.03
     max_grad_norm: Annotated[float, Field(gt=0, le=1e12)] = 1.0
     tokens_per_micro_batch: PositiveInt = 16_384
-    """Tokens of one forward pass, padding included; a larger step is cut, and embedded twice (GradCache)."""
+    """Tokens of one forward pass, padding included; a larger step is cut into several."""
     tokens_held: PositiveInt | None = None
-    """A step of at most so many tokens is embedded once, all its graphs held: faster, in more memory.
+    """A step of at most so many tokens is embedded once, all its graphs held; a larger one twice (GradCache).
 
-    `tokens_per_micro_batch` when absent: the memory of one micro-batch, whatever the batch. Several ranks
-    always take GradCache for what is more than one micro-batch.
+    What fits the memory when absent, measured at the stage's first step. Several ranks always take GradCache
+    for what is more than one micro-batch.
     """
 
     @field_validator("mix", "steps")

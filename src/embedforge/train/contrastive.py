@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import singledispatch
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,12 +24,15 @@ from embedforge.model.dropout import (
     require_attention_dropout,
 )
 from embedforge.model.encoder import EmbeddingModel
+from embedforge.model.packing import PART_COST, packs
 from embedforge.objectives.contrastive import candidate_mask, info_nce
 from embedforge.objectives.gradcache import backward
 from embedforge.recipe import Stage
 from embedforge.recipe.objectives import Contrastive, Objective, PairObjective, SimCSE
 from embedforge.text.render import Rendered
-from embedforge.train.batches import Share, render_step, render_views, share_of_step
+from embedforge.train.batches import Share, TextCache, render_step, render_views, share_of_step
+from embedforge.train.held import HeldTokens
+from embedforge.train.teacher import Teaching
 from embedforge.train.work import StageContext, StepFigures, Work
 
 
@@ -75,6 +79,22 @@ class ContrastiveWork(Work):
     def __init__(self, model: EmbeddingModel, stage: Stage, mixture: Mixture, seed: int) -> None:
         super().__init__(model, stage, seed)
         self.model, self.mixture = model, mixture
+        self.packed = False
+        self.texts = TextCache()
+        self.held = HeldTokens()
+
+    @override
+    def prepare(self, teaching: Teaching, folder: Path, resuming: bool) -> None:
+        """Recall how much of a step is held in memory, if this stage has decided that already."""
+        super().prepare(teaching, folder, resuming)
+        self.held = HeldTokens(folder)
+
+    @override
+    def begin(self, context: StageContext) -> None:
+        """Find out whether the model takes texts without padding."""
+        super().begin(context)
+        with context.precision():
+            self.packed = packs(self.model)
 
     @override
     def step(self, model: nn.Module, number: int) -> StepFigures:
@@ -99,7 +119,7 @@ class ContrastiveWork(Work):
 
     def render(self, step: Step) -> list[Rendered]:
         """Render the step's texts, queries first."""
-        return render_step(self.model, step, self.stage)
+        return render_step(self.model, step, self.stage, self.texts)
 
     def _loss(self, step: Step, per_query: Tensor) -> Callable[[Tensor], Tensor]:
         """Return the step's loss as a function of all its embeddings; notes each query's in `per_query`."""
@@ -120,7 +140,16 @@ class ContrastiveWork(Work):
     ) -> tuple[Tensor, Share]:
         """One attempt at a step, with micro-batches of at most `budget` tokens."""
         context = self.context
-        share = share_of_step(self.model.renderer, rendered, budget, context.rank, context.world)
+        share = share_of_step(
+            self.model.renderer,
+            rendered,
+            budget,
+            context.rank,
+            context.world,
+            packed=self.packed,
+            # On a GPU attention is one call, whatever the lengths.
+            part_cost=0 if context.device.type == "cuda" else PART_COST,
+        )
 
         def embed(batch: dict[str, Tensor]) -> Tensor:
             with context.precision():
@@ -134,14 +163,20 @@ class ContrastiveWork(Work):
             accumulate=context.accumulate,
             no_sync=lambda: context.no_sync(model),
             filler=share.filler,
-            one_pass=share.padded_tokens <= self._tokens_held(budget),
+            one_pass=self._holds(embed, share, budget),
         )
         return value, share
 
-    def _tokens_held(self, budget: int) -> int:
-        """Tokens whose graphs memory may hold; fewer once a lack of memory has halved the budget."""
-        stage = self.stage
-        return (stage.tokens_held or stage.tokens_per_micro_batch) * budget // stage.tokens_per_micro_batch
+    def _holds(self, embed: Callable[[dict[str, Tensor]], Tensor], share: Share, budget: int) -> bool:
+        """Say whether memory holds the graphs of all micro-batches; of fewer once it has not sufficed."""
+        stage, world = self.stage, self.context.world
+        if len(share.batches) < 2 or world > 1:
+            return False
+        held = stage.tokens_held
+        if held is None:
+            first = share.batches[0]  # the longest texts, whose attention takes most
+            held = self.held.tokens(lambda: embed(first), first["input_ids"].numel(), self.model)
+        return share.padded_tokens <= held * budget // stage.tokens_per_micro_batch
 
 
 class SimcseWork(ContrastiveWork):

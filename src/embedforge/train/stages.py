@@ -19,6 +19,7 @@ from embedforge.model.folder import find_folder
 from embedforge.model.int8 import FILE_NAME as INT8
 from embedforge.model.language_head import load_head
 from embedforge.model.mask_token import add_mask_token
+from embedforge.model.short_attention import use_short_attention
 from embedforge.model.sparsity import keep_zeros
 from embedforge.recipe import Recipe, Stage
 from embedforge.recipe.objectives import Mntp, Objective, PairObjective, SimCSE, VectorObjective
@@ -75,7 +76,12 @@ def prepare_model(recipe: Recipe, device: str | None = None) -> EmbeddingModel:
         model.decoder = add_lora(model.decoder, **spec.adapter.model_dump())
     if recipe.training.keep_zeros:
         keep_zeros(model)
-    return model if recipe.training.fsdp else model.to(pick_device(device))
+    if recipe.training.fsdp:
+        return model
+    model.to(pick_device(device))
+    if spec.attention_implementation == "auto":
+        use_short_attention(model.decoder)
+    return model
 
 
 def begin_stage(model: EmbeddingModel, recipe: Recipe, stage: Stage) -> None:

@@ -47,9 +47,15 @@ class WithHead(nn.Module):
         )
         self._whole = (model,)  # not as a part: its parameters are there already
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, pooling_mask: Tensor) -> Tensor:
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        pooling_mask: Tensor,
+        rectangles: Tensor | None = None,
+    ) -> Tensor:
         """Embed rendered texts: three [texts, tokens] int64 to [texts, D + T] float32."""
-        own = self._whole[0](input_ids, attention_mask, pooling_mask)
+        own = self._whole[0](input_ids, attention_mask, pooling_mask, rectangles)
         with torch.autocast(own.device.type, enabled=False):
             return torch.cat([own, self.head(functional.normalize(own, dim=-1))], dim=1)
 
@@ -74,6 +80,7 @@ class TermsWork(ContrastiveWork):
         Raises:
             EmbedforgeError: a teacher that cannot be asked, or a width that does not fit.
         """
+        super().prepare(teaching, folder, resuming)
         if self.distill is not None:
             self.targets = targets_of(
                 self.distill.teacher,
@@ -109,7 +116,7 @@ class TermsWork(ContrastiveWork):
 
     @override
     def render(self, step: Step) -> list[Rendered]:
-        rendered = render_step(self.model, step, self.stage)
+        rendered = render_step(self.model, step, self.stage, self.texts)
         return [rendered[text] for text in Rows.of(step, self.texts_alone).kept]
 
     @override
