@@ -1,4 +1,4 @@
-"""Export a real decoder to every form, in docs/export.md: how close each is, how large, how fast.
+"""Export a real decoder to every form, in docs/export.md: how close each is, and how large.
 
     python scripts/export_table.py --out runs/export
 
@@ -67,7 +67,7 @@ def exported(out: Path, form: str, int8: bool) -> dict[str, Any]:
         export_to(str(out / "model"), folder, form, int8=int8, texts=out / "texts.txt", min_cosine=-1)
         check = read_json(folder / MARKER)["check"]
         size = sum(file.stat().st_size for file in folder.iterdir() if file.name.startswith("model."))
-        found = {"bytes": size, "texts": check["texts"], "own": check["rows"][0], "row": check["rows"][-1]}
+        found = {"bytes": size, "texts": check["texts"], "row": check["rows"][-1]}
     except EmbedforgeError as error:
         found = {"refused": str(error)}
     write_json(facts, found)
@@ -76,19 +76,16 @@ def exported(out: Path, form: str, int8: bool) -> dict[str, Any]:
 
 def page_table(base: str, rows: list[dict[str, Any]]) -> str:
     """Return the table, and the machine it was made on."""
-    lines = [
-        "| form | MB | cosine, min | cosine, mean | tokens/s | torch, float32, beside it |",
-        "|---|" + "---|" * 5,
-    ]
+    lines = ["| form | MB | cosine, min | cosine, mean | token ids equal |", "|---|---|---|---|---|"]
     for (form, int8), found in zip(FORMS, rows, strict=True):
         name = f"`--to {form}{' --int8' if int8 else ''}`"
         if "refused" in found:
-            lines.append(f"| {name} | refused: {found['refused'].split(';')[0]} |" + " |" * 4)
+            lines.append(f"| {name} | refused: {found['refused'].split(';')[0]} | | | |")
             continue
         row = found["row"]
         lines.append(
             f"| {name} | {found['bytes'] / 1e6:,.0f} | {row['cosine_min']:.5f} | {row['cosine_mean']:.5f} | "
-            f"{row['tokens_per_second']:,.0f} | {found['own']['tokens_per_second']:,.0f} |"
+            f"{row['tokens_equal']} of {found['texts']} |"
         )
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     return "\n".join([*lines, "", f"{base}, untrained, last token, causal. {machine(versions)}"])

@@ -232,6 +232,7 @@ def _notes(model: EmbeddingModel, vocabulary: Vocabulary, *, in_pieces: bool) ->
         "Leave out one space at a text's beginning, if there is one: llama.cpp adds its own.": (
             vocabulary.one_space
         ),
+        _LENGTH: not contract.normalize,
         _BOTH_WAYS[FAMILIES[model.decoder.config.model_type].interleaved]: contract.attention != "causal",
     }
     return [note for note, wanted in holds.items() if wanted]
@@ -251,6 +252,10 @@ _PIECES = (
     "can send nothing but strings (llama-cpp-python's, Ollama's) is for documents only."
 )
 _NO_INSTRUCTION = "Put no instruction before a query: llama.cpp would pool it along with the text."
+_LENGTH = (
+    'Vectors come with unit length; with `"embd_normalize": -1` in the body they have the length that the '
+    "model gives them."
+)
 _BOTH_WAYS = {
     True: "Tokens see those that follow them (llama.cpp's architecture `llama-embed`); a llama.cpp of "
     "before 2026 says that it does not know it.",
