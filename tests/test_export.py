@@ -159,9 +159,12 @@ def test_the_reader_renders_as_the_contract_does(
     ("arguments", "message"),
     [
         (("--to", "sentence-transformers"), "there is no pooling 'latent'"),
-        (("--to", "gguf"), "llama.cpp has no latent attention"),
+        (("--to", "gguf"), "llama.cpp has no pooling 'latent'"),
         (("--to", "onxx"), "Did you mean 'onnx'?"),
-        (("--to", "sentence-transformers", "--int8"), "--int8 is for --to onnx"),
+        (
+            ("--to", "sentence-transformers", "--int8"),
+            "--int8 is for --to onnx, openvino, gguf, not for sentence-transformers",
+        ),
         (("--to", "onnx", "--adapter", "MODEL"), "--to onnx has no use for --adapter"),
         (("--int8",), "--to embedforge has no use for --int8"),
     ],

@@ -78,11 +78,13 @@ def export(
     to: Annotated[
         str,
         typer.Option(
-            help="onnx, openvino or sentence-transformers; embedforge: a model folder, in another dtype or "
-            "of a published checkpoint."
+            help="onnx, openvino, gguf or sentence-transformers; embedforge: a model folder, in another "
+            "dtype or of a published checkpoint."
         ),
     ] = "embedforge",
-    int8: Annotated[bool, typer.Option("--int8", help="Weights in 8 bits, for onnx and openvino.")] = False,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="Weights in 8 bits, for onnx, openvino, gguf.")
+    ] = False,
     texts: Annotated[
         Path | None,
         typer.Option(help="Check the export with this file, a text a line, in place of 200 texts of ours."),
@@ -160,7 +162,7 @@ def _refuse_options(to: str, options: Mapping[str, object]) -> None:
     """Refuse options that belong to the other use of `export`."""
     if given := [f"--{name.replace('_', '-')}" for name, value in options.items() if value is not None]:
         way_out = (
-            "they are for --to onnx, openvino or sentence-transformers"
+            "they are for --to onnx, openvino, gguf or sentence-transformers"
             if to == "embedforge"
             else "they are for a model folder: write that first (embedforge export SOURCE FOLDER ...), then "
             f"embedforge export FOLDER OUT --to {to}"
@@ -174,11 +176,13 @@ def _export_to(
     from embedforge.export.forms import require_form
 
     require_form(to, int8)
-    from embedforge.console import say, stdout
+    from embedforge.console import note, say, stdout
     from embedforge.export.run import export_to
 
     result = export_to(source, out, to, int8=int8, texts=texts, min_cosine=min_cosine)
     say(result.table(), stdout())
+    if result.left_out:
+        note(f"{result.left_out} texts of the check were left out: they have more tokens than the file takes")
 
 
 @app.command()

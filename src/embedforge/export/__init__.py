@@ -1,4 +1,4 @@
-"""A model in another program's form: ONNX, OpenVINO, plain sentence-transformers.
+"""A model in another program's form: ONNX, OpenVINO, GGUF, plain sentence-transformers.
 
 Read run.py first: it loads the model, has a form written, and runs what was written with its own runtime
 against the model itself (parity.py), before anything stands at its place. embed.py is the program that an

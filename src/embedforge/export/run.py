@@ -11,7 +11,7 @@ import torch
 
 from embedforge import __version__
 from embedforge.errors import EmbedforgeError
-from embedforge.export import graph_files, stock
+from embedforge.export import gguf_files, graph_files, stock
 from embedforge.export.forms import PACKAGES, require_form
 from embedforge.export.parity import FLOAT32_COSINE, INT8_COSINE, Parity, Reference, table
 from embedforge.export.texts import probes
@@ -31,6 +31,8 @@ class Export:
     folder: Path
     rows: tuple[Parity, ...]
     texts: int
+    left_out: int = 0
+    """Texts of the check that this form does not take: longer ones than the contract's, in a GGUF file."""
 
     def table(self) -> str:
         """Return the parity table as Markdown."""
@@ -54,8 +56,8 @@ def export_to(
     Args:
         source: a model folder or hub id that `embedforge.load` reads.
         out: a new or empty folder, or an older export, which is replaced once the new one has passed.
-        form: onnx, openvino or sentence-transformers.
-        int8: weights in 8 bits; for onnx and openvino.
+        form: onnx, openvino, gguf or sentence-transformers.
+        int8: weights in 8 bits; not for sentence-transformers.
         texts: a file of a text a line, in place of the 200 texts.
         min_cosine: least cosine of each text with the model's own vector; 0.9999, with int8 0.98, when None.
 
@@ -71,18 +73,22 @@ def export_to(
     if obstacle := _obstacle(form, model):
         raise EmbedforgeError(f"{source}: --to {form} cannot hold this model: {obstacle}")
     least = min_cosine if min_cosine is not None else INT8_COSINE if int8 else FLOAT32_COSINE
-    reference = Reference(model, probes(model.renderer, texts))
+    given = probes(model.renderer, texts)
+    reference = Reference(model, gguf_files.checkable(given) if form == "gguf" else given)
     with replace_folder(out, MARKER) as partial:
         if form in PACKAGES:
             write_json(partial / MARKER, facts_of(form, model))  # embed.py reads it, in the check too
         rows = (reference.parity, *_write(form, source, model, partial, reference, int8, least))
-        _describe(form, model, partial, rows, len(reference.probes), least)
-    return Export(out, rows, len(reference.probes))
+        export = Export(out, rows, len(reference.probes), len(given) - len(reference.probes))
+        _describe(form, model, partial, export, reference, least)
+    return export
 
 
 def _obstacle(form: str, model: EmbeddingModel) -> str | None:
     if form == "sentence-transformers":
         return stock.obstacle(model)
+    if form == "gguf":
+        return gguf_files.obstacle(model)
     return graph_files.obstacle(model)
 
 
@@ -97,6 +103,8 @@ def _write(
 ) -> Sequence[Parity]:
     if form == "sentence-transformers":
         return stock.write(source, folder, reference, least)
+    if form == "gguf":
+        return gguf_files.write(model, folder, reference, int8, least)
     return graph_files.write(form, model, folder, reference, int8, least)
 
 
@@ -117,10 +125,15 @@ def facts_of(form: str, model: EmbeddingModel) -> dict[str, Any]:
 
 
 def _describe(
-    form: str, model: EmbeddingModel, folder: Path, rows: Sequence[Parity], texts: int, least: float
+    form: str, model: EmbeddingModel, folder: Path, export: Export, reference: Reference, least: float
 ) -> None:
     """Write what the check said, and how the folder is used."""
-    check = {"texts": texts, "min_cosine": least, "rows": [row.facts() for row in rows]}
+    check = {
+        "texts": export.texts,
+        "left_out": export.left_out,
+        "min_cosine": least,
+        "rows": [row.facts() for row in export.rows],
+    }
     write_json(folder / MARKER, facts_of(form, model) | {"check": check})
     if form == "sentence-transformers":
         return  # its README.md is the model's card
@@ -134,12 +147,17 @@ def _describe(
             dim=model.dim,
             max_tokens=contract.max_tokens,
             prefix=contract.query_prefix(),
-            table=table(rows, texts),
-            texts=texts,
-            use=graph_files.USE.format(package=PACKAGES[form]),
+            table=export.table(),
+            texts=export.texts,
+            left_out=_LEFT_OUT.format(export.left_out) if export.left_out else "",
+            use=gguf_files.use(model, reference.probes)
+            if form == "gguf"
+            else graph_files.USE.format(package=PACKAGES[form]),
         ),
     )
 
+
+_LEFT_OUT = " ({} more have more tokens than it takes)"
 
 _README = """# A text-embedding model as {form}
 
@@ -150,7 +168,7 @@ Written by `embedforge export`. {dim} dimensions; pooling: {pooling}; attention:
 
 ## The check
 
-What stands here was run on {texts} texts and compared with the model itself:
+What stands here was run on {texts} texts{left_out} and compared with the model itself:
 
 {table}
 """
