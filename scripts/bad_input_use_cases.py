@@ -208,7 +208,9 @@ def sweeping() -> Iterator[Case]:
         (),
     ):
         more = () if line and line[0] != "--seeds" else compared if line else ()
-        yield Case("sweep", " ".join(line) or "nothing to compare on", (*sweep, *grid, *more, *line))
+        words = (*sweep, *grid, *more, *line)
+        needs_model = line[:1] == ("--tasks",)  # which mteb is asked for
+        yield Case("sweep", " ".join(line) or "nothing to compare on", words, needs_model=needs_model)
     for recipe in ("nowhere.yaml", "recipes/4.yaml", "pipe", "empty", "nosuch", ""):
         line = ("sweep", recipe, *grid, *compared, "--out", "out/s")
         yield Case("sweep", f"recipe {recipe}", line)
