@@ -26,7 +26,7 @@ _LAYOUTS: dict[str, tuple[str, str]] = {
     "positive_passages": (
         "Tevatron",
         "{query, query_id, positives: (.positive_passages | map({id: .docid, title, text})), "
-        "negatives: (.negative_passages | map({id: .docid, title, text}))}",
+        "negatives: (.negative_passages // [] | map({id: .docid, title, text}))}",
     ),
 }
 """A key of another project's files: whose it is, and the filter of jq that writes ours."""
