@@ -399,6 +399,7 @@ def test_a_query_and_a_document_may_have_one_id(run: Run, tmp_path: Path) -> Non
     assert results["tasks"]["retrieval/ids"]["bm25"]["score"] == 1.0
 
 
+@pytest.mark.slow
 def test_processes_of_a_pool_give_the_same_vectors(model_folder: Path, tmp_path: Path) -> None:
     """sentence-transformers 2955, with a prompt and fewer dimensions. In a script: workers import it."""
     script = tmp_path / "pool.py"
