@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import threading
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from embedforge.search import run as verbs
 from embedforge.search.build import change_index, compact_index
 from embedforge.search.run import search
 from embedforge.search.snippet import snippet_of
+from embedforge.search.sources import sources_of
 from embedforge.search.store import Change
 from embedforge.text.contract import Contract, Golden
 
@@ -513,3 +516,9 @@ def test_the_index_is_part_of_the_python_api(notes: Path, saved: Path, tmp_path:
     with embedforge.Index.open(tmp_path / "index", model=model) as index:
         assert index.search("engine", 1)[0].document.metadata["file"] == "sub/b.py"
         assert index.facts.fields == ("file", "file_hash")
+
+
+def test_a_pipe_of_records_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "rows.jsonl")
+    with pytest.raises(EmbedforgeError, match=r"rows\.jsonl: this is a pipe"):
+        sources_of([tmp_path / "rows.jsonl"], tmp_path, Counter())
