@@ -37,6 +37,7 @@ os.environ["EMBEDFORGE_HOME"] = "/nonexistent"  # no base has been fetched
 os.environ.pop("OPENAI_API_KEY", None)
 
 from bad_input_cases import Case, cases_of, write_materials
+from bad_input_use_cases import use_cases
 
 SECONDS = 20
 WALL_SECONDS = 120.0
@@ -57,7 +58,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="bad-inputs-") as name:
         folder = Path(name)
         write_materials(folder)
-        cases = [case for case in cases_of(folder) if asked.verb in (None, case.verb)]
+        every = [*cases_of(folder), *use_cases(folder)]
+        cases = [case for case in every if asked.verb in (None, case.verb)]
         import_light()
         answers = run_all([case for case in cases if not case.needs_model], folder, show=asked.show)
         if heavy := [case for case in cases if case.needs_model]:

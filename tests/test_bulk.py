@@ -472,3 +472,24 @@ def test_ray_has_to_be_installed(
     code, _, errors = run("encode", model_folder, jsonl, "--out", tmp_path / "out", "--engine", "ray")
     assert code == 1
     assert "pip install 'embedforge[ray]'" in errors
+
+
+@pytest.mark.parametrize("option", ["--keep", "--instruction-column", "--column"])
+def test_a_column_that_no_row_has_is_said_before_the_model_is_loaded(
+    run: Run, tmp_path: Path, option: str
+) -> None:
+    """One that is misspelt gave nothing, and no word."""
+    (tmp_path / "texts.jsonl").write_text('{"text": "a", "title": "t"}\n{"text": "b", "url": "u"}\n')
+    name = "titel,text" if option == "--column" else "titel"
+    line = (
+        "encode",
+        "embedforge:forge-tiny",
+        tmp_path / "texts.jsonl",
+        "--out",
+        tmp_path / "out",
+        option,
+        name,
+    )
+    code, _, err = run(*line)
+    assert code == 1
+    assert "no record has the column 'titel'; the first has text, title. Did you mean 'title'?" in err

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import threading
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from embedforge.search import run as verbs
 from embedforge.search.build import change_index, compact_index
 from embedforge.search.run import search
 from embedforge.search.snippet import snippet_of
+from embedforge.search.sources import sources_of
 from embedforge.search.store import Change
 from embedforge.text.contract import Contract, Golden
 
@@ -560,3 +563,9 @@ def test_of_a_large_segment_what_signs_choose_is_scored_exactly(
     few = signs.search("text", 2000, mode="dense", vector=asked[0], filters=["part=2"])
     assert len(few) == 1000  # all that pass, and none that does not
     assert {hit.document.metadata["part"] for hit in few} == {2}
+
+
+def test_a_pipe_of_records_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "rows.jsonl")
+    with pytest.raises(EmbedforgeError, match=r"rows\.jsonl: this is a pipe"):
+        sources_of([tmp_path / "rows.jsonl"], tmp_path, Counter())

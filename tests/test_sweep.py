@@ -133,6 +133,30 @@ def test_nothing_to_compare_on_is_said_before_anything_is_trained(
     assert "steps" in said
 
 
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--tasks", "nowhere"), "--tasks nowhere: neither a folder nor an mteb task"),
+        (("--seeds", 10**30, "--dev", "dev.jsonl"), "--seeds"),
+        (("--dev", "words.jsonl"), "words.jsonl, line 1: not valid JSON"),
+    ],
+)
+def test_what_cannot_be_compared_on_is_said_before_anything_is_trained(
+    run: Run,
+    recipe: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    more: tuple[object, ...],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "words.jsonl").write_text("hello\n")
+    code, _, said = run("sweep", recipe, "--grid", "stages.one.steps=1,2", *more, "--out", "out")
+    assert code in (1, 2)
+    assert message in said
+    assert not (tmp_path / "out").exists()
+
+
 def test_tasks_are_compared_too(run: Run, recipe: Path, tmp_path: Path) -> None:
     folder = tmp_path / "tasks" / "sts" / "pairs"
     folder.mkdir(parents=True)

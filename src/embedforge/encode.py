@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -16,9 +16,10 @@ from embedforge.runtime import (
     fast_bfloat16,
     halved_budget,
     release_freed_memory,
+    require_finite,
 )
 from embedforge.text.batching import micro_batches
-from embedforge.text.render import Rendered, Renderer
+from embedforge.text.render import Rendered, Renderer, texts_in_order
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -50,7 +51,7 @@ class TextEmbedder(Protocol):
 @torch.no_grad()
 def encode(
     model: TextEmbedder | SentenceTransformer,
-    texts: Sequence[str],
+    texts: Iterable[str],
     prefix: str = "",
     *,
     suffix: str = "",
@@ -75,7 +76,7 @@ def encode(
     Args:
         model: what `embedforge.load` gives of a folder that embedforge saved, an `EmbeddingModel`, or
             anything with its `renderer` and `forward`, on its device.
-        texts: any number of texts.
+        texts: any number of texts: a list, an array, a column of a table.
         prefix: what stands before each text: `contract.query_prefix(...)` or `contract.document_prefix()`.
         suffix: what follows it, from the same template: `contract.query_suffix(...)` or
             `contract.document_suffix()`; "" for most.
@@ -85,8 +86,10 @@ def encode(
         progress: called with the number of texts finished since the last call.
 
     Raises:
-        EmbedforgeError: a text that is not valid Unicode, or a single text does not fit in memory.
+        EmbedforgeError: one string in place of a list; a text that is no string or not valid Unicode; a
+            single text that does not fit in memory; a vector that is not finite.
     """
+    texts = texts_in_order(texts)
     if not hasattr(model, "renderer"):
         from embedforge.model.encoder import embedding_model  # sentence-transformers, if it is not here yet
 
@@ -104,6 +107,7 @@ def encode(
             window_vectors, tokens_per_batch = encode_rendered(
                 model, window, tokens_per_batch, bfloat16=use_bfloat16, progress=progress
             )
+            require_finite(window_vectors, texts[start : start + TEXTS_PER_WINDOW])
             vectors.append(window_vectors)
             if len(window) >= TEXTS_TO_RELEASE:
                 release_freed_memory()

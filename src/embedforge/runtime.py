@@ -7,9 +7,12 @@ import ctypes
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from embedforge.errors import EmbedforgeError
 
@@ -184,3 +187,18 @@ def _glibc() -> ctypes.CDLL | None:
         with contextlib.suppress(OSError):
             return ctypes.CDLL("libc.so.6")
     return None
+
+
+def require_finite(vectors: NDArray[Any], texts: Sequence[Any]) -> None:
+    """Refuse a text whose vector is not finite, of [texts, dim]: whatever is computed with it is nothing.
+
+    Raises:
+        EmbedforgeError: names the first such text.
+    """
+    if (finite := np.isfinite(vectors).all(axis=-1)).all():
+        return
+    text = texts[int(np.flatnonzero(~finite)[0])]
+    raise EmbedforgeError(
+        f"the vector of a text is not finite (NaN or infinity): {text!r:.60}. 16-bit numbers overflow where "
+        "float32 ones may not: --dtype float32, in Python load(..., dtype='float32')"
+    )

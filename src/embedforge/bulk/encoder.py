@@ -15,7 +15,7 @@ from embedforge.model.encoder import EmbeddingModel, embedding_model, load
 from embedforge.model.identity import identity_of
 from embedforge.quantize import cut_dimensions
 from embedforge.ranking import Floats
-from embedforge.runtime import fast_bfloat16, pick_device
+from embedforge.runtime import fast_bfloat16, pick_device, require_finite
 
 
 class Encoder:
@@ -54,12 +54,7 @@ class Encoder:
         """
         texts = [row.text for row in rows]
         vectors = self._plain(texts) if self._model is None else self._by_contract(self._model, rows)
-        if not np.isfinite(vectors).all():
-            row = rows[int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])]
-            raise EmbedforgeError(
-                f"the vector of row {row.number} is not finite (NaN or infinity); float32 may help, if it "
-                f"overflows: --dtype float32. The text: {row.text!r:.60}"
-            )
+        require_finite(vectors, texts)
         return vectors if self._settings.dim is None else cut_dimensions(vectors, self._settings.dim)
 
     def _by_contract(self, model: EmbeddingModel, rows: Sequence[Row]) -> Floats:

@@ -21,7 +21,7 @@ from embedforge.data.position import Position
 from embedforge.data.ranges import Range, cut
 from embedforge.data.readers import read_from
 from embedforge.data.record import Record
-from embedforge.errors import EmbedforgeError
+from embedforge.errors import EmbedforgeError, did_you_mean
 from embedforge.files import file_hash, read_object, refuse_file, try_lock, write_json
 from embedforge.run_folder import first_difference
 
@@ -217,12 +217,15 @@ def scan(
     """Cut every file into ranges and hash it; return what the ids are as well.
 
     Every row of a text file is looked at, of a Parquet file the first: a wrong column shows before the model
-    is loaded.
+    is loaded, one that some rows may lack (`--keep`) if none has it.
     """
     ids = None if settings.id is None else id_kind(_first(files[0]), settings.id)
+    missing = dict.fromkeys(settings.columns)
 
     def check(record: Record) -> None:
         row_of(record, 0, settings, ids)
+        for name in missing.keys() & record.values.keys():
+            del missing[name]
 
     found = []
     for path in files:
@@ -238,6 +241,12 @@ def scan(
                 sum(part.rows for part in parts),
                 tuple(parts),
             )
+        )
+    for name in missing:
+        there = sorted(_first(files[0]).values)
+        raise EmbedforgeError(
+            f"{files[0]}: no record has the column '{name}'; the first has {', '.join(there)}."
+            + did_you_mean(name, there)
         )
     return tuple(found), ids
 

@@ -24,7 +24,7 @@ def sweep(
         list[str] | None,
         typer.Option(metavar="FIELD=A,B", help="Values of a key; of several --grid every combination."),
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Repetitions of every variant.")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, max=1000, help="Repetitions of every variant.")] = 3,
     tasks: Annotated[
         str | None,
         typer.Option(help="Compare on a folder of datasets (docs/evaluation.md), or mteb task names."),
@@ -52,7 +52,9 @@ def sweep(
     """
     from embedforge.data.convert import require_source
     from embedforge.data.readers import require_file
-    from embedforge.sweep.grid import cells_of, parse_grid
+    from embedforge.model.folder import require_model
+    from embedforge.recipe import source_of
+    from embedforge.sweep.grid import Judged, cells_of, completed, parse_grid
 
     cells = cells_of(recipes, parse_grid(grid or []), set_ or ())  # before torch is imported
     folder = source_folder(recipes[0], data)
@@ -61,16 +63,17 @@ def sweep(
     held_out = [str(Path(file).resolve()) for file in dev or ()]
     for file in held_out:
         require_file(Path(file))
+        require_source(source_of(file))
+    judged = completed(Judged(tasks, tuple(held_out)), cells)
+    for cell in cells:
+        require_model(cell.recipe.model.base)
     from embedforge.console import say, stdout
     from embedforge.sweep.page import terminal_table
-    from embedforge.sweep.run import Judged
     from embedforge.sweep.run import sweep as run
     from embedforge.train.run import Interrupted
 
     try:
-        results = run(
-            cells, seeds, out, judged=Judged(tasks, tuple(held_out)), device=device, source_folder=folder
-        )
+        results = run(cells, seeds, out, judged=judged, device=device, source_folder=folder)
     except Interrupted as stop:
         typer.echo(f"{stop}; run the same command again to go on", err=True)
         raise typer.Exit(130) from None

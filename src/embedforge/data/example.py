@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from embedforge.errors import EmbedforgeError
+
 
 @dataclass(frozen=True, slots=True)
 class Example:
@@ -30,3 +32,11 @@ class Example:
     score: float | None = None
     """How much the query and its one positive are alike, on the source's scale: what CoSENT learns the order
     of. Such a pair is no answer and no negative; None for all other data."""
+
+    def __post_init__(self) -> None:
+        """Refuse a text in place of a list of texts: its letters would be documents."""
+        for name in ("positives", "negatives"):
+            if isinstance(text := getattr(self, name), str):
+                raise EmbedforgeError(
+                    f"an Example's {name} are a tuple of texts, not a text: write ({text!r:.60},)"
+                )

@@ -21,6 +21,15 @@ _OTHER_KINDS: dict[tuple[str, ...], str] = {
     ("text",): "texts",
 }
 """Keys of rows that are read as another kind of source."""
+_LAYOUTS: dict[str, tuple[str, str]] = {
+    "pos": ("FlagEmbedding", "{query, positives: .pos, negatives: .neg}"),
+    "positive_passages": (
+        "Tevatron",
+        "{query, query_id, positives: (.positive_passages | map({id: .docid, title, text})), "
+        "negatives: (.negative_passages // [] | map({id: .docid, title, text}))}",
+    ),
+}
+"""A key of another project's files: whose it is, and the filter of jq that writes ours."""
 _NUMBERED = re.compile(r"negative_\d+")
 
 
@@ -45,6 +54,7 @@ def example_of(record: Record) -> Example:
             positives or some negatives only.
     """
     _refuse_other_kinds(record)
+    _refuse_other_layouts(record)
     record.refuse_unknown((*_KEYS, *_OTHER_NAMES, *_numbered(record)))
     query = _one_of(record, "query", "anchor")
     positives, negatives = positives_of(record), negatives_of(record)
@@ -108,6 +118,16 @@ def _refuse_other_kinds(record: Record) -> None:
             f"a row with {', '.join(map(repr, keys))} is no Example (query, positives, …); "
             f"to read such rows, give the source `kind: {_OTHER_KINDS[keys]}`"
         )
+
+
+def _refuse_other_layouts(record: Record) -> None:
+    """Raise for a row as another project writes it, with what turns its files into ours."""
+    for key, (project, form) in _LAYOUTS.items():
+        if key in record.values:
+            raise record.error(
+                f"the key '{key}' is {project}'s. Here a row has positives and negatives; this writes it so: "
+                f"jq -c '{form}' FILE > NEW.jsonl"
+            )
 
 
 def _written(texts: tuple[str, ...], ids: tuple[str, ...]) -> list[Any]:

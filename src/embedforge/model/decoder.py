@@ -134,9 +134,26 @@ def read_tokenizer(
             f'{tokenizer.eos_token_id}, of {rows} embeddings). Set "eos_token" in tokenizer_config.json'
             + ("" if (folder / "tokenizer_config.json").exists() else ", which is missing: download it again")
         )
+    if model is not None:
+        _require_embeddings(folder, tokenizer.get_vocab(), rows, tokenizer.pad_token)
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= rows:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _require_embeddings(folder: Path, vocabulary: dict[str, int], rows: int, pad: str | None) -> None:
+    """Refuse tokens that the model has no embedding for: the first text with one of them would end the run.
+
+    A pad token of its own may be one: no text needs it.
+    """
+    beyond = {number: token for token, number in vocabulary.items() if number >= rows and token != pad}
+    if beyond:
+        raise EmbedforgeError(
+            f"{folder}: the tokenizer has {len(beyond)} tokens that the model has no embedding for, the "
+            f"first of them {beyond[min(beyond)]!r} (id {min(beyond)}, of {rows} embeddings). Where they "
+            "were added, call model.resize_token_embeddings(len(tokenizer)) and save both; otherwise "
+            "take the tokenizer that the model came with"
+        )
 
 
 def token_states(

@@ -229,8 +229,9 @@ def embedding_model(st: StockSentenceTransformer) -> EmbeddingModel:
     if len(modules) < 2 or not (isinstance(modules[0], TextEncoder) and isinstance(modules[1], Pool)):
         names = ", ".join(type(module).__name__ for module in modules)
         raise EmbedforgeError(
-            f"this SentenceTransformer is made of {names}, not of embedforge's modules; "
-            "load a folder that embedforge saved with embedforge.load"
+            f"this SentenceTransformer is made of {names}, not of embedforge's modules, and has no embedding "
+            "contract. Load a folder that embedforge saved with embedforge.load; of other models, evaluate, "
+            "mine and `embedforge encode` make use"
         )
     encoder, pool = modules[:2]
     dense = modules[2] if len(modules) > 2 and isinstance(modules[2], Dense) else None

@@ -234,7 +234,16 @@ class Pool(Module):
         """The settings of its kind: latents, heads, ..."""
 
     def forward(self, features: dict[str, Any], **_: Any) -> dict[str, Any]:
-        """Add `sentence_embedding`, [texts, hidden], float32."""
+        """Add `sentence_embedding`, [texts, hidden], float32.
+
+        Raises:
+            EmbedforgeError: features that a bare tokenizer made, which do not say what is pooled.
+        """
+        if "pooling_mask" not in features:
+            raise EmbedforgeError(
+                "there is no pooling_mask, which the contract makes beside the token ids: give the texts to "
+                "model.encode, or to model.preprocess in place of model.tokenizer"
+            )
         features["sentence_embedding"] = self.pooler(features["token_embeddings"], features["pooling_mask"])
         return features
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 import logging
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import sentence_transformers
 from sentence_transformers.base.modules import Normalize
+from torch import Tensor
 from typing_extensions import override
 
 from embedforge.errors import EmbedforgeError
@@ -20,6 +22,7 @@ from embedforge.files import read_object, write_json
 from embedforge.model.card import CARD, EVALUATION
 from embedforge.model.modules import Pool, TextEncoder
 from embedforge.model.projection import Dense
+from embedforge.runtime import require_finite
 from embedforge.text.contract import FILE_NAME as CONTRACT
 from embedforge.text.contract import Contract
 
@@ -36,6 +39,33 @@ class SentenceTransformer(sentence_transformers.SentenceTransformer):
 
     origin: Path | None = None
     """The folder that it was loaded from, whose recipe, marks and card go along."""
+
+    @override
+    def encode(self, *inputs: Any, **options: Any) -> Any:
+        """Encode as sentence-transformers does; vectors that are cut are of unit length if whole ones are.
+
+        sentence-transformers leaves them shorter, so that inner products, and what an index makes of them,
+        are no cosines; `cut_dimensions`, the server and `embedforge encode --dim` bring them to unit length.
+        A column of a table (a pandas Series) counts as the list that it holds.
+
+        Raises:
+            EmbedforgeError: `truncate_dim` is not a number of dimensions that the model has; a vector is not
+                finite.
+        """
+        inputs = tuple(_listed(given) for given in inputs)
+        options |= {name: _listed(options[name]) for name in ("inputs", "sentences") if name in options}
+        dim = options.get("truncate_dim")
+        dim = self.truncate_dim if dim is None else dim
+        if dim is not None:
+            whole = next(module.get_embedding_dimension() for module in reversed(self) if _has_width(module))
+            if isinstance(dim, bool) or not isinstance(dim, int | np.integer) or not 0 < dim <= whole:
+                raise EmbedforgeError(f"truncate_dim {dim!r}: the model's vectors have {whole} dimensions")
+            if any(isinstance(module, Normalize) for module in self):
+                options["normalize_embeddings"] = True
+        vectors = super().encode(*inputs, **options)
+        texts = options.get("inputs", options.get("sentences", inputs[0] if inputs else None))
+        _refuse_not_finite(vectors, texts)
+        return vectors
 
     @override
     def save(
@@ -101,6 +131,24 @@ class SentenceTransformer(sentence_transformers.SentenceTransformer):
         for name in (*CARRIED, *(OF_THESE_WEIGHTS if same else ())):
             if (origin / name).exists():
                 (folder / name).write_bytes((origin / name).read_bytes())
+
+
+def _listed(given: Any) -> Any:
+    """Return a column of a table as a list, and anything else as it is."""
+    return given.to_list() if hasattr(given, "to_list") else given
+
+
+def _refuse_not_finite(vectors: Any, texts: Any) -> None:
+    """Refuse vectors that are not finite; those of a list, and states of tokens, are not looked at."""
+    if isinstance(vectors, Tensor):
+        if not bool(vectors.isfinite().all()):  # on its device
+            _refuse_not_finite(vectors.float().cpu().numpy(), texts)
+    elif isinstance(vectors, np.ndarray):
+        require_finite(np.atleast_2d(vectors), [texts] if vectors.ndim == 1 else list(texts))
+
+
+def _has_width(module: Any) -> bool:
+    return hasattr(module, "get_embedding_dimension")
 
 
 def _same_vectors(one: Contract, other: Contract) -> bool:

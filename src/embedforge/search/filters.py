@@ -41,8 +41,8 @@ class Filter:
         return (self.sign == "=") == any(_equal(value, wanted) for wanted in self.values)
 
 
-def parse_filters(filters: Sequence[str], fields: Collection[str]) -> list[Filter]:
-    r"""Read filters; all of them must hold.
+def parse_filters(filters: str | Sequence[str], fields: Collection[str]) -> list[Filter]:
+    r"""Read filters, or a single one; all of them must hold.
 
     Args:
         filters: FIELD=VALUE, and != < <= > >= in place of =. Of = and != several values may stand with commas
@@ -53,7 +53,7 @@ def parse_filters(filters: Sequence[str], fields: Collection[str]) -> list[Filte
         EmbedforgeError: no such form, or no such field.
     """
     parsed = []
-    for text in filters:
+    for text in [filters] if isinstance(filters, str) else filters:
         form = _FORM.fullmatch(text)
         if form is None or not form[1]:
             raise EmbedforgeError(

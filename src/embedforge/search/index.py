@@ -108,7 +108,7 @@ class Index:
         query: str,
         k: int = 10,
         *,
-        filters: Sequence[str] = (),
+        filters: str | Sequence[str] = (),
         mode: Mode | None = None,
         vector: NDArray[Any] | None = None,
     ) -> list[Hit]:

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from embedforge.bounds import require_plain
 from embedforge.data.beir import join_title
 from embedforge.data.readers import read_records
 from embedforge.data.record import Record
@@ -54,6 +55,8 @@ def sources_of(
         else:
             raise EmbedforgeError(f"{path}: there is no such file or folder")
         for file in files:
+            if _is_records(file):
+                require_plain(file)  # a pipe would be waited for
             try:
                 hash_ = (
                     file_hash(file)[:32] if _is_records(file) else content_hash(file, PDF_BYTES * MAX_BYTES)

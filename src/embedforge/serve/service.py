@@ -14,7 +14,7 @@ import numpy as np
 from embedforge.encode import encode_rendered
 from embedforge.errors import EmbedforgeError
 from embedforge.model.encoder import embedding_model, load
-from embedforge.runtime import fast_bfloat16, pick_device
+from embedforge.runtime import fast_bfloat16, pick_device, require_finite
 from embedforge.serve.errors import RefusedError
 from embedforge.serve.metrics import Metrics
 from embedforge.serve.queue import BatchQueue, QueueFullError, TooLargeError
@@ -144,7 +144,8 @@ class Service:
             gone: awaited now and then; true where nobody waits for the answer any more.
 
         Raises:
-            RefusedError: the queue is full, a text is too long, not valid Unicode, or nobody waits.
+            RefusedError: the queue is full, a text is too long, not valid Unicode, its vector not finite, or
+                nobody waits.
         """
         if len(texts) > self.limits.texts:
             raise RefusedError(
@@ -162,6 +163,10 @@ class Service:
         except TooLargeError as error:
             raise RefusedError(413, str(error), "request_too_large") from None
         vectors = await _result(future, gone)
+        try:
+            require_finite(vectors, texts)
+        except EmbedforgeError as error:
+            raise RefusedError(422, str(error), "not_finite", param="input") from None
         self.metrics.truncated.inc(len(truncated))
         tokens = sum(len(row.input_ids) for row in rows)
         return Embedded(vectors, tokens, truncated, frame.instruction)

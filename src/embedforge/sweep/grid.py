@@ -16,6 +16,14 @@ Grid = Mapping[str, Sequence[str]]
 
 
 @dataclass(frozen=True)
+class Judged:
+    """What models are compared on: tasks of `evaluate`, files of held-out Examples, or both."""
+
+    tasks: str | None = None
+    dev: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Cell:
     """One variant."""
 
@@ -117,3 +125,20 @@ def _divided(text: str) -> list[str]:
         else:
             parts[-1] += character
     return parts
+
+
+def completed(judged: Judged, cells: Sequence[Cell]) -> Judged:
+    """Fall back on the Examples that the recipes measure on.
+
+    Raises:
+        EmbedforgeError: the recipes name none, or not the same.
+    """
+    if judged.tasks is not None or judged.dev:
+        return judged
+    files = {cell.recipe.training.held_out for cell in cells} - {""}
+    if len(files) != 1:
+        raise EmbedforgeError(
+            "there is nothing to compare the variants on: give --tasks, or --dev with a file of held-out "
+            "Examples, or name one in the recipe's training.held_out"
+        )
+    return Judged(dev=tuple(files))

@@ -16,7 +16,6 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,6 @@ from embedforge.console import say, stderr
 from embedforge.data.convert import read_source
 from embedforge.data.example import Example
 from embedforge.data.mixture import fingerprint
-from embedforge.errors import EmbedforgeError
 from embedforge.evaluate.compare import Scores, scores_of
 from embedforge.evaluate.run import evaluate
 from embedforge.files import file_hash, hash_of, read_object, write_json
@@ -36,7 +34,7 @@ from embedforge.model.encoder import embedding_model, load
 from embedforge.recipe import Recipe, source_of
 from embedforge.run_folder import claim, facts
 from embedforge.runtime import pick_device
-from embedforge.sweep.grid import Cell
+from embedforge.sweep.grid import Cell, Judged, completed
 from embedforge.sweep.page import write_results
 from embedforge.text.contract import FILE_NAME as CONTRACT
 from embedforge.train.decontamination import MERGED
@@ -57,14 +55,6 @@ UNSEEN = (
 )
 """Settings of training that change nothing of what is learned."""
 Result = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Judged:
-    """What models are compared on: tasks of `evaluate`, files of held-out Examples, or both."""
-
-    tasks: str | None = None
-    dev: tuple[str, ...] = ()
 
 
 def sweep(
@@ -92,8 +82,12 @@ def sweep(
         EmbedforgeError: nothing to compare on, bad data, or another recipe's run in a folder.
         Interrupted: after Ctrl-C, with the state saved.
     """
-    judged = _completed(judged, cells)
+    judged = completed(judged, cells)
     pools = {path: _examples(path, cells[0].recipe, source_folder) for path in judged.dev}
+    if judged.tasks is not None:
+        from embedforge.evaluate.tasks import find_tasks  # mteb
+
+        find_tasks(judged.tasks)  # before the training, after which it would be too late
     claim(out, {}, PLAN, "sweep")
     shelf = _Shelf(source_folder)
     runs: list[list[Path]] = []
@@ -126,19 +120,6 @@ def sweep(
     if judged.tasks is not None:
         found |= _on_tasks(runs, judged.tasks, out / "evaluation", device)
     return write_results(out, cells, seeds, found, facts(device=pick_device(device)))
-
-
-def _completed(judged: Judged, cells: Sequence[Cell]) -> Judged:
-    """Fall back on the Examples that the recipes measure on, or refuse."""
-    if judged.tasks is not None or judged.dev:
-        return judged
-    files = {cell.recipe.training.held_out for cell in cells} - {""}
-    if len(files) != 1:
-        raise EmbedforgeError(
-            "there is nothing to compare the variants on: give --tasks, or --dev with a file of held-out "
-            "Examples, or name one in the recipe's training.held_out"
-        )
-    return Judged(dev=tuple(files))
 
 
 def _examples(path: str, recipe: Recipe, folder: Path | None) -> Sequence[Example]:

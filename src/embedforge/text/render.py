@@ -7,7 +7,8 @@ decided by the character offsets of the one tokenizer call, never by counting th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -97,8 +98,9 @@ class Renderer:
         last token; one without any token becomes a single pooled pad token.
 
         Raises EmbedforgeError when prefix, suffix, BOS and EOS leave no room for text, when an isolated
-        prefix does not end as the templates do, and for text that is not valid Unicode.
+        prefix does not end as the templates do, for what is no text, and for text that is not valid Unicode.
         """
+        texts = texts_in_order(texts)
         before = _one_each(prefixes, len(texts), "prefixes")
         after = _one_each(suffix, len(texts), "suffixes")
         if not texts:
@@ -290,6 +292,25 @@ class Renderer:
         return [int(end > len(prefix)) for _, end in offsets]
 
 
+def texts_in_order(texts: Iterable[str]) -> Sequence[str]:
+    """Return texts as a sequence: lists as they are, and what a table or an array has in its order.
+
+    Raises:
+        EmbedforgeError: one text, whose letters would be taken for texts; a set or a mapping, which says
+            nothing of an order; something that is no text.
+    """
+    if isinstance(texts, str | Mapping | AbstractSet):
+        raise EmbedforgeError(
+            f"texts are a list of strings, not a {type(texts).__name__} ({texts!r:.60}): write [text], or "
+            "list(...) of those meant"
+        )
+    ordered = texts if isinstance(texts, Sequence) else list(texts)
+    for number, text in enumerate(ordered):
+        if not isinstance(text, str):
+            raise EmbedforgeError(f"text {number} is a {type(text).__name__}, not a string: {text!r:.60}")
+    return ordered
+
+
 def _one_each(given: str | Sequence[str], texts: int, name: str) -> list[str]:
     each = [given] * texts if isinstance(given, str) else list(given)
     if len(each) != texts:
@@ -299,8 +320,6 @@ def _one_each(given: str | Sequence[str], texts: int, name: str) -> list[str]:
 
 def _refuse_invalid(strings: Sequence[str]) -> None:
     for i, string in enumerate(strings):
-        if not isinstance(string, str):
-            raise EmbedforgeError(f"text {i} is a {type(string).__name__}, not a string")
         try:
             string.encode("utf-8")
         except UnicodeEncodeError as error:
