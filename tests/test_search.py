@@ -21,6 +21,7 @@ from embedforge.model.encoder import embedding_model, load, save
 from embedforge.search import Document, Index, build_index
 from embedforge.search import run as verbs
 from embedforge.search.build import change_index, compact_index
+from embedforge.search.lance_store import exists
 from embedforge.search.run import search
 from embedforge.search.snippet import snippet_of
 from embedforge.search.sources import sources_of
@@ -569,3 +570,10 @@ def test_a_pipe_of_records_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "rows.jsonl")
     with pytest.raises(EmbedforgeError, match=r"rows\.jsonl: this is a pipe"):
         sources_of([tmp_path / "rows.jsonl"], tmp_path, Counter())
+
+
+@pytest.mark.parametrize("uri", ["http://host/index", "nosuch://x"])
+def test_an_address_that_lancedb_does_not_know_is_refused(uri: str) -> None:
+    pytest.importorskip("lancedb")
+    with pytest.raises(EmbedforgeError, match=f"{uri}: LanceDB cannot connect to it; lance://FOLDER"):
+        exists(uri)

@@ -176,7 +176,13 @@ def _connect(uri: str) -> Any:
         import lancedb
     except ImportError:
         raise missing_extra("lancedb", "lancedb", f"An index at {uri}") from None
-    return lancedb.connect(uri.removeprefix("lance://"))
+    try:
+        return lancedb.connect(uri.removeprefix("lance://"))
+    except (ValueError, RuntimeError, OSError) as error:
+        raise EmbedforgeError(
+            f"{uri}: LanceDB cannot connect to it; lance://FOLDER, s3://, gs://, az:// and db:// are known "
+            f"({str(error).splitlines()[0] if str(error) else type(error).__name__})"
+        ) from None
 
 
 def exists(uri: str) -> bool:
