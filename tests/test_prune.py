@@ -24,7 +24,7 @@ from transformers import (
 
 from conftest import Run, spread_weights
 from embedforge.errors import EmbedforgeError
-from embedforge.model.decoder import load_decoder, token_states
+from embedforge.model.decoder import load_decoder, stock_states
 from embedforge.model.encoder import load
 from embedforge.model.language_head import load_head
 from embedforge.model.prune import prune
@@ -73,7 +73,7 @@ def states(base: Path, text: str) -> Tensor:
     """What a decoder in its stored dtype makes of a text, by its own tokenizer."""
     decoder, tokenizer = load_decoder(str(base))
     ids = torch.tensor([tokenizer(text)["input_ids"]])
-    return token_states(decoder, ids, torch.ones_like(ids))
+    return stock_states(decoder, ids, torch.ones_like(ids))
 
 
 @torch.no_grad()

@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -171,13 +172,15 @@ def token_states(
     if rectangles is not None:
         return _packed_states(decoder, input_ids, attention_mask, rectangles)
 
-    def stock(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        positions = {"position_ids": position_ids(attention_mask)} if takes_position_ids(decoder) else {}
-        output = decoder(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **positions)
-        return output.last_hidden_state
+    quick = quick_states(decoder, input_ids, attention_mask, partial(stock_states, decoder))
+    return stock_states(decoder, input_ids, attention_mask) if quick is None else quick
 
-    quick = quick_states(decoder, input_ids, attention_mask, stock)
-    return stock(input_ids, attention_mask) if quick is None else quick
+
+def stock_states(decoder: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """Run a decoder as `token_states` does, by transformers' own code and no other."""
+    positions = {"position_ids": position_ids(attention_mask)} if takes_position_ids(decoder) else {}
+    output = decoder(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **positions)
+    return cast(Tensor, output.last_hidden_state)
 
 
 def _packed_states(

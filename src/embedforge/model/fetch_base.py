@@ -19,7 +19,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from embedforge.errors import EmbedforgeError, missing_extra
-from embedforge.files import file_hash, replace_folder, whole_or_nothing, write_json
+from embedforge.files import file_hash, read_object, replace_folder, whole_or_nothing, write_json
 from embedforge.model.decoder import quiet
 from embedforge.model.named_bases import NAMED, NOTE, NamedBase, bases_folder, require_named
 
@@ -113,3 +113,11 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
     plain.load_state_dict(model.state_dict())
     plain.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    _drop_tokens_beyond(folder / "tokenizer.json", plain.get_input_embeddings().num_embeddings)
+
+
+def _drop_tokens_beyond(file: Path, rows: int) -> None:
+    """Take tokens out that the model has no embedding for: transformers adds some that other models have."""
+    values = read_object(file)
+    values["added_tokens"] = [token for token in values["added_tokens"] if token["id"] < rows]
+    write_json(file, values)

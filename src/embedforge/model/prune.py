@@ -27,7 +27,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from embedforge.errors import EmbedforgeError
 from embedforge.files import read_object, replace_folder, whole_or_nothing, write_json
-from embedforge.model.decoder import quiet, read_config, read_decoder, read_tokenizer, token_states
+from embedforge.model.decoder import quiet, read_config, read_decoder, read_tokenizer, stock_states
 from embedforge.model.folder import find_folder
 from embedforge.model.probe import decoder_layers
 from embedforge.model.shards import list_tensors
@@ -207,7 +207,7 @@ def _without_layers(model: PreTrainedModel, kept: Sequence[int]) -> Iterator[Non
 def _states(model: PreTrainedModel, ids: Sequence[int]) -> Tensor:
     """Return the last hidden states of one text, [1, tokens, hidden]."""
     batch = torch.tensor([ids])
-    return token_states(model.base_model, batch, torch.ones_like(batch))
+    return stock_states(model.base_model, batch, torch.ones_like(batch))
 
 
 def _cut_layers(model: PreTrainedModel, kept: Sequence[int]) -> None:

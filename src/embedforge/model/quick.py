@@ -52,7 +52,9 @@ def quick_states(decoder: Any, input_ids: Tensor, attention_mask: Tensor, stock:
     Returns:
         [texts, tokens, hidden] in the dtype of the weights, or of autocast where it is on.
     """
-    if torch.is_grad_enabled() or decoder.training or input_ids.device.type != "cpu":
+    if torch.compiler.is_compiling() or torch.is_grad_enabled() or decoder.training:
+        return None
+    if input_ids.device.type != "cpu":
         return None
     if not _is_known(decoder, input_ids.shape[1]) or not _is_proven(decoder, stock):
         return None
@@ -257,6 +259,7 @@ def _attention(module: Any, states: Tensor, batch: _Batch) -> Tensor:
             causal=batch.causal,
         )
         mixed.index_copy_(0, rows, found)
+    mixed[batch.tokens :] = 0  # a text that has overflown leaves NaN there, which all would see as padding
     return module.o_proj(mixed.flatten(1))
 
 
