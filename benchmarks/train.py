@@ -23,9 +23,12 @@ import sysconfig
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from common import Entry, gemm_peak, measure, peak_of, report
+
+if TYPE_CHECKING:
+    from embedforge.data.mixture import Mixture
 
 QUERIES, NEGATIVES = 16, 7
 TEMPERATURE = 0.05
@@ -64,6 +67,20 @@ def read_rows(path: Path, queries: int) -> list[tuple[str, str, list[str]]]:
     return [(row["query"], row["positive"], row["negatives"][:NEGATIVES]) for row in rows]
 
 
+def mixture_of(settings: dict[str, Any]) -> Mixture:
+    """Return the steps that all competitors take, the same queries with the same negatives."""
+    from embedforge.data.example import Example
+    from embedforge.data.mixture import Mixture
+
+    rows = read_rows(Path(settings["data"]), settings["queries"])
+    return Mixture(
+        {"x": [Example(query, (positive,), tuple(others), "") for query, positive, others in rows]},
+        seed=0,
+        batch_queries=settings["queries"],
+        negatives=NEGATIVES,
+    )
+
+
 # --- the competitors, each in a process of its own ---------------------------------------------------
 
 
@@ -71,8 +88,6 @@ def ours(settings: dict[str, Any], precision: str) -> Callable[[], dict[str, flo
     """Return a step as `embedforge train` takes it; its value is what was computed."""
     import torch
 
-    from embedforge.data.example import Example
-    from embedforge.data.mixture import Mixture
     from embedforge.recipe import parse_recipe
     from embedforge.runtime import keep_freed_memory, release_freed_memory
     from embedforge.train.contrastive import ContrastiveWork
@@ -96,13 +111,7 @@ def ours(settings: dict[str, Any], precision: str) -> Callable[[], dict[str, flo
         "benchmark",
     )
     model = prepare_model(recipe, settings["device"])
-    rows = read_rows(Path(settings["data"]), settings["queries"])
-    mixture = Mixture(
-        {"x": [Example(query, (positive,), tuple(others), "") for query, positive, others in rows]},
-        seed=0,
-        batch_queries=settings["queries"],
-        negatives=NEGATIVES,
-    )
+    mixture = mixture_of(settings)
     work = ContrastiveWork(model, recipe.stages[0], mixture, 0)
     work.begin(
         StageContext(
@@ -139,8 +148,6 @@ def peer(settings: dict[str, Any], kind: str, attention: str, size: int) -> Call
     from sentence_transformers import SentenceTransformer, losses
     from sentence_transformers.models import Normalize, Pooling, Transformer
 
-    from embedforge.data.example import Example
-    from embedforge.data.mixture import Mixture
     from embedforge.model.attention import make_bidirectional
     from embedforge.model.folder import find_folder
 
@@ -157,13 +164,7 @@ def peer(settings: dict[str, Any], kind: str, attention: str, size: int) -> Call
         if kind == "cached"
         else losses.MultipleNegativesRankingLoss(model, scale=scale)
     )
-    rows = read_rows(Path(settings["data"]), settings["queries"])
-    mixture = Mixture(
-        {"x": [Example(query, (positive,), tuple(others), "") for query, positive, others in rows]},
-        seed=0,
-        batch_queries=settings["queries"],
-        negatives=NEGATIVES,
-    )
+    mixture = mixture_of(settings)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=0.01, fused=True)
     number = 0
 
