@@ -22,10 +22,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from try_encode_ray import ROWS_PER_SHARD, command_of, finish, vectors, wait_for_shards, write_rows
-
-import embedforge
-from embedforge.bulk import EncodeSettings, encode_files
+from try_encode_ray import ROWS_PER_SHARD, command_of, finish, prepared, vectors, wait_for_shards
 
 HOSTS = {"embedforge-a": "10.77.0.1", "embedforge-b": "10.77.0.2"}
 A, B = HOSTS
@@ -41,12 +38,7 @@ def main() -> None:
     rows = parser.parse_args().rows
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        contract = embedforge.Contract(max_tokens=32)
-        embedforge.save(embedforge.build(base="embedforge:base", contract=contract), folder / "model")
-        write_rows(folder / "rows.jsonl", rows)
-        settings = EncodeSettings(id="id", rows_per_shard=ROWS_PER_SHARD)
-        encode_files(folder / "rows.jsonl", folder / "local", model=str(folder / "model"), settings=settings)
-        wanted = vectors(folder / "local", rows)
+        wanted = prepared(folder, rows)
         try:
             make_hosts()
             for trial in (without_coordinator, ray_on_both, cable_pulled):

@@ -39,12 +39,7 @@ def main() -> None:
     rows = parser.parse_args().rows
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        contract = embedforge.Contract(max_tokens=32)
-        embedforge.save(embedforge.build(base="embedforge:base", contract=contract), folder / "model")
-        write_rows(folder / "rows.jsonl", rows)
-        settings = EncodeSettings(id="id", rows_per_shard=ROWS_PER_SHARD)
-        encode_files(folder / "rows.jsonl", folder / "local", model=str(folder / "model"), settings=settings)
-        wanted = vectors(folder / "local", rows)
+        wanted = prepared(folder, rows)
         for trial in (undisturbed, worker_killed, driver_killed):
             began = time.monotonic()
             about = trial(folder, rows)
@@ -53,6 +48,16 @@ def main() -> None:
             assert difference < 1e-4, f"{trial.__name__}: vectors differ by {difference}"
             facts = {"trial": trial.__name__, "rows": rows, "largest difference": difference, **about}
             print(json.dumps(facts | {"seconds": round(time.monotonic() - began)}), flush=True)
+
+
+def prepared(folder: Path, rows: int) -> np.ndarray:
+    """Write a model and rows for the trials, and return the vectors that each of them is to give."""
+    contract = embedforge.Contract(max_tokens=32)
+    embedforge.save(embedforge.build(base="embedforge:base", contract=contract), folder / "model")
+    write_rows(folder / "rows.jsonl", rows)
+    settings = EncodeSettings(id="id", rows_per_shard=ROWS_PER_SHARD)
+    encode_files(folder / "rows.jsonl", folder / "local", model=str(folder / "model"), settings=settings)
+    return vectors(folder / "local", rows)
 
 
 def write_rows(path: Path, rows: int) -> None:
