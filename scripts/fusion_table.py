@@ -19,11 +19,12 @@ import embedforge
 from embedforge.data.beir import read_beir
 from embedforge.evaluate.retrieval import per_query_metrics
 from embedforge.lexical import Bm25
+from embedforge.mine.candidates import fuse as fuse_ranks
 from embedforge.nearest import exact_search
+from embedforge.ranking import NOTHING
 from embedforge.search.fusion import CANDIDATES, fuse
 
 SHARES = (0.3, 0.4, 0.5, 0.6, 0.7)
-RANK_OFFSET = 60
 Found = Sequence[tuple[int, float]]
 
 
@@ -63,7 +64,7 @@ def scores_of(model: embedforge.EmbeddingSentenceTransformer, folder: Path, spli
     ways: dict[str, list[list[int]]] = {
         "BM25": [[row for row, _ in one] for one in lexical],
         "meaning": [[row for row, _ in one] for one in dense],
-        "RRF": [reciprocal(*sides) for sides in zip(dense, lexical, strict=True)],
+        "RRF": fuse_ranks([meaning[0], np.where(words[1] > 0, words[0], NOTHING)]).tolist(),
     }
     for share in SHARES:
         ways[f"{share:g}"] = [
@@ -80,15 +81,6 @@ def ndcg(ranking: Sequence[Sequence[int]], relevant: Sequence[Mapping[int, float
 def found(indices: np.ndarray, scores: np.ndarray) -> Found:
     """Pair what was found with its scores."""
     return [(int(row), float(score)) for row, score in zip(indices, scores, strict=True) if row >= 0]
-
-
-def reciprocal(*sides: Found) -> list[int]:
-    """Reciprocal rank fusion (Cormack, Clarke and Buettcher, SIGIR 2009)."""
-    scores: dict[int, float] = {}
-    for side in sides:
-        for rank, (row, _) in enumerate(side, start=1):
-            scores[row] = scores.get(row, 0.0) + 1 / (RANK_OFFSET + rank)
-    return sorted(scores, key=lambda row: -scores[row])
 
 
 if __name__ == "__main__":
