@@ -18,7 +18,7 @@ from embedforge.files import try_lock
 from embedforge.lexical import Bm25
 from embedforge.model.encoder import build as build_model
 from embedforge.model.encoder import embedding_model, load, save
-from embedforge.search import Document, Index, build_index
+from embedforge.search import Document, Index, build_index, folder_store
 from embedforge.search import run as verbs
 from embedforge.search.build import change_index, compact_index
 from embedforge.search.lance_store import exists
@@ -257,6 +257,27 @@ def test_an_index_opens_whenever_another_replaces_it(tmp_path: Path) -> None:
     done.set()
     reader.join()
     assert not problems
+
+
+@pytest.mark.parametrize("gone", ["fields.json", "documents.jsonl", "vectors.npy", "words.npy"])
+def test_an_index_replaced_between_its_record_and_its_files_opens_as_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gone: str
+) -> None:
+    build(tmp_path / "index")
+    open_part = folder_store._open_part
+
+    def late(folder: Path, part: Any, record: Any) -> Any:
+        if record["generation"] == "1":  # a writer comes between, and has deleted one file so far
+            monkeypatch.undo()
+            kept = shutil.copytree(folder / part["name"], tmp_path / "kept")
+            (kept / gone).unlink()
+            build(tmp_path / "index", documents=[Document(str(row), "line", "new") for row in range(3)])
+            shutil.move(kept, folder / part["name"])
+        return open_part(folder, part, record)
+
+    monkeypatch.setattr(folder_store, "_open_part", late)
+    hits = Index.open(tmp_path / "index").search("line", vector=ASKED)
+    assert {hit.document.location for hit in hits} == {"new"}
 
 
 def test_a_new_index_replaces_an_old_one_and_nothing_else(tmp_path: Path) -> None:

@@ -32,7 +32,6 @@ from embedforge.search.store import Facts, Key
 
 VERSION = 2
 INDEX_FILE = "index.json"
-_OPENINGS = 5
 OURS = re.compile(r"(segment|removed)-\d+-[0-9a-f]{8}(\.npy)?")
 """What a segment, or the list of what is removed from it, may be called."""
 
@@ -71,15 +70,18 @@ class FolderStore:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        for opening in range(_OPENINGS):
-            record = _read_record(folder)
+        record = _read_record(folder)
+        while True:
             try:
                 self.parts = [_open_part(folder, part, record) for part in record["segments"]]
                 break
-            except (
-                FileNotFoundError
-            ) as error:  # replaced since index.json was read: then there is a newer one
-                if opening == _OPENINGS - 1 or _read_record(folder) == record:
+            except (FileNotFoundError, EmbedforgeError) as error:
+                newest = _read_record(folder)
+                if newest != record:  # a writer has replaced what index.json named when it was read
+                    record = newest
+                elif isinstance(error, EmbedforgeError):
+                    raise
+                else:
                     raise EmbedforgeError(
                         f"{folder}: the index is damaged ({error.filename} is not there); build it again"
                     ) from None
@@ -216,7 +218,7 @@ def _open_part(folder: Path, part: Mapping[str, Any], record: Mapping[str, Any])
     name = part.get("name", "")
     if name != "." and not OURS.fullmatch(name):
         raise EmbedforgeError(f"{folder / INDEX_FILE}: the index is damaged (a segment named {name!r:.40})")
-    segment = Segment(folder / name, part["documents"], record["dimensions"])
+    segment = Segment(folder / name, part["documents"], record["dimensions"], record["version"] == 1)
     if "removed" not in part:
         return Part(segment, None, part)
     if not OURS.fullmatch(part["removed"]):

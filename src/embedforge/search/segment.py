@@ -40,13 +40,15 @@ Mask = NDArray[np.bool_]
 class Segment:
     """A segment on disk, opened; safe to read from several threads.
 
+    One that is old, from an index of version 1, has neither words nor fields.
+
     Raises:
         EmbedforgeError: files that do not fit together.
         FileNotFoundError: it is not there (any more).
     """
 
-    def __init__(self, folder: Path, documents: int, dimensions: int) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, documents: int, dimensions: int, is_old: bool = False) -> None:
+        self.folder, self.is_old = folder, is_old
         try:
             self.vectors = open_array(folder / "vectors.npy")
             self._offsets = open_array(folder / "offsets.npy")
@@ -56,12 +58,10 @@ class Segment:
                 and self._offsets.shape == (documents + 1,)
                 and self._offsets[-1] == len(self._lines)
             )
-            # An index of version 1 has none of these.
-            self.is_old = not (folder / "words.npy").exists()
-            self._inverted = None if self.is_old else InvertedFile.read(folder)
-            self._ids = None if self.is_old else open_array(folder / "ids.npy")
-            self._fields: dict[str, list[Value]] = {} if self.is_old else read_json(folder / "fields.json")
-            self._codes = None if self.is_old else open_array(folder / "codes.npy")
+            self._inverted = None if is_old else InvertedFile.read(folder)
+            self._ids = None if is_old else open_array(folder / "ids.npy")
+            self._fields: dict[str, list[Value]] = {} if is_old else read_json(folder / "fields.json")
+            self._codes = None if is_old else open_array(folder / "codes.npy")
             self.signs = Signs.read(folder)
         except FileNotFoundError:
             raise
