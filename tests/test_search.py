@@ -57,6 +57,45 @@ def found(index: Index, query: str = "line", k: int = 9, **settings: Any) -> lis
     return [hit.document.id for hit in index.search(query, k, **settings)]
 
 
+OFTEN = ("the River is cold", "the  River is  cold", "The river\n is cold")
+REPEATED = [
+    *(Document(f"copy{n}", OFTEN[n % 3], f"copy{n}.md", {"file": f"copy{n}.md"}) for n in range(150)),
+    *(Document(f"long{n}", f"a cold river {n}", f"long.md, line {n}", {"file": "long.md"}) for n in range(6)),
+    *(Document(f"row{n}", f"cold as row {n}", f"rows.csv, line {n}", {"file": "rows.csv"}) for n in range(5)),
+    Document("other", "nothing of it, but cold", "other.md", {"file": "other.md"}),
+]
+MEANT = np.linspace(1.0, 0.5, len(REPEATED))[:, None] * np.eye(1, 4)
+
+
+@pytest.mark.parametrize("mode", ["fused", "dense", "lexical"])
+def test_a_text_that_is_there_many_times_is_one_hit_that_names_the_other_places(
+    where: str, mode: Any
+) -> None:
+    index = build(where, documents=REPEATED, vectors=MEANT)
+    hits = index.search("cold river", 4, mode=mode, vector=np.eye(4)[0])
+    ids = [hit.document.id for hit in hits]
+    assert ids[0].startswith("copy")  # which of equals is the first is the store's affair
+    assert ids[1:3] == ["long0", "long1"]
+    assert {ids[0], *(place.id for place in hits[0].also)} == {f"copy{n}" for n in range(150)}
+    assert not any(hit.also for hit in hits[1:])
+    assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+
+
+def test_a_file_gives_two_passages_and_names_the_rest_where_others_are_found_too(where: str) -> None:
+    index = build(where, documents=REPEATED, vectors=MEANT)
+    asked = {"mode": "dense", "vector": np.eye(4)[0]}
+    hits = index.search("cold", 9, **asked)
+    ids = ["copy0", "long0", "long1", "row0", "row1", "row2", "row3", "row4", "other"]
+    assert [hit.document.id for hit in hits] == ids  # records are no passages of their file
+    assert {hit.document.id: [place.id for place in hit.more] for hit in hits if hit.more} == {
+        "long1": ["long2", "long3", "long4", "long5"]
+    }
+    assert found(index, k=10, **asked) == [*ids[:3], "long2", *ids[3:]]  # there are not enough others
+    assert found(index, k=5, per_file=0, **asked) == ["copy0", "long0", "long1", "long2", "long3"]
+    assert found(index, k=3, per_file=1, **asked) == ["copy0", "long0", "row0"]
+    assert found(index, k=9, filters=["file=long.md"], **asked) == [f"long{n}" for n in range(6)]
+
+
 # --- searching ---------------------------------------------------------------------------------------
 
 
@@ -152,6 +191,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Index, ...]:
         ({"filters": ["new"]}, "write it as lang=en"),
         ({"mode": "dens"}, "Did you mean 'dense'"),
         ({"query": " "}, "the query is empty"),
+        ({"per_file": -1}, "per_file is a number of passages, or 0 for no limit; got -1"),
         ({"k": 0}, "at least 1; got 0"),
         ({"vector": np.ones(5)}, r"the query has shape \(5,\)"),
         ({"vector": np.full(4, np.nan)}, "not a number"),
@@ -464,6 +504,22 @@ def test_search_prints_json_and_the_scores_of_both_sides(
     assert first["snippet"]["matches"] == [[4, 10]]
 
 
+def test_search_names_the_other_places_of_a_text_and_a_files_further_passages(
+    where: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    build(where, documents=REPEATED, vectors=MEANT)
+    search(where, "cold", k=9, mode="lexical")
+    printed = " ".join(capsys.readouterr().out.split())
+    assert printed.count("river is cold") == 1 or printed.count("River is cold") == 1
+    assert "the same text in copy" in printed
+    assert "and 145 more" in printed
+    assert "further passages: long.md, line" in printed
+    search(where, "cold", k=9, mode="lexical", as_json=True, per_file=0)
+    hits = json.loads(capsys.readouterr().out)["hits"]
+    assert [len(hit["also"]) for hit in hits if hit["also"]] == [149]
+    assert not any(hit["more"] for hit in hits)
+
+
 def test_search_by_words_needs_no_model(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     moved = (run / "index").rename(run.parent / "alone")
     shutil.rmtree(run)
@@ -563,7 +619,7 @@ def test_of_a_large_segment_what_signs_choose_is_scored_exactly(
 ) -> None:
     random = np.random.default_rng(0)
     vectors, asked = uneven_vectors(3000, random), uneven_vectors(50, random)
-    documents = [Document(str(row), "a text", metadata={"part": row % 3}) for row in range(3000)]
+    documents = [Document(str(row), f"text {row}", metadata={"part": row % 3}) for row in range(3000)]
     build_index(tmp_path / "exact", vectors, documents, model="m", contract=CONTRACT)
     monkeypatch.setattr("embedforge.search.segment.SIGNS_FROM", 900)
     monkeypatch.setattr("embedforge.search.signs.CHOSEN", 400)

@@ -30,6 +30,7 @@ TEXTS = {
     "river": ("how deep is the <b>river</b>? 🙂 nobody knows the river", "en"),
     "bread": ("bread and music, and a recipe " * 40, "en"),
     "fluss": ("wie tief ist der Fluss", "de"),
+    "copy": ("Wie tief ist der Fluss", "de"),
 }
 
 
@@ -66,7 +67,7 @@ def test_a_visit(page: Any, index: tuple[Service, str]) -> None:
     service, folder = index
     with served(create_app(service, index=folder)) as (url, server):
         page.goto(url)
-        expect(page.locator("#title")).to_contain_text("3 documents")
+        expect(page.locator("#title")).to_contain_text("4 documents")
         page.keyboard.type("the river")  # the query has the focus
         page.wait_for_selector("#hits li")
         first = page.locator("#hits li").first
@@ -81,6 +82,8 @@ def test_a_visit(page: Any, index: tuple[Service, str]) -> None:
         page.get_by_label("Only lang=de").click()
         expect(page.locator("#hits li")).to_have_count(1)
         assert "fluss.txt" in page.locator("#hits").inner_text()
+        assert "the same text in" in page.locator("#hits").inner_text()
+        assert "copy.txt" in page.locator("#hits").inner_text()
         page.get_by_label("Remove the filter lang=de").click()
         expect(page.locator("#hits li")).to_have_count(3)
         page.select_option("#mode", "lexical")

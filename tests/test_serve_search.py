@@ -64,6 +64,23 @@ def test_hits_have_the_scores_of_both_sides(service, client):
     assert by_words["hits"][0]["dense"] is None
 
 
+def test_one_text_is_one_hit_and_a_file_does_not_fill_all_places(service, tmp_path):
+    lines = [Document(f"d{n}", f"cold line {n // 2}", f"d.txt:{n}", {"file": "d.txt"}) for n in range(8)]
+    write(tmp_path / "index", service, [*DOCUMENTS, *lines])
+    client = TestClient(create_app(service, index=str(tmp_path / "index")))
+    hits = search(client, query="cold line", mode="lexical", k=2)["hits"]
+    assert len(hits) == 2
+    assert [len(hit["also"]) for hit in hits] == [1, 1]
+    hits = search(client, query="cold line 1", k=5)["hits"]
+    assert len([hit for hit in hits if hit["document"]["metadata"].get("file")]) == 2
+    assert len({place["id"] for hit in hits for place in hit["more"]}) <= 2
+    whole = search(client, query="cold line 1", mode="lexical", k=5, per_file=0)["hits"]
+    assert len(whole) == 4
+    refused = client.post("/v1/search", json={"query": "cold", "per_file": -1})
+    assert refused.status_code == 400
+    assert "per_file" in refused.text
+
+
 def test_filters_and_what_is_refused(client):
     assert [hit["document"]["id"] for hit in search(client, query="x", filters=["lang=de"])["hits"]] == ["c"]
     for body, message in (

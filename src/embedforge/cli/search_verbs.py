@@ -40,6 +40,14 @@ def search(
             "repeated, all must hold.",
         ),
     ] = None,
+    per_file: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="So many passages of one file, unless other files have too few; 0 for no limit. The others "
+            "are named.",
+        ),
+    ] = 2,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object with all scores.")] = False,
     model: Model = None,
     device: Device = None,
@@ -51,7 +59,17 @@ def search(
         raise EmbedforgeError(f"--mode {mode}: there is {', '.join(MODES)}")
     from embedforge.search.run import search as run
 
-    run(folder, query, k=k, mode=mode, filters=filters or (), as_json=as_json, model=model, device=device)
+    run(
+        folder,
+        query,
+        k=k,
+        mode=mode,
+        filters=filters or (),
+        per_file=per_file,
+        as_json=as_json,
+        model=model,
+        device=device,
+    )
 
 
 class _FolderFirst(FirstWordOptional):

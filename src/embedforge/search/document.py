@@ -14,6 +14,12 @@ Mode = Literal["fused", "dense", "lexical"]
 
 MODES: tuple[Mode, ...] = ("fused", "dense", "lexical")
 
+FILE = "file"
+"""The field of metadata that says which file a document is of."""
+
+RECORDS = (".jsonl", ".jsonl.gz", ".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")
+"""Files of records: each is a document by itself, not a part of the file's text."""
+
 DENSE_SHARE = 0.5
 """Weight of meaning where both sides are fused and nothing better is known; see `fusion`."""
 
@@ -44,6 +50,14 @@ class Snippet:
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """A document that is named by another's hit, not shown itself."""
+
+    id: str
+    location: str
+
+
+@dataclass(frozen=True, slots=True)
 class Hit:
     """A document that was found, and why."""
 
@@ -57,6 +71,10 @@ class Hit:
     fused: float | None = None
     """Of both, from 0 to 1, see `embedforge.search.fusion`; None where the mode is another."""
     snippet: Snippet = Snippet("")
+    also: tuple[Place, ...] = ()
+    """Other documents with the same text that were found."""
+    more: tuple[Place, ...] = ()
+    """Passages of the same file whose scores lie among the hits', beyond those shown; see `per_file`."""
 
     def as_json(self) -> dict[str, Any]:
         """Return plain values, as `embedforge search --json` prints them and /v1/search answers."""

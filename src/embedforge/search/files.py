@@ -21,10 +21,10 @@ from embedforge.errors import EmbedforgeError, did_you_mean
 from embedforge.model.folder import DEFAULT_MODEL
 from embedforge.ranking import Floats
 from embedforge.search.build import build_index, change_index, compact_index
-from embedforge.search.document import Document
+from embedforge.search.document import FILE, Document
 from embedforge.search.folder_store import FolderStore
 from embedforge.search.places import exists, find_model, find_store
-from embedforge.search.sources import FILE, HASH, Source, documents_of, name_of, sources_of
+from embedforge.search.sources import HASH, Source, documents_of, name_of, sources_of
 from embedforge.search.store import Change, Store, require_model
 from embedforge.text.contract import FILE_NAME, Contract
 

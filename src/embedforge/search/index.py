@@ -22,6 +22,7 @@ from embedforge.search.document import MODES, Hit, Mode
 from embedforge.search.filters import Filter, parse_filters
 from embedforge.search.fusion import CANDIDATES, fuse
 from embedforge.search.places import find_model, find_store
+from embedforge.search.repeats import PER_FILE, Chosen, without_repeats
 from embedforge.search.snippet import snippet_of
 from embedforge.search.store import Facts, Key, Store, require_model
 from embedforge.text.contract import Contract
@@ -31,6 +32,12 @@ if TYPE_CHECKING:
 
     from embedforge.model.embedding_model import EmbeddingModel
     from embedforge.static import StaticEmbedder
+
+DEEPEST = 20 * CANDIDATES
+"""Where so many that were found are fewer than `k` texts, no further ones are looked for."""
+
+Ranked = list[tuple[Key, float]]
+"""Documents and their scores, best first."""
 
 
 class Index:
@@ -111,8 +118,9 @@ class Index:
         filters: str | Sequence[str] = (),
         mode: Mode | None = None,
         vector: NDArray[Any] | None = None,
+        per_file: int = PER_FILE,
     ) -> list[Hit]:
-        """Return the best `k` documents for a query, best first.
+        """Return the best `k` documents for a query, best first; of one text one, which names the others.
 
         Args:
             query: in words.
@@ -122,10 +130,13 @@ class Index:
             mode: None is the index's own, see `Facts.mode`.
             vector: [dimensions], the query's embedding where the caller has it already (a server that
                 batches); must come from a model that `check` accepts.
+            per_file: so many passages of one file at most, unless there are not enough others for `k`; 0 for
+                no limit. Those left out are named in `Hit.more`.
 
         Raises:
-            EmbedforgeError: an empty query, k below 1, a filter that cannot be read or names no field of
-                the index (those there are listed), another number of dimensions, another model.
+            EmbedforgeError: an empty query, k below 1, per_file below 0, a filter that cannot be read or
+                names no field of the index (those there are listed), another number of dimensions, another
+                model.
         """
         store = self._store  # one generation, whatever `refresh` does meanwhile
         mode = mode or store.facts.mode
@@ -135,34 +146,29 @@ class Index:
             raise EmbedforgeError("the query is empty; say what to look for, in words")
         if k < 1:
             raise EmbedforgeError(f"k is the number of hits, at least 1; got {k}")
+        if per_file < 0:
+            raise EmbedforgeError(f"per_file is a number of passages, or 0 for no limit; got {per_file}")
         conditions = parse_filters(filters, store.facts.fields)
-        if mode == "lexical":
-            found = store.matching(query, k, conditions)
-        elif mode == "dense":
-            found = store.nearest(self._vector(query, vector), k, conditions)
-        else:
-            return self._fused(store, query, self._vector(query, vector), k, conditions)
-        documents = store.documents([key for key, _ in found])
-        return [
-            Hit(document, score, snippet=snippet_of(document.text, query), **{mode: score})
-            for document, (_, score) in zip(documents, found, strict=True)
-        ]
-
-    def _fused(
-        self, store: Store, query: str, vector: Floats, k: int, filters: Sequence[Filter]
-    ) -> list[Hit]:
+        asked = None if mode == "lexical" else self._vector(query, vector)
         depth = max(CANDIDATES, k)
-        nearest, matching = store.nearest(vector, depth, filters), store.matching(query, depth, filters)
-        dense, lexical = dict(nearest), cast(dict[Key, float | None], dict(matching))
-        fused = fuse(nearest, matching, store.facts.dense_share)[:k]
-        keys = [key for key, _ in fused]
-        only_words = [key for key in keys if key not in dense]
-        only_meaning = [key for key in keys if key not in lexical]
-        dense.update(zip(only_words, store.dense_scores(vector, only_words), strict=True))
-        lexical.update(zip(only_meaning, store.lexical_scores(query, only_meaning), strict=True))
+        while True:
+            sides = _sides(store, query, asked, mode, depth, conditions)
+            found = fuse(*sides, store.facts.dense_share) if mode == "fused" else [*sides[0], *sides[1]]
+            chosen = without_repeats(found, store.documents, k, per_file)
+            if len(chosen) == k or max(map(len, sides)) < depth or depth > DEEPEST:
+                break
+            depth *= 4  # the best are few texts, many times
+        scores = _scores(store, query, asked, mode, chosen, sides)
         return [
-            Hit(document, score, dense[key], lexical[key], score, snippet_of(document.text, query))
-            for document, (key, score) in zip(store.documents(keys), fused, strict=True)
+            Hit(
+                one.document,
+                one.score,
+                **score,
+                snippet=snippet_of(one.document.text, query),
+                also=tuple(one.also),
+                more=tuple(one.more),
+            )
+            for one, score in zip(chosen, scores, strict=True)
         ]
 
     def _vector(self, query: str, vector: NDArray[Any] | None) -> Floats:
@@ -226,6 +232,34 @@ class Index:
     def close(self) -> None:
         """Let go of the model; files are let go of with the last search that reads them."""
         self._model = None
+
+
+def _sides(
+    store: Store, query: str, vector: Floats | None, mode: Mode, depth: int, filters: Sequence[Filter]
+) -> tuple[Ranked, Ranked]:
+    """Return what is found by meaning and by words; nothing on a side that the mode leaves out."""
+    nearest = [] if vector is None else store.nearest(vector, depth, filters)
+    return nearest, [] if mode == "dense" else store.matching(query, depth, filters)
+
+
+def _scores(
+    store: Store,
+    query: str,
+    vector: Floats | None,
+    mode: Mode,
+    chosen: Sequence[Chosen],
+    sides: tuple[Ranked, Ranked],
+) -> list[dict[str, float | None]]:
+    """Return the scores of each hit by the fields of `Hit`, those of the side that did not find it too."""
+    if mode != "fused" or vector is None:
+        return [{mode: one.score} for one in chosen]
+    dense, lexical = dict(sides[0]), cast(dict[Key, float | None], dict(sides[1]))
+    keys = [one.key for one in chosen]
+    only_words = [key for key in keys if key not in dense]
+    only_meaning = [key for key in keys if key not in lexical]
+    dense.update(zip(only_words, store.dense_scores(vector, only_words), strict=True))
+    lexical.update(zip(only_meaning, store.lexical_scores(query, only_meaning), strict=True))
+    return [{"dense": dense[one.key], "lexical": lexical[one.key], "fused": one.score} for one in chosen]
 
 
 def _open_model(folder: str, device: str | None) -> EmbeddingModel | StaticEmbedder:

@@ -6,18 +6,23 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.padding import Padding
 from rich.text import Text
 
 from embedforge.console import note, say, stdout
 from embedforge.errors import EmbedforgeError
 from embedforge.search.build import compact_index
-from embedforge.search.document import Hit, Mode, Snippet
+from embedforge.search.document import Hit, Mode, Place, Snippet
 from embedforge.search.files import Outcome, remove_from_index, update_index
 from embedforge.search.folder_store import FolderStore
 from embedforge.search.index import Index
+from embedforge.search.repeats import PER_FILE
 from embedforge.search.store import Facts, Store
 
 LINES_SHOWN = 6
+NAMED = 4
+"""So many other places are named in a hit."""
+INDENT = (0, 0, 0, 3)
 SLOW_FROM = 1_000_000
 """Documents from which LanceDB is worth a word: by words a folder takes 65 ms of a core there, LanceDB 8 (by
 meaning 19 and 60); see docs/search.md."""
@@ -34,6 +39,7 @@ def search(
     k: int = 5,
     mode: Mode | None = None,
     filters: Sequence[str] = (),
+    per_file: int = PER_FILE,
     as_json: bool = False,
     model: str | None = None,
     device: str | None = None,
@@ -46,6 +52,7 @@ def search(
         k: number of hits.
         mode: None for the index's own.
         filters: see `Index.search`.
+        per_file: see `Index.search`.
         as_json: print one JSON object.
         model: folder or hub id, where it is not the one that the index names.
         device: "cpu", "cuda", ...
@@ -56,7 +63,7 @@ def search(
     if not query.strip():
         raise EmbedforgeError("the query is empty; say what to look for, in words")
     index = Index.open(folder, model=model, device=device)
-    hits = index.search(query, k, filters=filters, mode=mode)
+    hits = index.search(query, k, filters=filters, mode=mode, per_file=per_file)
     facts = index.facts
     if as_json:
         about = {"query": query, "mode": mode or facts.mode, "model": facts.model}
@@ -85,11 +92,22 @@ def _print(rank: int, hit: Hit) -> None:
     )
     console = stdout()
     console.print(head)
-    console.print(shown(hit.snippet))
+    console.print(Padding(shown(hit.snippet), INDENT))
+    for line in (_listed("the same text in", hit.also), _listed("further passages:", hit.more)):
+        if line:
+            console.print(Padding(Text(line, "dim"), INDENT))
+
+
+def _listed(what: str, places: Sequence[Place]) -> str:
+    """Return a line that names places, the first `NAMED`; "" for none."""
+    named = [place.location or place.id for place in places[:NAMED]]
+    if len(places) > NAMED:
+        named.append(f"and {len(places) - NAMED:,} more")
+    return f"{what} {'; '.join(named)}" if named else ""
 
 
 def shown(snippet: Snippet) -> Text:
-    """Return a snippet for the terminal: some lines, set in, its matching words bold."""
+    """Return a snippet for the terminal: some lines, its matching words bold."""
     text = Text(snippet.text)
     for start, end in snippet.matches:
         text.stylize("bold yellow", start, end)
@@ -98,7 +116,7 @@ def shown(snippet: Snippet) -> Text:
     if snippet.cut_before:
         lines[0] = Text("… ") + lines[0]
     lines = [*lines[:LINES_SHOWN], *([Text("…")] if more else [])]
-    return Text("\n").join(Text("   ") + line for line in lines)
+    return Text("\n").join(lines)
 
 
 def index(

@@ -18,13 +18,12 @@ from embedforge.documents.readers import PDF_BYTES, missing_package, read_docume
 from embedforge.documents.words import count_words
 from embedforge.errors import EmbedforgeError, missing_extra
 from embedforge.files import file_hash
-from embedforge.search.document import Document, Value
+from embedforge.search.document import FILE, RECORDS, Document, Value
 
-RECORDS = (".jsonl", ".jsonl.gz", ".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")
-"""A record a document: `text`, and if they are there `id` (or `_id`) and `title`; the rest is metadata."""
-FILE, HASH = "file", "file_hash"
-"""Fields of metadata that every document of a file has."""
+HASH = "file_hash"
+"""A field of metadata that every document of a file has, as it has `FILE`."""
 _KEYS = ("id", "_id", "text", "title")
+"""What a record is read by; the rest is metadata."""
 
 
 @dataclass(frozen=True, slots=True)

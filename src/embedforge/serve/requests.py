@@ -8,6 +8,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool
 
 from embedforge.errors import did_you_mean
 from embedforge.quantize import Precision
+from embedforge.search.repeats import PER_FILE
 
 InputType = Literal["query", "document"]
 MOST_HITS = 1000
@@ -84,6 +85,8 @@ class SearchRequest(_Request):
     """All must hold: lang=en, year>=2020, file=docs/*; see docs/search.md."""
     mode: Literal["fused", "dense", "lexical"] | None = None
     """By meaning and words, by meaning, by words; what the index says unless given."""
+    per_file: Annotated[Count, Field(ge=0, le=MOST_HITS)] = PER_FILE
+    """Passages of one file, unless other files have too few; 0 for no limit."""
     instruction: str | None = None
 
 

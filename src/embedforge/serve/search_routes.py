@@ -36,8 +36,19 @@ class FoundSnippet(BaseModel):
     cut_after: bool
 
 
+class FoundPlace(BaseModel):
+    """A document that is named by another's hit."""
+
+    id: str
+    location: str
+
+
 class FoundHit(BaseModel):
-    """A hit with the scores of both sides."""
+    """A hit with the scores of both sides.
+
+    `also` has the other places of the same text, `more` the further passages of the file that `per_file` left
+    out.
+    """
 
     document: FoundDocument
     score: float
@@ -45,6 +56,8 @@ class FoundHit(BaseModel):
     lexical: float | None
     fused: float | None
     snippet: FoundSnippet
+    also: list[FoundPlace]
+    more: list[FoundPlace]
 
 
 class SearchResponse(BaseModel):

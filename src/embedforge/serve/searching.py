@@ -120,6 +120,7 @@ class Searcher:
                 request.k,
                 filters=request.filters,
                 mode=request.mode,
+                per_file=request.per_file,
                 vector=None if embedded is None else embedded.vectors[0],
             )
         except EmbedforgeError as error:
