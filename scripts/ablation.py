@@ -3,7 +3,7 @@
     python scripts/ablation.py --open DATA/open --teacher MINILM --out runs/ablation
 
 Every row is a recipe of scripts/ablation, trained with several seeds by the engine of `embedforge sweep`,
-with three layers of SmolLM2-135M as decoder. Trained on train splits of DATA/open, with negatives of BM25,
+with two layers of SmolLM2-135M as decoder. Trained on train splits of DATA/open, with negatives of BM25,
 and scored on test splits (docs/evaluation.md). Run again to go on where it stopped; with more --seeds only
 what is new is trained.
 """
