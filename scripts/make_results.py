@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,8 @@ def main() -> None:
     evaluate([BASE_MEAN, model, BM25], str(args.tasks), args.out / "open", max_tokens=MAX_TOKENS)
     results = read_json(args.out / "open" / "results.json")
     trained = next(label for label in results["mean"] if label.endswith("model"))
-    replace_section(args.results, "open test sets", open_table(results, trained))
+    systems = {"BM25": BM25, "base, mean": BASE_MEAN, "trained": trained}
+    replace_section(args.results, "open test sets", open_table(results, systems, "base, mean", "trained"))
 
 
 def stdlib_table(reports: Sequence[Figures]) -> str:
@@ -100,13 +101,20 @@ def span(values: Sequence[float], form: str = "{:.3f}") -> str:
     return text if len(values) == 1 else f"{text} [{form.format(min(values))}, {form.format(max(values))}]"
 
 
-def open_table(results: Figures, trained: str) -> str:
-    """Return an evaluation's figures as Markdown: a row a task, grouped by type, then means of types."""
-    systems = {"BM25": BM25, "base, mean": BASE_MEAN, "trained": trained}
+def open_table(results: Figures, systems: Mapping[str, str], first: str, last: str) -> str:
+    """Return an evaluation's figures as Markdown: a row a task, grouped by type, then means of types.
+
+    Args:
+        results: what `evaluate` has written.
+        systems: its models, by what the table calls them.
+        first: the one of these that the evaluation compared the others with.
+        last: the one whose difference to it the table shows.
+    """
+    one, other = systems[first], systems[last]
     lines = [
         f"{len(results['tasks'])} test sets. {machine(results['versions'])}",
         "",
-        "| type | test set | metric | " + " | ".join(systems) + " | trained minus base, mean |",
+        "| type | test set | metric | " + " | ".join(systems) + f" | {last} minus {first} |",
         "|---|---|---|" + "---|" * (len(systems) + 1),
     ]
     for name, row in sorted(results["tasks"].items(), key=lambda item: (kind_of(item[1]), item[0])):
@@ -114,11 +122,11 @@ def open_table(results: Figures, trained: str) -> str:
         cells = [f"{row[key]['score']:.3f}" if row[key] else "–" for key in systems.values()]
         lines.append(
             f"| {kind_of(row)} | {name} | {metric} | {' | '.join(cells)} | "
-            f"{difference(results['differences'][trained].get(name))} |"
+            f"{difference(results['differences'][other].get(name))} |"
         )
     for kind, means in sorted(results["by_type"].items()):
         cells = [f"{means[key]:.3f}" if means[key] is not None else "–" for key in systems.values()]
-        change = means[trained] - means[BASE_MEAN]
+        change = means[other] - means[one]
         lines.append(f"| **{kind}** | **mean** | | {' | '.join(cells)} | {change:+.3f} |")
     return "\n".join(lines)
 

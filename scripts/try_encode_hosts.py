@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import secrets
 import subprocess
 import sys
 import tempfile
@@ -27,7 +28,13 @@ from try_encode_ray import ROWS_PER_SHARD, command_of, finish, prepared, vectors
 HOSTS = {"embedforge-a": "10.77.0.1", "embedforge-b": "10.77.0.2"}
 A, B = HOSTS
 PORT = 6399
-ENVIRONMENT = {**os.environ, "RAY_worker_niceness": "0", "RAY_health_check_timeout_ms": "5000"}
+ENVIRONMENT = {
+    **os.environ,
+    "RAY_worker_niceness": "0",
+    "RAY_health_check_timeout_ms": "5000",
+    "RAY_AUTH_MODE": "token",  # each host would make a token of its own, and refuse the other's
+    "RAY_AUTH_TOKEN": secrets.token_hex(32),
+}
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 import subprocess
 import sys
 import types
@@ -173,6 +174,7 @@ def test_copying_a_recipe_overwrites_nothing(run: Run, tmp_path: Path) -> None:
 
 # --- errors --------------------------------------------------------------------------------------
 
+SOURCES = Path(cli.__file__).parent
 MISTAKES = {
     "train tiny": "there is no such file",
     "train tny": "neither a file nor one of the shipped recipes",
@@ -188,6 +190,13 @@ MISTAKES = {
     "search none a --mode words": "there is fused, dense, lexical",
     "index . --model /none": "there is no such folder",
     "index .": "nothing to",
+    f"index {__file__} --out {Path(__file__).parent}": "this folder holds something else",
+    f"index {__file__} --out {__file__}": "this is a file, a folder is to be written here",
+    f"index {__file__} --model ''": "not a model folder",
+    "compress embedforge:forge-tiny --tasks . --instruction a": "TASK=TEXT",
+    f"distill http://me:secret@h/v1#m --text {SOURCES} --student embedforge:base": "no user, password or query",
+    f"distill http://h:99999/v1#m --text {SOURCES} --student embedforge:base": "is no address",
+    f"distill embedforge:forge-tiny --text {SOURCES} --student embedforge:base --recipe tiny": "objective distill",
     "index add none .": "nothing to",
     "index remove none a": "there is no index here",
     "export /none out": "there is no such folder",
@@ -203,7 +212,7 @@ def test_mistakes_are_found_before_torch_is_imported(tmp_path: Path) -> None:
     code = (
         "import sys\n"
         "from embedforge import cli\n"
-        f"for line in {[line.split() for line in MISTAKES]!r}:\n"
+        f"for line in {[shlex.split(line) for line in MISTAKES]!r}:\n"
         "    sys.argv = ['embedforge', *line]\n"
         "    try:\n"
         "        cli.main()\n"

@@ -15,9 +15,9 @@ from conftest import Run
 from embedforge.errors import EmbedforgeError
 from embedforge.files import read_json
 from embedforge.model.encoder import build, save
-from embedforge.prove.distilling import with_teacher
 from embedforge.prove.findings import findings
 from embedforge.prove.run import distill
+from embedforge.prove.taught import with_teacher
 from embedforge.recipe import load_recipe
 from embedforge.recipe.terms import distillation_of
 from embedforge.text.contract import Contract

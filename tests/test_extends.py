@@ -48,6 +48,28 @@ def write(folder: Path, **files: Any) -> Path:
     return folder / f"{list(files)[-1]}.yaml"
 
 
+def test_a_section_of_another_kind_is_replaced_one_of_the_same_is_joined(tmp_path: Path) -> None:
+    contrastive = {"name": "pairs", "objective": {"temperature": 0.05, "in_batch": "all"}}
+    base = {**BASE, "stages": [*BASE["stages"], contrastive]}
+    above = {
+        "extends": "base",
+        "name": "above",
+        "model": {"pooling": {"kind": "self_attention", "heads": 2}},
+        "stages": [
+            {"name": "mntp", "objective": {"kind": "mntp", "style": "bert"}},
+            {"name": "simcse", "objective": {"kind": "contrastive", "temperature": 0.1}},
+            {"name": "pairs", "objective": {"kind": "contrastive", "temperature": 0.1}},
+        ],
+    }
+    found = read_values(write(tmp_path, base=base, above=above))
+    assert found["model"]["pooling"] == {"kind": "self_attention", "heads": 2}
+    assert [stage["objective"] for stage in found["stages"]] == [
+        {"kind": "mntp", "probability": 0.8, "style": "bert"},
+        {"kind": "contrastive", "temperature": 0.1},
+        {"kind": "contrastive", "temperature": 0.1, "in_batch": "all"},
+    ]
+
+
 def test_mappings_are_joined_lists_and_values_replaced(tmp_path: Path) -> None:
     above = {
         "extends": "base",

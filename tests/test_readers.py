@@ -181,6 +181,7 @@ def test_unreadable_file(tmp_path, monkeypatch):
         ({"query": "a", "positives": ["b"], "negatves": []}, ("unknown key 'negatves'", "'negatives'?")),
         ({"query": "a", "anchor": "a", "positive": "b"}, ("both 'query' and 'anchor'",)),
         ({"query": "a", "positive": "b", "negative": "c", "negative_1": "d"}, ("negative, negative_1",)),
+        ({"query": "a", "positive": "b", "negative_" + "9" * 5000: "c"}, ("unknown key 'negative_9999",)),
         ({"query": "a", "positives": [{"text": "b", "id": "1"}, "c"]}, ("1 of 2 documents have an id",)),
         ({"query": "a", "positives": [{"text": "b", "id": True}]}, ("positives[0].id", "True")),
         ({"query": "a", "positive": "b", "instruction": 5}, ("'instruction' must be text",)),

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import sentence_transformers
 import torch
 from transformers import PreTrainedTokenizerFast
 
@@ -145,6 +146,8 @@ def test_a_vector_that_is_no_number_is_refused(overflowing: Path, run: Run, tmp_
         lambda: model.encode("Z"),
         lambda: model.encode(["river", "Z"]),
         lambda: model.encode_query(["river", "Z"], convert_to_tensor=True),
+        lambda: model.encode(["river", "Z"], precision="int8"),
+        lambda: model.encode(["river", "Z"], precision="ubinary"),
         lambda: encode(model, ["river", "Z"]),
     ):
         with pytest.raises(EmbedforgeError, match=r"not finite.*'Z'.*float32"):
@@ -156,6 +159,27 @@ def test_a_vector_that_is_no_number_is_refused(overflowing: Path, run: Run, tmp_
         code, _, err = run(*verb, *more, "--out", tmp_path / verb[0], "--device", "cpu")
         assert code == 1
         assert "not finite (NaN or infinity): 'Z'" in err
+
+
+@pytest.mark.parametrize("precision", ["int8", "uint8", "binary", "ubinary"])
+def test_rounded_vectors_are_those_of_sentence_transformers(model_folder: Path, precision: str) -> None:
+    ours, texts = embedforge.load(model_folder, device="cpu"), ["river", "a mountain", "two words"]
+    encode_plain = sentence_transformers.SentenceTransformer.encode
+    for asked in (
+        {},
+        {"convert_to_tensor": True},
+        {"convert_to_numpy": False},
+        {"normalize_embeddings": True},
+    ):
+        found = ours.encode(texts, precision=precision, **asked)
+        wanted = encode_plain(ours, texts, precision=precision, **asked)
+        assert type(found) is type(wanted)
+        assert type(found[0]) is type(wanted[0])
+        np.testing.assert_array_equal([np.asarray(row) for row in found], [np.asarray(row) for row in wanted])
+    if precision.endswith("binary"):
+        np.testing.assert_array_equal(
+            ours.encode("river", precision=precision), ours.encode(["river"], precision=precision)[0]
+        )
 
 
 def test_the_server_refuses_it_and_goes_on(overflowing: Path) -> None:

@@ -94,7 +94,9 @@ def follow_umask(path: Path) -> None:
 
 
 def refuse_file(path: Path) -> None:
-    """Raise an `EmbedforgeError` if `path`, where a folder is to be written, is something else."""
+    """Raise an `EmbedforgeError` if `path`, where a folder is to be written, is something else or no path."""
+    if "\0" in str(path):
+        raise EmbedforgeError(f"{str(path)!r}: no path can hold this character; name another folder")
     if path.exists() and not path.is_dir():
         raise EmbedforgeError(f"{path}: this is a file, a folder is to be written here; name another one")
 

@@ -83,6 +83,7 @@ def vectors(
     if save_rotated is not None and not rotate:
         raise EmbedforgeError("--save-rotated needs a rotation: name texts for it with --rotate FILE")
     sources = sources_of(rotate or [])
+    instructions = pairs_of("--instruction", "TASK=TEXT", instruction or [])
     require_model(model)  # before torch is imported: a mistake in it shows at once
     from embedforge.compress.page import sentences, terminal_table
     from embedforge.compress.run import Asked, compress
@@ -96,9 +97,7 @@ def vectors(
         candidates=candidates,
         within=within,
     )
-    settings = EvaluationSettings(
-        split, dtype, max_tokens, instructions=pairs_of("--instruction", "TASK=TEXT", instruction or [])
-    )
+    settings = EvaluationSettings(split, dtype, max_tokens, instructions=instructions)
     curve = compress(
         model, tasks, out, asked=asked, settings=settings, save_rotated=save_rotated, device=device
     )

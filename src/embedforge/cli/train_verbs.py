@@ -186,10 +186,13 @@ def distill(
     """
     _check(text, None, recipe, set_, out, minutes)
     from embedforge.model.folder import require_model
+    from embedforge.prove.taught import with_teacher
+    from embedforge.recipe import load_recipe
 
     for name in (student, teacher):
         if not name.startswith(("http://", "https://", "file:")):
             require_model(name)
+    with_teacher(load_recipe(recipe, set_ or ()), teacher)
     from embedforge.prove.run import distill as run
 
     run(

@@ -30,7 +30,7 @@ _LAYOUTS: dict[str, tuple[str, str]] = {
     ),
 }
 """A key of another project's files: whose it is, and the filter of jq that writes ours."""
-_NUMBERED = re.compile(r"negative_\d+")
+_NUMBERED = re.compile(r"negative_\d{1,9}")
 
 
 def example_of(record: Record) -> Example:

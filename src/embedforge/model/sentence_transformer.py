@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 import sentence_transformers
+import torch
 from sentence_transformers.base.modules import Normalize
+from sentence_transformers.util.quantization import quantize_embeddings
 from torch import Tensor
 from typing_extensions import override
 
@@ -32,6 +34,8 @@ CARRIED = ("decontaminated.json", "merge.json")
 what it was merged from."""
 OF_THESE_WEIGHTS = (EVALUATION, CARD)
 """Those that are true of the same vectors only."""
+ROUNDED = ("int8", "uint8", "binary", "ubinary")
+"""Precisions of `encode` in which NaN would be a number like others."""
 
 
 class SentenceTransformer(sentence_transformers.SentenceTransformer):
@@ -62,10 +66,25 @@ class SentenceTransformer(sentence_transformers.SentenceTransformer):
                 raise EmbedforgeError(f"truncate_dim {dim!r}: the model's vectors have {whole} dimensions")
             if any(isinstance(module, Normalize) for module in self):
                 options["normalize_embeddings"] = True
+        if options.get("precision") in ROUNDED and "output_value" not in options:
+            return self._rounded(inputs, options)
         vectors = super().encode(*inputs, **options)
         texts = options.get("inputs", options.get("sentences", inputs[0] if inputs else None))
         _refuse_not_finite(vectors, texts)
         return vectors
+
+    def _rounded(self, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        """Encode to int8 or bits; a vector that is not finite shows only before it is rounded."""
+        whole = {"precision": "float32", "convert_to_numpy": True, "convert_to_tensor": False}
+        vectors = self.encode(*inputs, **options | whole)
+        if not len(vectors):
+            return super().encode(*inputs, **options)
+        rounded = quantize_embeddings(np.atleast_2d(vectors), precision=options["precision"])
+        if options.get("convert_to_tensor"):
+            rounded = torch.from_numpy(rounded)
+        elif not options.get("convert_to_numpy", True):
+            rounded = list(torch.from_numpy(rounded))
+        return rounded[0] if vectors.ndim == 1 else rounded
 
     @override
     def save(

@@ -36,15 +36,11 @@ from embedforge.files import read_object, write_json
 from embedforge.mine.teachers import open_teacher
 from embedforge.model.folder import find_folder
 from embedforge.prove.distilling import (
-    RECIPE,
-    distils,
     encode_by_teacher,
     measure_teacher,
-    own_instruction,
     taught_texts,
     teaching_seconds,
     with_across,
-    with_teacher,
 )
 from embedforge.prove.figures import figures_of
 from embedforge.prove.fusion import best_mode
@@ -82,6 +78,7 @@ from embedforge.prove.systems import (
     without_adapter,
 )
 from embedforge.prove.table import terminal_table
+from embedforge.prove.taught import RECIPE, distils, own_instruction, with_teacher
 from embedforge.prove.texts import changes, check_unchanged, check_written, hashes, key_of, read_texts, stamps
 from embedforge.prove.training_data import TRAINING_FILES, split_dev, write_questions, write_training_data
 from embedforge.recipe import Recipe, Teacher, parse_recipe

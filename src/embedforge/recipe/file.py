@@ -13,6 +13,7 @@ from embedforge.data.names import default_name
 from embedforge.errors import EmbedforgeError, did_you_mean
 from embedforge.files import write_text
 from embedforge.parse import parse_yaml
+from embedforge.recipe.objectives import Objective
 
 SHIPPED = Path(__file__).parent / "shipped"
 """The folder of the recipes in the package."""
@@ -25,9 +26,10 @@ def read_values(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Read a YAML or JSON file to the mapping it holds, and apply "key.path=value" to it.
 
     A file with `extends: OTHER` says only what differs from that one, a file beside it (with or without its
-    ending) or else a shipped recipe: mappings are joined key by key, stages by their names, and all else is
-    replaced. A stage that says no more than `{name: NAME, skip: true}` is left out. Relative paths of sources
-    start at the folder of the file that is run, whichever of the files names them.
+    ending) or else a shipped recipe: mappings are joined key by key, stages by their names, and all else, a
+    section of another `kind` too, is replaced. A stage that says no more than `{name: NAME, skip: true}` is
+    left out. Relative paths of sources start at the folder of the file that is run, whichever of the files
+    names them.
 
     Raises:
         EmbedforgeError: broken YAML, no mapping, an override that does not fit, files that extend each other
@@ -124,13 +126,19 @@ def _joined(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     joined = dict(below)
     for key, value in above.items():
         old = below.get(key)
-        if isinstance(old, dict) and isinstance(value, dict):
+        if isinstance(old, dict) and isinstance(value, dict) and not _is_other_kind(key, old, value):
             joined[key] = _joined(old, value)
         elif key == "stages" and isinstance(old, list) and isinstance(value, list):
             joined[key] = _joined_stages(old, value)
         else:
             joined[key] = value
     return joined
+
+
+def _is_other_kind(key: str, below: dict[str, Any], above: dict[str, Any]) -> bool:
+    """Tell a section of another kind, which has no use for the settings of the one below."""
+    default = Objective.default_kind if key == "objective" else None
+    return "kind" in above and above["kind"] != below.get("kind", default)
 
 
 def _joined_stages(below: list[Any], above: list[Any]) -> list[Any]:

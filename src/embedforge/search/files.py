@@ -23,7 +23,8 @@ from embedforge.ranking import Floats
 from embedforge.search.build import build_index, change_index, compact_index
 from embedforge.search.document import FILE, Document
 from embedforge.search.folder_store import FolderStore
-from embedforge.search.places import exists, find_model, find_store
+from embedforge.search.folder_write import refuse_foreign
+from embedforge.search.places import exists, find_model, find_store, is_url
 from embedforge.search.sources import HASH, Source, documents_of, name_of, sources_of
 from embedforge.search.store import Change, Store, require_model
 from embedforge.text.contract import FILE_NAME, Contract
@@ -123,6 +124,8 @@ def update_index(
             cannot be read, or there is nothing to index.
     """
     store = find_store(where) if exists(where) and not restart else None
+    if store is None and not is_url(where):
+        refuse_foreign(Path(where))  # before the work
     root = Path(store.facts.root) if store is not None and store.facts.root else _root(paths[0])
     if whole and store is not None and store.facts.root and root != _root(paths[0]):
         raise EmbedforgeError(
@@ -262,8 +265,8 @@ def _embedder(where: str | Path, store: Store | None, model: str | None, device:
     if store is None:
         if model is None:
             note(f"no model was named: {DEFAULT_MODEL}, the embedder in the package, embeds {where}")
-        return Embedder(model or DEFAULT_MODEL, device)
-    embedder = Embedder(model or find_model(str(where), store.facts.model), device)
+        return Embedder(DEFAULT_MODEL if model is None else model, device)
+    embedder = Embedder(find_model(str(where), store.facts.model) if model is None else model, device)
     require_model(store.facts, str(where), embedder.contract.fingerprint, embedder.name)
     return embedder
 

@@ -37,12 +37,7 @@ def create(
         EmbedforgeError: the folder holds something else, vectors and documents do not fit, or the disk is
             full.
     """
-    refuse_file(folder)
-    if folder.exists() and _is_foreign(folder):
-        raise EmbedforgeError(
-            f"{folder}: this folder holds something else, there is no {INDEX_FILE} in it; name a new or "
-            "empty one"
-        )
+    refuse_foreign(folder)
     vectors = checked_vectors(vectors, None, identity.dimensions)
     is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
@@ -66,6 +61,20 @@ def create(
         if is_new and not (folder / INDEX_FILE).exists():
             shutil.rmtree(folder, ignore_errors=True)
         raise
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Refuse a place where no index can be written.
+
+    Raises:
+        EmbedforgeError: a file, or a folder that holds something else.
+    """
+    refuse_file(folder)
+    if folder.exists() and _is_foreign(folder):
+        raise EmbedforgeError(
+            f"{folder}: this folder holds something else, there is no {INDEX_FILE} in it; name a new or "
+            "empty one"
+        )
 
 
 def _is_foreign(folder: Path) -> bool:
