@@ -18,13 +18,15 @@ from embedforge.files import try_lock
 from embedforge.lexical import Bm25
 from embedforge.model.encoder import build as build_model
 from embedforge.model.encoder import embedding_model, load, save
+from embedforge.model.folder import DEFAULT_MODEL
 from embedforge.search import Document, Index, build_index, folder_store
 from embedforge.search import run as verbs
 from embedforge.search.build import change_index, compact_index
+from embedforge.search.embedder import Embedder
 from embedforge.search.lance_store import exists
 from embedforge.search.run import search
 from embedforge.search.snippet import snippet_of
-from embedforge.search.sources import sources_of
+from embedforge.search.sources import documents_of, sources_of
 from embedforge.search.store import Change
 from embedforge.text.contract import Contract, Golden
 
@@ -575,6 +577,48 @@ def test_index_embeds_only_what_has_changed(
     assert len(Index.open(where)) == 2
 
 
+GERMAN = "Der Fluss fließt langsam durch breite Wiesen und dunkle Wälder zum Meer hinunter. "
+CHINESE = "河水慢慢地流过宽阔的草地和黑暗的森林，最后汇入大海。"
+
+
+def test_passages_are_as_long_as_the_model_reads_in_any_language(tmp_path: Path) -> None:
+    (tmp_path / "zh.md").write_text(CHINESE * 200)
+    (tmp_path / "de.txt").write_text(GERMAN * 100)
+    embedder = Embedder(DEFAULT_MODEL, None)
+    notices: list[str] = []
+    for source in sources_of([tmp_path], tmp_path, Counter(), notices):
+        embedder([document.text for document in documents_of(source, embedder.characters, Counter())])
+    assert embedder.cut == 0
+    assert embedder.characters("It rains in the garden. " * 99) == 1500  # as ever, in English
+
+
+def test_index_says_what_it_does_not_read_and_what_the_model_does_not_take_in(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def said(folder: Path) -> str:
+        verbs.index([folder], str(tmp_path / f"{folder.name}-index"))
+        return capsys.readouterr().err
+
+    english = tmp_path / "english"
+    (english / "tests").mkdir(parents=True)
+    (english / "a.md").write_text("The river flows slowly through wide meadows to the sea. " * 20)
+    for name in ("LICENSE.md", "b.docx", "c.docx", "rows.csv", "d.pdf", "tests/e.md"):
+        (english / name).write_text("text\n")
+    monkeypatch.setattr("embedforge.documents.readers.find_spec", lambda name: None)
+    printed = said(english)
+    assert "passed over: .docx 2; licences, change logs and the like 1; folders that are hidden" in printed
+    assert f"embedforge index add INDEX {english / 'rows.csv'}" in printed
+    assert "pip install" in printed  # for the PDF
+    assert "language" not in printed
+    german = tmp_path / "german"
+    german.mkdir()
+    (german / "a.md").write_text(GERMAN * 20)
+    assert "not the language of embedforge:forge-tiny" in said(german)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"id": "r1", "text": "a market " * 600}) + "\n")
+    assert "1 passages are longer than the 512 tokens that the model reads" in said(rows)
+
+
 def test_index_refuses_another_model_another_folder_and_one_id_twice(
     saved: Path, notes: Path, tmp_path: Path
 ) -> None:
@@ -646,7 +690,7 @@ def test_of_a_large_segment_what_signs_choose_is_scored_exactly(
 def test_a_pipe_of_records_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "rows.jsonl")
     with pytest.raises(EmbedforgeError, match=r"rows\.jsonl: this is a pipe"):
-        sources_of([tmp_path / "rows.jsonl"], tmp_path, Counter())
+        sources_of([tmp_path / "rows.jsonl"], tmp_path, Counter(), [])
 
 
 @pytest.mark.parametrize("uri", ["http://host/index", "nosuch://x"])

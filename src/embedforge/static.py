@@ -1,4 +1,4 @@
-"""A static embedder by numpy: the vector of a query in half a second of processor time, without torch.
+"""A static embedder by numpy: a query in half a second of processor time, a folder's passages, without torch.
 
 A decoder without layers is a table: a token's state is its row, normalised. A query then needs the rows of
 its own tokens, their mean, and the map after it. That is not worth a second of importing torch, nor five of
@@ -21,7 +21,7 @@ from embedforge.ranking import Floats
 from embedforge.text.contract import FILE_NAME as CONTRACT
 from embedforge.text.contract import Contract
 from embedforge.text.goldens import VECTOR_NUMBERS, check_goldens, check_vectors
-from embedforge.text.render import Renderer
+from embedforge.text.render import Rendered, Renderer
 from embedforge.text.saved_tokenizer import SavedTokenizer
 
 _TABLE, _NORM = "embed_tokens.weight", "norm.weight"
@@ -30,7 +30,7 @@ _POOLING, _DENSE = "1_Pooling", "2_Dense"
 
 
 class StaticEmbedder:
-    """What `embedforge.load` gives of a static model, for a few texts; `open_static` makes it."""
+    """What `embedforge.load` gives of a static model, on one core; `open_static` makes it."""
 
     def __init__(self, folder: Path, contract: Contract, epsilon: float) -> None:
         tensors = {entry.name: entry for entry in read_header(folder / WEIGHTS)}
@@ -47,7 +47,10 @@ class StaticEmbedder:
 
     def encode(self, texts: Sequence[str], prefix: str = "", *, suffix: str = "") -> Floats:
         """Return the vectors of texts in their order, float32 [texts, dim]; see `embedforge.encode`."""
-        rendered = self.renderer.render(texts, prefix, suffix=suffix)
+        return self.embed(self.renderer.render(texts, prefix, suffix=suffix))
+
+    def embed(self, rendered: Sequence[Rendered]) -> Floats:
+        """Return the vectors of at least one rendered text, float32 [texts, dim]."""
         return np.stack([self._vector(text.input_ids, text.pooling_mask) for text in rendered])
 
     def _vector(self, ids: list[int], mask: list[int]) -> Floats:

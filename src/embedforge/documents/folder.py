@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from embedforge.documents.chunks import chunks
@@ -47,6 +48,19 @@ PAIRS_TO_TRUST = 50
 ROWS = frozenset({".csv", ".tsv", ".jsonl", ".json", ".parquet"})
 NAMED = 5
 """So many files are named in a notice."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """The files of a folder, by their paths from it."""
+
+    files: list[str]
+    """Those that can be read, sorted."""
+    others: list[str]
+    """Those of other kinds."""
+    counts: Counter[str]
+    notices: list[str]
+    """What the user should know: a missing extra."""
 
 
 def read_folder(
@@ -94,7 +108,8 @@ def read_folder(
             f"chunk_characters must be at least {FEWEST_CHARACTERS} and hold_out in [0, {MOST_HELD_OUT}]; "
             f"found {chunk_characters} and {hold_out}"
         )
-    files, counts, notices = _readable_files(folder, excludes)
+    listing = list_folder(folder, excludes)
+    files, counts, notices = listing.files, listing.counts, listing.notices
     drawn = sorted(draw(files, max_files, seed), key=lambda file: keyed_hash(seed, file))
     counts["files_over_limit"] = len(files) - len(drawn)
     cuts = _read(folder, drawn, seed, chunk_characters, max_bytes, max_characters, counts, notices, progress)
@@ -135,21 +150,27 @@ def readable_files(folder: Path, excludes: Collection[str] = DEFAULT_EXCLUDES) -
     Raises:
         EmbedforgeError: no such folder, or nothing in it that can be read.
     """
-    return _readable_files(folder, excludes)[0]
+    return list_folder(folder, excludes).files
 
 
-def _readable_files(folder: Path, excludes: Collection[str]) -> tuple[list[str], Counter[str], list[str]]:
-    """List the files to read; counts and notices say what else was found."""
+def list_folder(folder: Path, excludes: Collection[str] = DEFAULT_EXCLUDES) -> Listing:
+    """List the files to read, and say what else was found.
+
+    Raises:
+        EmbedforgeError: as of `readable_files`.
+    """
     all_files, excluded = find_files(folder, excludes)
     counts: Counter[str] = Counter(files_found=len(all_files), folders_excluded=excluded)
     counts.update(files_of_other_kind=0, files_boilerplate=0, files_without_reader=0)
     files: list[str] = []
+    others: list[str] = []
     missing: Counter[str] = Counter()
     for file in all_files:
         suffix = suffix_of(file)
         package = missing_package(suffix)
         if not suffix:
             counts["files_of_other_kind"] += 1
+            others.append(file)
         elif is_boilerplate(file):
             counts["files_boilerplate"] += 1
         elif package is not None:
@@ -163,16 +184,25 @@ def _readable_files(folder: Path, excludes: Collection[str]) -> tuple[list[str],
     ]
     if not files:
         raise errors[0] if errors else _nothing_readable(folder, all_files)
-    return files, counts, [f"{error} They are passed over." for error in errors]
+    return Listing(files, others, counts, [f"{error} They are passed over." for error in errors])
 
 
 def _group(suffix: str) -> str:
     return "text" if suffix in PLAIN else "html" if suffix in HTML else "pdf" if suffix in PDF else "code"
 
 
-def _nothing_readable(folder: Path, files: Sequence[str]) -> EmbedforgeError:
+def kinds_of(files: Sequence[str]) -> str:
+    """Return the suffixes of files and how many there are of each, the commonest first; "" without any.
+
+    >>> kinds_of(["a.png", "b.PNG", "Makefile"])
+    '.png 2, no suffix 1'
+    """
     suffixes = Counter(PurePosixPath(file).suffix.lower() or "no suffix" for file in files)
-    listed = ", ".join(f"{suffix} {count}" for suffix, count in suffixes.most_common(12))
+    return ", ".join(f"{suffix} {count}" for suffix, count in suffixes.most_common(12))
+
+
+def _nothing_readable(folder: Path, files: Sequence[str]) -> EmbedforgeError:
+    listed = kinds_of(files)
     rows = next((file for file in files if PurePosixPath(file).suffix.lower() in ROWS), None)
     way = (
         ""

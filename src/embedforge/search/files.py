@@ -7,30 +7,24 @@ in the index yet.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from embedforge.console import add_row, note, progress_bar
-from embedforge.documents.chunks import chunk_characters
 from embedforge.errors import EmbedforgeError, did_you_mean
 from embedforge.model.folder import DEFAULT_MODEL
-from embedforge.ranking import Floats
 from embedforge.search.build import build_index, change_index, compact_index
 from embedforge.search.document import FILE, Document
+from embedforge.search.embedder import STRANGE, Embedder
 from embedforge.search.folder_store import FolderStore
 from embedforge.search.folder_write import refuse_foreign
 from embedforge.search.places import exists, find_model, find_store, is_url
 from embedforge.search.sources import HASH, Source, documents_of, name_of, sources_of
 from embedforge.search.store import Change, Store, require_model
-from embedforge.text.contract import FILE_NAME, Contract
-
-if TYPE_CHECKING:
-    from embedforge.model.embedding_model import EmbeddingModel
 
 LOT = 20_000
 MOST_PARTS = 20
@@ -51,51 +45,9 @@ class Outcome:
     documents: int = 0
     """Of the index, now."""
     passed_over: dict[str, int] = field(default_factory=dict)
-    """Why -> files that give no text, and characters that were dropped."""
-
-
-class Embedder:
-    """A model, loaded when the first text is to be embedded; its contract is read before, where it can be.
-
-    Args:
-        name: a model folder or hub id.
-        device: as for `load`.
-    """
-
-    def __init__(self, name: str, device: str | None) -> None:
-        from embedforge.model.folder import require_model as require_there
-
-        require_there(name)
-        self.name = str(Path(name).resolve()) if Path(name).is_dir() else name
-        self._device = device
-        self._model: EmbeddingModel | None = None
-
-    @property
-    def contract(self) -> Contract:
-        """The model's; without torch for a folder that embedforge saved."""
-        if self._model is None:
-            from embedforge.model.folder import find_folder
-
-            folder = find_folder(self.name)
-            if (folder / FILE_NAME).exists():
-                return Contract.load(folder)
-        return self._loaded().contract
-
-    def __call__(self, texts: Sequence[str]) -> Floats:
-        """Embed documents, [texts, dimensions]."""
-        from embedforge.encode import encode
-
-        model = self._loaded()
-        contract = model.contract
-        return encode(model, texts, contract.document_prefix(), suffix=contract.document_suffix())
-
-    def _loaded(self) -> EmbeddingModel:
-        if self._model is None:
-            from embedforge.model.encoder import embedding_model, load
-            from embedforge.runtime import pick_device
-
-            self._model = embedding_model(load(self.name, device=str(pick_device(self._device))))
-        return self._model
+    """Why -> files that give no text."""
+    notices: list[str] = field(default_factory=list)
+    """What the user should know of what was read, and of how the model takes it."""
 
 
 def update_index(
@@ -134,13 +86,14 @@ def update_index(
         )
     embedder = _embedder(where, store, model, device)
     counts: Counter[str] = Counter()
-    sources = sources_of(paths, root, counts)
+    notices: list[str] = []
+    sources = sources_of(paths, root, counts, notices)
     known, owners = known_of(store)
     new = [source for source in sources if known.get(source.name) != source.hash]
     names = {source.name for source in sources}
     gone = [name for name in known if name not in names and not name.startswith("/")] if whole else []
     replaced = [source.name for source in new if source.name in known]
-    outcome = Outcome(changed=len(replaced), removed=len(gone), same=len(sources) - len(new))
+    outcome = Outcome(changed=len(replaced), removed=len(gone), same=len(sources) - len(new), notices=notices)
     _Update(where, store, embedder, root, owners, console).run(new, gone, known, counts, outcome)
     outcome.documents = find_store(where).facts.documents
     outcome.passed_over = {key: count for key, count in counts.items() if count}
@@ -161,6 +114,7 @@ class _Update:
     ) -> None:
         self.where, self.store, self.embedder, self.root = where, store, embedder, root
         self.owners, self.console = owners, console
+        self._strange = 0.0
 
     def run(
         self,
@@ -170,10 +124,9 @@ class _Update:
         counts: Counter[str],
         outcome: Outcome,
     ) -> None:
-        characters = chunk_characters(self.embedder.contract.max_tokens)
         with progress_bar(self.console, transient=True) as bar:
             row = add_row(bar, "files", len(new)) if new else None
-            for files, documents in _lots(new, characters, counts):
+            for files, documents in _lots(new, self.embedder.characters, counts):
                 removed = [*gone, *(name for name in files if name in known)]
                 self._write(documents, removed)
                 gone = []
@@ -181,6 +134,7 @@ class _Update:
                 outcome.added += len({document.metadata[FILE] for document in documents} - known.keys())
                 if row is not None:
                     bar.advance(row, len(files))
+        outcome.notices += self._told()
         if gone and self.store is not None:
             self._write([], gone)
         if self.store is None:
@@ -193,13 +147,32 @@ class _Update:
 
     def _write(self, documents: list[Document], removed: list[str]) -> None:
         self._check_ids(documents, removed)
-        vectors = self.embedder([document.text for document in documents]) if documents else None
+        texts = [document.text for document in documents]
+        vectors = self.embedder(texts) if texts else None
+        self._strange = max(self._strange, self.embedder.tokens_a_word(texts) or 0.0 if texts else 0.0)
         if self.store is not None:
             self.store = change_index(self.where, Change(documents, vectors, remove_files=removed))
         elif vectors is not None:
             contract, name = self.embedder.contract, self.embedder.name
             build_index(self.where, vectors, documents, model=name, contract=contract, root=str(self.root))
             self.store = find_store(self.where)
+
+    def _told(self) -> list[str]:
+        """Say where the model does not take in what it was given."""
+        notices = []
+        if self.embedder.cut:
+            most = self.embedder.contract.max_tokens
+            notices.append(
+                f"{self.embedder.cut:,} passages are longer than the {most} tokens that the model reads; "
+                "what stands after them is found by words only"
+            )
+        if self._strange >= STRANGE:
+            notices.append(
+                f"this is not the language of {self.embedder.name}, whose vocabulary has its words in pieces "
+                f"({self._strange:.1f} tokens a word): by meaning it finds less here; by words (--mode "
+                "lexical) nothing is lost. A model of that language: --model NAME --restart"
+            )
+        return notices
 
     def _check_ids(self, documents: list[Document], removed: list[str]) -> None:
         """Refuse an id that two documents have: one would take the other's place."""
@@ -277,7 +250,7 @@ def _root(path: Path) -> Path:
 
 
 def _lots(
-    sources: Sequence[Source], characters: int, counts: Counter[str]
+    sources: Sequence[Source], characters: Callable[[str], int], counts: Counter[str]
 ) -> Iterator[tuple[list[str], list[Document]]]:
     """Yield files and their documents, `LOT` or a few more at a time; a file is in one lot."""
     files: list[str] = []

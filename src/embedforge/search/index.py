@@ -16,22 +16,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedforge.errors import EmbedforgeError, did_you_mean
-from embedforge.model.folder import find_folder
 from embedforge.ranking import Floats
 from embedforge.search.document import MODES, Hit, Mode
+from embedforge.search.embedder import open_model
 from embedforge.search.filters import Filter, parse_filters
 from embedforge.search.fusion import CANDIDATES, fuse
 from embedforge.search.places import find_model, find_store
 from embedforge.search.repeats import PER_FILE, Chosen, without_repeats
 from embedforge.search.snippet import snippet_of
 from embedforge.search.store import Facts, Key, Store, require_model
+from embedforge.static import StaticEmbedder
 from embedforge.text.contract import Contract
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
     from embedforge.model.embedding_model import EmbeddingModel
-    from embedforge.static import StaticEmbedder
 
 DEEPEST = 20 * CANDIDATES
 """Where so many that were found are fewer than `k` texts, no further ones are looked for."""
@@ -186,8 +186,6 @@ class Index:
         return asked
 
     def _embedded(self, query: str) -> Floats:
-        from embedforge.static import StaticEmbedder
-
         model = self._loaded()
         prefix, suffix = model.contract.query_prefix(), model.contract.query_suffix()
         if isinstance(model, StaticEmbedder):
@@ -201,7 +199,7 @@ class Index:
         with self._lock:
             if self._model is None:
                 folder = self._model_name or find_model(self._where, self.facts.model)
-                model = _open_model(folder, self._device)
+                model = open_model(folder, self._device)
                 self.check(model.contract, folder)
                 self._model, self._model_name = model, folder
             return self._model
@@ -260,15 +258,3 @@ def _scores(
     dense.update(zip(only_words, store.dense_scores(vector, only_words), strict=True))
     lexical.update(zip(only_meaning, store.lexical_scores(query, only_meaning), strict=True))
     return [{"dense": dense[one.key], "lexical": lexical[one.key], "fused": one.score} for one in chosen]
-
-
-def _open_model(folder: str, device: str | None) -> EmbeddingModel | StaticEmbedder:
-    """Open the model of a query: a static one without torch, where nobody asks for a device."""
-    from embedforge.static import open_static
-
-    if device in (None, "cpu") and (static := open_static(find_folder(folder))) is not None:
-        return static
-    from embedforge.model.encoder import embedding_model, load
-    from embedforge.runtime import pick_device
-
-    return embedding_model(load(folder, device=str(pick_device(device))))

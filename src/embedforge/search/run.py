@@ -26,6 +26,11 @@ INDENT = (0, 0, 0, 3)
 SLOW_FROM = 1_000_000
 """Documents from which LanceDB is worth a word: by words a folder takes 65 ms of a core there, LanceDB 8 (by
 meaning 19 and 60); see docs/search.md."""
+_SAID = {
+    "characters_dropped": "{} characters of front matter, comments and what is no text",
+    "files_encoding_guessed": "nothing of {} files whose encoding was guessed",
+    "files_scanned": "{} PDF files of pictures without text",
+}
 _FOUND_BEST = {
     "lexical": "by words alone (BM25)",
     "dense": "by meaning alone",
@@ -130,11 +135,12 @@ def index(
 ) -> Outcome:
     """Bring files into an index and say what was done; arguments as of `update_index`."""
     outcome = update_index(where, paths, model=model, whole=whole, restart=restart, device=device)
+    for notice in outcome.notices:
+        note(notice)
     if outcome.passed_over:
-        listed = ", ".join(
-            f"{name.replace('_', ' ')} {count:,}" for name, count in outcome.passed_over.items()
-        )
-        note(f"passed over: {listed}")
+        said = (_SAID.get(why, f"{{}} {why.replace('_', ' ')}") for why in outcome.passed_over)
+        counts = (f"{count:,}" for count in outcome.passed_over.values())
+        note("left out: " + ", ".join(what.format(count) for what, count in zip(said, counts, strict=True)))
     say(
         f"{where}: {outcome.added:,} files added, {outcome.changed:,} changed, {outcome.removed:,} removed, "
         f"{outcome.same:,} as they were; {outcome.embedded:,} passages embedded, {outcome.documents:,} in "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from embedforge.data.readers import read_records
 from embedforge.data.record import Record
 from embedforge.documents.chunks import chunks
 from embedforge.documents.find_files import DEFAULT_EXCLUDES, PassedOver, content_hash
-from embedforge.documents.folder import MAX_BYTES, readable_files
+from embedforge.documents.folder import MAX_BYTES, Listing, kinds_of, list_folder
 from embedforge.documents.readers import PDF_BYTES, missing_package, read_document, suffix_of
 from embedforge.documents.words import count_words
 from embedforge.errors import EmbedforgeError, missing_extra
@@ -37,9 +37,20 @@ class Source:
 
 
 def sources_of(
-    paths: Sequence[Path], root: Path, counts: Counter[str], excludes: Collection[str] = DEFAULT_EXCLUDES
+    paths: Sequence[Path],
+    root: Path,
+    counts: Counter[str],
+    notices: list[str],
+    excludes: Collection[str] = DEFAULT_EXCLUDES,
 ) -> list[Source]:
     """List the files of folders, and files; those that cannot be read are counted.
+
+    Args:
+        paths: folders and files.
+        root: what names are relative to.
+        counts: gets what is passed over.
+        notices: gets what the user should know of it.
+        excludes: names of folders to pass over.
 
     Raises:
         EmbedforgeError: no such file or folder, one that cannot be read, or nothing to read.
@@ -47,7 +58,9 @@ def sources_of(
     sources: dict[str, Source] = {}
     for path in paths:
         if path.is_dir():
-            files = [path / name for name in readable_files(path, excludes)]
+            listing = list_folder(path, excludes)
+            files = [path / name for name in listing.files]
+            notices += _passed_over(path, listing)
         elif path.exists():
             _require_readable(path)
             files = [path]
@@ -68,6 +81,28 @@ def sources_of(
     return list(sources.values())
 
 
+def _passed_over(folder: Path, listing: Listing) -> list[str]:
+    """Say which files of a folder are not read, so that nobody looks for them."""
+    notices = list(listing.notices)
+    records = [name for name in listing.others if name.lower().endswith(RECORDS)]
+    if records:
+        others = f" and {len(records) - 1:,} more files" if len(records) > 1 else ""
+        notices.append(
+            f"rows are not read from a folder ({records[0]}{others}); where they are texts, add the file: "
+            f"embedforge index add INDEX {folder / records[0]}"
+        )
+    counts = listing.counts
+    named = [
+        kinds_of(sorted(set(listing.others) - set(records))),
+        f"licences, change logs and the like {n}" if (n := counts["files_boilerplate"]) else "",
+        f"folders that are hidden or of tests, builds, packages {n}"
+        if (n := counts["folders_excluded"])
+        else "",
+    ]
+    passed_over = [part for part in named if part]
+    return [*notices, f"passed over: {'; '.join(passed_over)}"] if passed_over else notices
+
+
 def name_of(file: Path, root: Path) -> str:
     """Return what a file is called in an index."""
     whole = file.resolve()
@@ -75,8 +110,15 @@ def name_of(file: Path, root: Path) -> str:
     return name.encode(errors="surrogateescape").decode(errors="replace")
 
 
-def documents_of(source: Source, characters: int, counts: Counter[str]) -> Iterator[Document]:
-    """Yield a file's passages of about `characters`, or its records; none of one that gives no text.
+def documents_of(
+    source: Source, characters: Callable[[str], int], counts: Counter[str]
+) -> Iterator[Document]:
+    """Yield a file's passages, or its records; none of one that gives no text.
+
+    Args:
+        source: the file.
+        characters: gives the size of a text's passages, about.
+        counts: gets what is dropped or passed over.
 
     Raises:
         EmbedforgeError: a record without text; names file and line.
@@ -91,7 +133,7 @@ def documents_of(source: Source, characters: int, counts: Counter[str]) -> Itera
     except PassedOver as reason:
         counts[str(reason)] += 1
         return
-    for chunk in chunks(parsed, characters):
+    for chunk in chunks(parsed, characters(parsed.text)):
         if count_words(chunk.text):
             place = f"{source.name}, {chunk.place}" if chunk.place else source.name
             yield Document(f"{source.name}#{chunk.start}", chunk.text, place, about)
