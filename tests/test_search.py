@@ -511,11 +511,13 @@ def test_search_names_the_other_places_of_a_text_and_a_files_further_passages(
 ) -> None:
     build(where, documents=REPEATED, vectors=MEANT)
     search(where, "cold", k=9, mode="lexical")
-    printed = " ".join(capsys.readouterr().out.split())
+    lines = capsys.readouterr().out.splitlines()
+    assert all(line == line.rstrip() and len(line) <= 80 for line in lines)
+    printed = " ".join(" ".join(lines).split())
     assert printed.count("river is cold") == 1 or printed.count("River is cold") == 1
     assert "the same text in copy" in printed
     assert "and 145 more" in printed
-    assert "further passages: long.md, line" in printed
+    assert "further passages of the file: line 2; line 3; line 4; line 5" in printed
     search(where, "cold", k=9, mode="lexical", as_json=True, per_file=0)
     hits = json.loads(capsys.readouterr().out)["hits"]
     assert [len(hit["also"]) for hit in hits if hit["also"]] == [149]

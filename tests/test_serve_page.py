@@ -37,7 +37,10 @@ TEXTS = {
 @pytest.fixture(scope="module")
 def index(saved_latent: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Service, str]:
     service = Service.load(saved_latent, name="tiny", device="cpu")
-    documents = [Document(id, text, f"{id}.txt", {"lang": lang}) for id, (text, lang) in TEXTS.items()]
+    documents = [
+        Document(id, text, f"{id}.txt", {"lang": lang, "file_hash": "f00d"})
+        for id, (text, lang) in TEXTS.items()
+    ]
     folder = tmp_path_factory.mktemp("page") / "index"
     vectors = encode(service.model, [document.text for document in documents])
     build_index(folder, vectors, documents, model=str(saved_latent), contract=service.contract)
@@ -84,11 +87,12 @@ def test_a_visit(page: Any, index: tuple[Service, str]) -> None:
         assert "fluss.txt" in page.locator("#hits").inner_text()
         assert "the same text in" in page.locator("#hits").inner_text()
         assert "copy.txt" in page.locator("#hits").inner_text()
+        assert "f00d" not in page.locator("#hits").inner_text()
         page.get_by_label("Remove the filter lang=de").click()
         expect(page.locator("#hits li")).to_have_count(3)
         page.select_option("#mode", "lexical")
         page.fill("#query", "zebra")
-        expect(page.locator("#status")).to_contain_text("Nothing found")
+        expect(page.locator("#status")).to_have_text("Nothing found: no document holds a word of the query.")
         page.fill("#filter", "nope=1")
         page.press("#filter", "Enter")
         page.wait_for_selector("#status.bad")

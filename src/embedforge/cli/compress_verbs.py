@@ -20,8 +20,8 @@ class _VectorsFirst(FirstWordOptional):
 compress_app = typer.Typer(
     cls=_VectorsFirst,
     no_args_is_help=True,
-    help="Smaller vectors of a finished model, measured on your tasks: compress MODEL --tasks FOLDER; or "
-    "smaller weights: compress weights MODEL.",
+    help="Smaller vectors of a finished model, measured on your tasks: compress MODEL --tasks FOLDER (its "
+    "options: compress vectors --help); or smaller weights: compress weights MODEL.",
 )
 app.add_typer(compress_app, name="compress")
 

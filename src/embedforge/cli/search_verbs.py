@@ -81,7 +81,8 @@ class _FolderFirst(FirstWordOptional):
 index_app = typer.Typer(
     cls=_FolderFirst,
     no_args_is_help=True,
-    help="Make a search index of files, and keep it up to date: index FOLDER, or one of the commands.",
+    help="Make a search index of files, and keep it up to date: index FOLDER (its options: index files "
+    "--help), or one of the commands.",
 )
 app.add_typer(index_app, name="index")
 

@@ -14,7 +14,10 @@ from embedforge.errors import EmbedforgeError
 Out = typer.Option("--out", "-o", help="Where the model, the index and the report go.")
 Base = Annotated[
     str | None,
-    typer.Option(help="Decoder to start from: embedforge:base (the default), a folder or a hub id."),
+    typer.Option(
+        help="Decoder to start from: a name of `embedforge base list`, a folder or a hub id; by default the "
+        "recipe's own."
+    ),
 ]
 Minutes = Annotated[
     float,
@@ -95,8 +98,9 @@ def quickstart(
     """Train on a folder of your own text, with nothing prepared, and see what it gained.
 
     Makes questions and answers of the text's own structure (docstring and code, heading and section), mines
-    hard negatives, trains the two stages of NV-Embed, compares with BM25 and with the untrained decoder on
-    held-out text, and writes a report, a model and a search index. Run it again to resume after Ctrl-C.
+    hard negatives, trains the two stages of NV-Embed on the embedder in the package (or --base), compares
+    with BM25 and with the model as it came on held-out text, and writes a report, a model and a search
+    index. Run it again to resume after Ctrl-C.
     """
     _check(folder, base, recipe, set_, out, minutes)
     from embedforge.prove.run import quickstart as run

@@ -6,13 +6,12 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.padding import Padding
 from rich.text import Text
 
 from embedforge.console import note, say, stdout
 from embedforge.errors import EmbedforgeError
 from embedforge.search.build import compact_index
-from embedforge.search.document import Hit, Mode, Place, Snippet
+from embedforge.search.document import FILE, Hit, Mode, Place, Snippet
 from embedforge.search.files import Outcome, remove_from_index, update_index
 from embedforge.search.folder_store import FolderStore
 from embedforge.search.index import Index
@@ -22,7 +21,7 @@ from embedforge.search.store import Facts, Store
 LINES_SHOWN = 6
 NAMED = 4
 """So many other places are named in a hit."""
-INDENT = (0, 0, 0, 3)
+INDENT = "   "
 SLOW_FROM = 1_000_000
 """Documents from which LanceDB is worth a word: by words a folder takes 65 ms of a core there, LanceDB 8 (by
 meaning 19 and 60); see docs/search.md."""
@@ -97,15 +96,16 @@ def _print(rank: int, hit: Hit) -> None:
     )
     console = stdout()
     console.print(head)
-    console.print(Padding(shown(hit.snippet), INDENT))
-    for line in (_listed("the same text in", hit.also), _listed("further passages:", hit.more)):
-        if line:
-            console.print(Padding(Text(line, "dim"), INDENT))
+    file = f"{hit.document.metadata.get(FILE, '')}, "
+    others = (_listed("the same text in", hit.also), _listed("further passages of the file:", hit.more, file))
+    for text in (shown(hit.snippet), *(Text(line, "dim") for line in others if line)):
+        for line in text.wrap(console, max(20, console.width - len(INDENT))):
+            console.print(Text(INDENT) + line, soft_wrap=True)
 
 
-def _listed(what: str, places: Sequence[Place]) -> str:
-    """Return a line that names places, the first `NAMED`; "" for none."""
-    named = [place.location or place.id for place in places[:NAMED]]
+def _listed(what: str, places: Sequence[Place], file: str = "") -> str:
+    """Return a line that names places, the first `NAMED`, without the file's name; "" for none."""
+    named = [(place.location or place.id).removeprefix(file) for place in places[:NAMED]]
     if len(places) > NAMED:
         named.append(f"and {len(places) - NAMED:,} more")
     return f"{what} {'; '.join(named)}" if named else ""
