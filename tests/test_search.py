@@ -83,6 +83,17 @@ def test_a_text_that_is_there_many_times_is_one_hit_that_names_the_other_places(
     assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
 
 
+def test_a_paragraph_that_stands_in_many_passages_is_one_hit(where: str) -> None:
+    paragraph = "The river is deep and cold at the old bridge, and nobody swims in it. " * 6
+    longer = [Document(f"p{n}", f"{paragraph}\n\n{f'stone {n} ' * 90}", f"p{n}.md") for n in range(4)]
+    vectors = np.eye(5, 8, dtype=np.float32)
+    index = build(where, documents=[*longer, Document("q", "a cold river", "q.md")], vectors=vectors)
+    hits = index.search("cold river", 5, mode="lexical")
+    assert sorted(len(hit.also) for hit in hits) == [0, 3]
+    asked = {"mode": "dense", "vector": np.ones(8)}
+    assert len(found(index, "an engine", 5, **asked)) == 5  # without a shared word whole texts are compared
+
+
 def test_a_file_gives_two_passages_and_names_the_rest_where_others_are_found_too(where: str) -> None:
     index = build(where, documents=REPEATED, vectors=MEANT)
     asked = {"mode": "dense", "vector": np.eye(4)[0]}

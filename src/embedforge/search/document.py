@@ -72,7 +72,7 @@ class Hit:
     """Of both, from 0 to 1, see `embedforge.search.fusion`; None where the mode is another."""
     snippet: Snippet = Snippet("")
     also: tuple[Place, ...] = ()
-    """Other documents with the same text that were found."""
+    """Other documents that were found, with the same text or the same part shown of it."""
     more: tuple[Place, ...] = ()
     """Passages of the same file whose scores lie among the hits', beyond those shown; see `per_file`."""
 

@@ -23,7 +23,6 @@ from embedforge.search.filters import Filter, parse_filters
 from embedforge.search.fusion import CANDIDATES, fuse
 from embedforge.search.places import find_model, find_store
 from embedforge.search.repeats import PER_FILE, Chosen, without_repeats
-from embedforge.search.snippet import snippet_of
 from embedforge.search.store import Facts, Key, Store, require_model
 from embedforge.static import StaticEmbedder
 from embedforge.text.contract import Contract
@@ -154,7 +153,7 @@ class Index:
         while True:
             sides = _sides(store, query, asked, mode, depth, conditions)
             found = fuse(*sides, store.facts.dense_share) if mode == "fused" else [*sides[0], *sides[1]]
-            chosen = without_repeats(found, store.documents, k, per_file)
+            chosen = without_repeats(found, store.documents, query, k, per_file)
             if len(chosen) == k or max(map(len, sides)) < depth or depth > DEEPEST:
                 break
             depth *= 4  # the best are few texts, many times
@@ -164,7 +163,7 @@ class Index:
                 one.document,
                 one.score,
                 **score,
-                snippet=snippet_of(one.document.text, query),
+                snippet=one.snippet,
                 also=tuple(one.also),
                 more=tuple(one.more),
             )

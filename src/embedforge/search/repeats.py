@@ -1,4 +1,4 @@
-"""What was found, without what is there twice: one text is one hit, and no file fills all places."""
+"""What was found, without what would be read twice: one text is one hit, and no file fills all places."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from embedforge.search.document import FILE, RECORDS, Document, Place
+from embedforge.search.document import FILE, RECORDS, Document, Place, Snippet
+from embedforge.search.snippet import snippet_of
 from embedforge.search.store import Key
 from embedforge.text.same import layout_key
 
 PER_FILE = 2
 """Passages of one file among the hits."""
-LOT = 3
+LOT = 2
 """So many times the hits are read at once."""
 
 
@@ -23,6 +24,7 @@ class Chosen:
     key: Key
     score: float
     document: Document
+    snippet: Snippet
     also: list[Place] = field(default_factory=list)
     more: list[Place] = field(default_factory=list)
 
@@ -30,17 +32,21 @@ class Chosen:
 def without_repeats(
     found: Sequence[tuple[Key, float]],
     read: Callable[[Sequence[Key]], list[Document]],
+    query: str,
     k: int,
     per_file: int,
 ) -> list[Chosen]:
     """Choose the best `k`, best first; each keeps the score it was found with.
 
-    Texts are the same if they differ in case and white space at most. Of a file `per_file` passages are
-    taken, and more only where there are not enough others; records are no passages of their file.
+    Texts are the same if the parts that are shown of them, with the query's words, differ in case and white
+    space at most: a paragraph that stands in many longer passages is one hit too. Without such words they
+    are compared whole. Of a file `per_file` passages are taken, and more only where there are not enough
+    others; records are no passages of their file.
 
     Args:
         found: keys and scores, best first.
         read: gives the documents of keys.
+        query: what was asked.
         k: the number of hits.
         per_file: 0 for as many as there are.
     """
@@ -50,11 +56,14 @@ def without_repeats(
     for start in range(0, len(found), lot := LOT * k):
         part = found[start : start + lot]
         for (key, score), document in zip(part, read([key for key, _ in part]), strict=True):
-            text = layout_key(document.text) or str(key)  # without a text there is nothing to compare
+            snippet = snippet_of(document.text, query)
+            text = layout_key(snippet.text if snippet.matches else document.text) or str(
+                key
+            )  # one of its own
             if text in texts:
                 texts[text].also.append(_place(document))
             else:
-                texts[text] = Chosen(key, score, document)
+                texts[text] = Chosen(key, score, document, snippet)
         ranked = list(texts.values())
         within = _within(ranked, per_file)
         if len(within) >= k and part[-1][1] < ranked[within[k - 1]].score:
