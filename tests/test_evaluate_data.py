@@ -73,7 +73,10 @@ JUDGED = "query-id\tcorpus-id\tscore\nq0\td0\t2\n"
         ("none\td0\t1", r"test\.tsv, line 3: there is no query 'none' in .*queries\.jsonl"),
         ("q0\td0\t1", r"test\.tsv, line 3: query 'q0' and document 'd0' have grade 1 here and 2 further up"),
         ("q0\td1\thigh", r"test\.tsv, line 3: 'score' must be a number"),
-        ("q0\td1\t99999999999999999999", r"test\.tsv, line 3: 'score' is 1e\+20; a grade is at most 1,000,000"),
+        (
+            "q0\td1\t99999999999999999999",
+            r"test\.tsv, line 3: 'score' is 1e\+20; a grade is at most 1,000,000",
+        ),
     ],
 )
 def test_judgements_are_checked_alike_for_every_verb(

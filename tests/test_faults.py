@@ -68,16 +68,55 @@ def test_a_password_in_a_teachers_address_is_refused_and_not_repeated(run: Run, 
         "http://me:hunter2@host/v1#m",
         "http://me:hunter2@ho st/v1#m",
         "http://host/v1?key=hunter2#m",
+        "HTTP://me:hunter2@host/v1#m",
+        *(
+            f"http://me:{password}@host/v1#m"
+            for password in ("hun/hunter2", "hunter2#x", "hunter2?x", "x hunter2")
+        ),
+        "http://ho st/v1?key=hunter2#m",
     ):
         line = ("mine", tmp_path / "pairs.jsonl", "--teacher", address, "--out", tmp_path / "out")
         code, out, err = run(*line)
         assert code == 1
-        assert "me:hunter2" not in out + err
+        assert "hunter2" not in out + err
         values = {"teacher": address, "kind": "distill"}
         with pytest.raises(EmbedforgeError) as caught:
             parse_recipe(recipe_values(objective=values), "r")
-        assert "me:hunter2" not in str(caught.value)
+        assert "hunter2" not in str(caught.value).partition("(")[0]
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ("evaluate", "URL", "--tasks", "."),
+        ("curate", "pairs.jsonl", "--teacher", "URL"),
+        ("compress", "URL", "--tasks", "."),
+        ("export", "URL", "out"),
+        ("train", "r.yaml", "--set", "model.base=URL"),
+    ],
+    ids=lambda line: str(line[0]),
+)
+def test_an_address_in_place_of_a_model_is_told_apart(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_pairs(tmp_path / "pairs.jsonl", rows=4)
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe_values()))
+    out = () if line[0] == "export" else ("--out", "out")
+    code, said, err = run(*(word.replace("URL", "http://me:hunter2@host/v1#m") for word in line), *out)
+    assert code == 1
+    assert "http://host/v1#m: this is an address" in err
+    assert "hunter2" not in said + err
+
+
+def test_a_key_in_place_of_the_name_of_its_variable_is_not_repeated(run: Run, tmp_path: Path) -> None:
+    write_pairs(tmp_path / "pairs.jsonl", rows=4)
+    line = ("mine", tmp_path / "pairs.jsonl", "--teacher", "http://127.0.0.1:9/v1#m")
+    code, out, err = run(*line, "--key-variable", KEY, "--out", tmp_path / "out")
+    assert code == 1
+    assert "is it the key itself?" in err
+    assert KEY not in out + err
 
 
 def test_a_key_is_taken_out_in_every_form() -> None:

@@ -602,6 +602,19 @@ def test_an_address_that_lancedb_does_not_know_is_refused(uri: str) -> None:
         exists(uri)
 
 
+def test_a_search_makes_no_folder_and_an_address_holds_no_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("lancedb")
+    monkeypatch.chdir(tmp_path)
+    for uri in ("lance://typo", "s3://me:secret/x@host", "s3://bucket/index?key=secret"):
+        with pytest.raises(EmbedforgeError, match=r"no such folder|no user, password or query") as caught:
+            find_store(uri)
+        assert "secret" not in str(caught.value)
+    assert not exists("lance://typo")
+    assert not [*tmp_path.iterdir()]
+
+
 def test_records_without_a_text_are_counted_and_ids_are_ids(saved: Path, tmp_path: Path) -> None:
     """Several public collections have empty documents, and tables number their rows."""
     file, where = tmp_path / "corpus.jsonl", tmp_path / "index"

@@ -103,10 +103,12 @@ class FirstWordOptional(TyperGroup):
 
 def pairs_of(option: str, form: str, items: list[str]) -> dict[str, str]:
     """Read an option's NAME=VALUE, repeated; `form` is what an error calls that."""
-    pairs = {}
+    pairs: dict[str, str] = {}
     for item in items:
         key, separator, value = item.partition("=")
         if not separator:
             raise EmbedforgeError(f"{option} takes {form}, got '{item}'")
+        if pairs.get(key, value) != value:
+            raise EmbedforgeError(f"{option}: '{key}' is given twice, and only one can count; remove one")
         pairs[key] = value
     return pairs

@@ -58,7 +58,9 @@ def find_datasets(folder: Path, split: str = "test") -> list[Path]:
 def _of_no_type(folder: Path, split: str) -> list[str]:
     """Name the folders below `folder` that have the split, in a folder that is no type."""
     datasets = sorted(p for p in folder.glob("[!.]*/*") if p.is_dir() and p.parent.name not in TYPES)
-    return [task_name(p) for p in datasets if split_files(p, split) or (p / "qrels" / f"{split}.tsv").exists()]
+    return [
+        task_name(p) for p in datasets if split_files(p, split) or (p / "qrels" / f"{split}.tsv").exists()
+    ]
 
 
 def task_name(dataset: Path) -> str:
