@@ -11,14 +11,9 @@ from pathlib import Path
 from bad_input_cases import Case
 
 EMBEDDER = "embedforge:forge-tiny"
-NAMES = {
-    "nul": "a\0b",
-    "a circle of links": "circle",
-    "below a file": "pairs.jsonl/x",
-    "nobody's home": "~nosuch/x",
-}
-"""None of them is a file or a folder to read."""
-NO_OUTPUT = ("nul", "a circle of links", "below a file")
+NAMES = {"nul": "a\0b", "a circle of links": "./circle"}
+"""Neither is a file or a folder to read."""
+NO_OUTPUT = {"nul": "a\0b", "below a file": "pairs.jsonl/x"}
 """Nor may these be written to."""
 READ: dict[str, tuple[str, ...]] = {
     "quickstart": ("quickstart PATH --out out/1", "quickstart docs --out out/1 --base PATH"),
@@ -26,8 +21,8 @@ READ: dict[str, tuple[str, ...]] = {
     "train": ("train PATH --out out/1", "train recipe.yaml --out out/1 --data PATH"),
     "show": ("show PATH",),
     "sweep": (
-        "sweep PATH --grid seed=1,2 --dev pairs.jsonl --out out/1",
-        "sweep recipe.yaml --data . --grid seed=1,2 --dev PATH --out out/1",
+        "sweep PATH --grid stages.one.steps=1,2 --dev pairs.jsonl --out out/1",
+        "sweep recipe.yaml --data . --grid stages.one.steps=1,2 --dev PATH --out out/1",
     ),
     "synthesize": (
         "synthesize --endpoint http://127.0.0.1:9 --model m --examples 1 --out out/1 --corpus PATH",
@@ -84,7 +79,7 @@ WRITTEN: dict[str, str] = {
     "quickstart": "quickstart docs --out PATH",
     "adapt": "adapt docs --out PATH",
     "train": "train recipe.yaml --data . --out PATH",
-    "sweep": "sweep recipe.yaml --data . --grid seed=1,2 --dev pairs.jsonl --out PATH",
+    "sweep": "sweep recipe.yaml --data . --grid stages.one.steps=1,2 --dev pairs.jsonl --out PATH",
     "synthesize": "synthesize --endpoint http://127.0.0.1:9 --model m --examples 1 --out PATH",
     "curate": "curate pairs.jsonl --out PATH",
     "mine": "mine pairs.jsonl --teacher bm25 --out PATH",
@@ -115,8 +110,8 @@ def names() -> Iterator[Case]:
                 late = "--tasks PATH" in line or "--texts PATH" in line or "indices/alone" in line
                 yield Case(verb, f"{kind} in {line[:50]}", words(line, name), needs_model=late)
     for verb, line in WRITTEN.items():
-        for kind in NO_OUTPUT:
-            yield Case(verb, f"{kind} in {line[:50]}", words(line, NAMES[kind]))
+        for kind, name in NO_OUTPUT.items():
+            yield Case(verb, f"{kind} in {line[:50]}", words(line, name))
 
 
 def words(line: str, name: str) -> tuple[str, ...]:
@@ -173,7 +168,7 @@ def at_odds() -> Iterator[Case]:
         ("synthesize", ("synthesize", "--endpoint", "http://h", "--model", "m", "--max-cost", "3")),
         ("recipe", ("recipe", "show", "tiny", "--schema")),
         ("distill", ("distill", EMBEDDER, "--text", "docs", "--student", EMBEDDER, "--recipe", "tiny")),
-        ("sweep", ("sweep", "recipe.yaml", *("--grid", "seed=1,2") * 2, "--dev", "pairs.jsonl")),
+        ("sweep", ("sweep", "recipe.yaml", *("--grid", "stages.one.steps=1,2") * 2, "--dev", "pairs.jsonl")),
         ("search", ("search", "indices/alone", "x", "--filter", "a=1", "--filter", "a")),
     ):
         yield Case(verb, f"at odds: {' '.join(line)[:60]}", line)

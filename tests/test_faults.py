@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ import pytest
 import yaml
 
 from conftest import Run
+from datasets_for_tests import write_datasets
 from disk_for_tests import disk_with_room_for
 from embedforge.endpoint import Secret
 from embedforge.errors import EmbedforgeError
@@ -137,6 +139,7 @@ def test_a_signal_is_one_line_and_its_own_exit_code(
     from embedforge.evaluate import run as evaluating
     from embedforge.mine import run as mining
     from embedforge.prove import run as proving
+    from embedforge.search import run as indexing
 
     def signalled(*_: object, **__: object) -> None:
         os.kill(os.getpid(), number)
@@ -147,6 +150,7 @@ def test_a_signal_is_one_line_and_its_own_exit_code(
     for module, verb, line in (
         (mining, "mine", (tmp_path / "pairs.jsonl", "--teacher", "bm25")),
         (evaluating, "evaluate", ("bm25", "--tasks", tmp_path)),
+        (indexing, "index", (tmp_path / "a.md", "--model", "embedforge:forge-tiny")),
         (proving, "adapt", (tmp_path,)),
         (curating, "curate", (tmp_path / "pairs.jsonl",)),
     ):
@@ -234,7 +238,19 @@ def test_of_two_runs_at_once_the_second_says_who_is_there(run: Run, tmp_path: Pa
         ("train", tmp_path / "recipe.yaml", "--device", "cpu"),
         ("mine", tmp_path / "pairs.jsonl", "--teacher", "bm25"),
         ("adapt", Path(__file__).parent, "--device", "cpu"),
+        (
+            "sweep",
+            tmp_path / "recipe.yaml",
+            "--grid",
+            "training.log_steps=1,2",
+            "--dev",
+            tmp_path / "pairs.jsonl",
+        ),
+        ("compress", "weights", "embedforge:forge-tiny", "--int8"),
     ]
+    if importlib.util.find_spec("mteb"):
+        write_datasets(tmp_path / "tasks")
+        lines.append(("compress", "embedforge:forge-tiny", "--tasks", tmp_path / "tasks" / "sts"))
     with hold(out):
         for line in lines:
             code, _, err = run(*line, "--out", out)

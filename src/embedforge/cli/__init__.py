@@ -86,4 +86,6 @@ def _refuse_empty(words: list[str]) -> None:
     for before, word in itertools.pairwise(("embedforge", *words)):
         option, is_one, value = word.partition("=") if word.startswith("--") else (before, "=", word)
         if is_one and not value.strip() and option not in _MAY_BE_EMPTY:
-            raise EmbedforgeError(f"there is an empty word after '{option}', as of a variable that is not set")
+            raise EmbedforgeError(
+                f"there is an empty word after '{option}', as of a variable that is not set"
+            )

@@ -14,8 +14,10 @@ from embedforge.stopping import exit_code, sigterm_like_ctrl_c
 
 _KEPT = {
     "adapt": "The same command goes on from there.",
+    "compress": "The same command goes on from there.",
     "distill": "The same command goes on from there.",
     "encode": "The same command goes on from there.",
+    "index": "The same command goes on from there.",
     "evaluate": "Finished tasks are kept: the same command goes on from there.",
     "mine": "The same command goes on from there.",
     "quickstart": "The same command goes on from there.",
@@ -35,8 +37,8 @@ class _StoppableVerbs(TyperGroup):
             try:
                 return super().invoke(ctx)
             except KeyboardInterrupt as stop:
-                if kept := _KEPT.get(ctx.invoked_subcommand or ""):
-                    typer.echo(f"\nStopped. {kept}", err=True)
+                kept = _KEPT.get(ctx.invoked_subcommand or "", "")
+                typer.echo(f"\nStopped. {kept}".rstrip(), err=True)
                 raise typer.Exit(exit_code(stop)) from None
 
 
