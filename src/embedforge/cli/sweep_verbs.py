@@ -52,6 +52,7 @@ def sweep(
     """
     from embedforge.data.convert import require_source
     from embedforge.data.readers import require_file
+    from embedforge.data.task_folder import require_tasks
     from embedforge.files import refuse_file
     from embedforge.model.folder import require_model
     from embedforge.recipe import source_of
@@ -66,6 +67,8 @@ def sweep(
         require_file(Path(file))
         require_source(source_of(file))
     held_out = [str(Path(file).resolve()) for file in dev or ()]
+    if tasks is not None:
+        require_tasks(tasks)
     judged = completed(Judged(tasks, tuple(held_out)), cells)
     for cell in cells:
         require_model(cell.recipe.model.base)

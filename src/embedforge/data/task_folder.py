@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,31 @@ logger = logging.getLogger(__name__)
 
 TYPES = ("retrieval", "reranking", "classification", "clustering", "sts", "nli", "bitext")
 ENDINGS = (".jsonl", ".jsonl.gz", ".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")
+
+
+def names_of(tasks: str | Path | Sequence[str]) -> list[str]:
+    """Return the names in --tasks: folders, and tasks and benchmarks of mteb.
+
+    >>> names_of("STS12, MTEB(eng, v2)")  # a comma inside parentheses belongs to a benchmark's name
+    ['STS12', 'MTEB(eng, v2)']
+    """
+    if isinstance(tasks, Path):
+        return [str(tasks)]
+    return re.split(r",\s*(?![^(]*\))", tasks.strip()) if isinstance(tasks, str) else list(tasks)
+
+
+def require_tasks(tasks: str | Path | Sequence[str], split: str = "test") -> None:
+    """Refuse a folder that is not there or has no dataset, before what is slow is imported.
+
+    Raises:
+        EmbedforgeError: names the folder, and the nearest one that is there.
+    """
+    for name in names_of(tasks):
+        if Path(name).is_dir():
+            _of_split(Path(name).resolve(), split)
+        elif "/" in name:
+            near = did_you_mean(Path(name).name, (path.name for path in Path(name).parent.glob("*")))
+            raise EmbedforgeError(f"--tasks {name}: there is no such folder.{near}")
 
 
 def find_datasets(folder: Path, split: str = "test") -> list[Path]:
@@ -31,6 +58,20 @@ def find_datasets(folder: Path, split: str = "test") -> list[Path]:
         EmbedforgeError: none has it.
     """
     folder = folder.resolve()
+    datasets, with_split = _of_split(folder, split)
+    left_out = [task_name(dataset) for dataset in datasets if dataset not in with_split]
+    if left_out:
+        logger.warning("%s: left out, without a split '%s': %s", folder, split, ", ".join(left_out))
+    if datasets[0].parent.parent == folder and (unknown := _of_no_type(folder, split)):
+        logger.warning(
+            "%s: left out, in a folder of no known type: %s; types are: %s",
+            *(folder, ", ".join(unknown), ", ".join(TYPES)),
+        )
+    return with_split
+
+
+def _of_split(folder: Path, split: str) -> tuple[list[Path], list[Path]]:
+    """Return all datasets of a folder, and those that have the split; see `find_datasets`."""
     if folder.parent.name in TYPES:
         datasets = [folder]
     elif folder.name in TYPES:
@@ -44,15 +85,7 @@ def find_datasets(folder: Path, split: str = "test") -> list[Path]:
             f"{folder}: {state} a split '{split}'. Expected TYPE/DATASET/{split}.jsonl, or "
             f"retrieval/DATASET/qrels/{split}.tsv; types are: {', '.join(TYPES)}"
         )
-    left_out = [task_name(dataset) for dataset in datasets if dataset not in with_split]
-    if left_out:
-        logger.warning("%s: left out, without a split '%s': %s", folder, split, ", ".join(left_out))
-    if datasets[0].parent.parent == folder and (unknown := _of_no_type(folder, split)):
-        logger.warning(
-            "%s: left out, in a folder of no known type: %s; types are: %s",
-            *(folder, ", ".join(unknown), ", ".join(TYPES)),
-        )
-    return with_split
+    return datasets, with_split
 
 
 def _of_no_type(folder: Path, split: str) -> list[str]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from embedforge.console import add_row, progress_bar
-from embedforge.data.task_folder import checked_name
+from embedforge.data.task_folder import checked_name, require_tasks
 from embedforge.errors import EmbedforgeError, missing_extra
 from embedforge.evaluate.decontamination import unchecked_tasks
 from embedforge.evaluate.instructions import check_names, instruction_of
@@ -85,6 +85,7 @@ def evaluate(
     for model in names:
         if model != BM25:
             require_model(decoder_of(model))
+    require_tasks(tasks, split)
     from embedforge.evaluate.summary import write_summary
     from embedforge.evaluate.tasks import find_tasks
 
