@@ -91,7 +91,7 @@ WRITTEN: dict[str, str] = {
     "convert": "convert official PATH",
     "prune": "prune tiny PATH --layers 1",
     "distill": f"distill {EMBEDDER} --student tiny --text docs --out PATH",
-    "merge": "merge tiny tiny --out PATH",
+    "merge": "merge tiny official --out PATH",
     "recipe": "recipe copy tiny --out PATH",
 }
 
@@ -147,10 +147,8 @@ def at_odds() -> Iterator[Case]:
             "evaluate",
             ("evaluate", "bm25", "--tasks", "tasks", *("--instruction", "a=b") * 2, "--instruction", "a=c"),
         ),
-        ("encode", (*encode, "--shard", "1/2", "--engine", "ray")),
         ("encode", (*encode, "--ray-address", "auto")),
         ("encode", (*encode, "--workers", "2")),
-        ("encode", (*encode, "--stdin-format", "csv")),
         ("export", ("export", EMBEDDER, "out/ox", "--to", "onnx", "--adapter", "tiny")),
         ("export", ("export", EMBEDDER, "out/ox", "--to", "onnx", "--pooling", "mean")),
         ("export", ("export", "tiny", "out/ox", "--int8")),
@@ -181,9 +179,8 @@ def limits() -> Iterator[Case]:
             ("encode", ("encode", EMBEDDER, "texts.jsonl", "--out", "out/ol", "--dim", n))
             for n in (most, far)
         ),
-        ("encode", ("encode", EMBEDDER, "texts.jsonl", "--out", "out/ol", "--shard", f"{far}/{far}0")),
         ("encode", ("encode", EMBEDDER, "texts.jsonl", "--out", "out/ol", "--workers", far)),
-        *(("prune", ("prune", "tiny", "out/ol", "--layers", n)) for n in (most, f"1,{far}", "1e3", "0x1")),
+        *(("prune", ("prune", "tiny", "out/ol", "--layers", n)) for n in (most, f"1,{far}", "0x1")),
         *(
             ("mine", ("mine", "pairs.jsonl", "--teacher", "bm25", "--memory-gb", n))
             for n in ("1e-9", "5e-324")

@@ -210,6 +210,10 @@ MISTAKES = {
     "export embedforge:base out --adapter /none": "there is no such folder",
     "convert none out": "there is no such file",
     "probe /none": "there is no such folder",
+    f"export embedforge:forge-tiny {__file__}/x --to onnx": "is a file, and a folder is to be written here",
+    f"prune embedforge:base {__file__}/x --layers 1": "is a file, and a folder is to be written here",
+    f"merge embedforge:forge-tiny embedforge:base --out {__file__}/x": "is a file, and a folder",
+    f"sweep tiny --grid training.log_steps=1,2 --out {__file__}/x": "is a file, and a folder",
     "catalog none": "there is no 'none'",
 }
 """Command lines with a mistake that shows before any model is loaded, and what is said of it."""

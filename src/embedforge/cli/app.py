@@ -37,8 +37,8 @@ class _StoppableVerbs(TyperGroup):
             try:
                 return super().invoke(ctx)
             except KeyboardInterrupt as stop:
-                kept = _KEPT.get(ctx.invoked_subcommand or "", "")
-                typer.echo(f"\nStopped. {kept}".rstrip(), err=True)
+                if kept := _KEPT.get(ctx.invoked_subcommand or ""):
+                    typer.echo(f"\nStopped. {kept}", err=True)
                 raise typer.Exit(exit_code(stop)) from None
 
 
