@@ -37,6 +37,7 @@ os.environ["EMBEDFORGE_HOME"] = "/nonexistent"  # no base has been fetched
 os.environ.pop("OPENAI_API_KEY", None)
 
 from bad_input_cases import Case, cases_of, write_materials
+from bad_input_odd_cases import odd_cases
 from bad_input_use_cases import use_cases
 
 SECONDS = 20
@@ -58,7 +59,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="bad-inputs-") as name:
         folder = Path(name)
         write_materials(folder)
-        every = [*cases_of(folder), *use_cases(folder)]
+        every = [*cases_of(folder), *use_cases(folder), *odd_cases(folder)]
         cases = [case for case in every if asked.verb in (None, case.verb)]
         import_light()
         answers = run_all([case for case in cases if not case.needs_model], folder, show=asked.show)

@@ -67,6 +67,8 @@ def test_a_quoted_tsv_is_refused(tmp_path, text, parts):
         ("[1] Smith [2]", ("[1] Smith [2]",)),
         ('{"code": 1}', ('{"code": 1}',)),
         (r"[^'\d]", (r"[^'\d]",)),
+        ("(1, 2)", ("(1, 2)",)),
+        ('("Yes", he said)', ('("Yes", he said)',)),
     ],
 )
 @pytest.mark.parametrize("name", ["rows.csv", "rows.tsv"])
@@ -79,7 +81,11 @@ def test_a_cell_that_is_a_json_list_is_a_list(tmp_path, name, cell, positives):
 
 
 @pytest.mark.parametrize(
-    "cell", ["['b', 'c']", "['b' 'c\nd']", "[\"it's\", 'b']", "{'text': 'b'}", '["b" "c"]', "['b\\\\d']"]
+    "cell",
+    [
+        *("['b', 'c']", "['b' 'c\nd']", "[\"it's\", 'b']", "{'text': 'b'}", '["b" "c"]', "['b\\\\d']"),
+        *("('b', 'c')", "{'b', 'c'}", "array(['b', 'c'], dtype=object)"),
+    ],
 )
 def test_a_cell_that_is_a_list_of_python_or_numpy_is_refused(tmp_path, cell):
     quoted = cell.replace('"', '""')

@@ -73,6 +73,10 @@ JUDGED = "query-id\tcorpus-id\tscore\nq0\td0\t2\n"
         ("none\td0\t1", r"test\.tsv, line 3: there is no query 'none' in .*queries\.jsonl"),
         ("q0\td0\t1", r"test\.tsv, line 3: query 'q0' and document 'd0' have grade 1 here and 2 further up"),
         ("q0\td1\thigh", r"test\.tsv, line 3: 'score' must be a number"),
+        (
+            "q0\td1\t99999999999999999999",
+            r"test\.tsv, line 3: 'score' is 1e\+20; a grade is at most 1,000,000",
+        ),
     ],
 )
 def test_judgements_are_checked_alike_for_every_verb(
@@ -113,6 +117,8 @@ def test_judgements_are_checked_alike_for_every_verb(
         ("clustering", [{"text": t, "label": t} for t in "abc"], "3 texts are too few to cluster"),
         ("classification", [{"text": "a", "label": "x"}], "its one text is no test"),
         ("classification", [{"text": "a", "label": "X"}], "line 1: label 'X' of test is not in train"),
+        ("classification", [{"text": "a", "label": ["x"]}] * 2, "line 1: 'label' is a list of labels"),
+        ("classification", [{"text": "a", "label": "['x', 'y']"}] * 2, "line 1: 'label' is a list of labels"),
         ("sts", [{"sentence1": "a", "sentence2": "b", "score": 1}], "every pair has the score 1"),
         ("sts", [{"sentence1": "a", "sentence2": "", "score": 1}], "line 1: 'sentence2' has no text"),
         ("bitext", [{"sentence1": "a", "sentence2": "b", "lang": "deu"}], "language 'deu' has one pair"),
@@ -180,3 +186,28 @@ def test_what_is_passed_over_is_said_on_terminal_page_and_in_results(data: Path,
     again = evaluate(["bm25"], str(folder), tmp_path / "out")
     assert again.score("bm25", "retrieval/topics") == found.score("bm25", "retrieval/topics")
     assert again.notes == {"retrieval/topics": notes}
+
+
+def test_white_space_makes_no_class(tmp_path: Path) -> None:
+    """Else a text would be a negative of those of its own class."""
+    file = tmp_path / "classification" / "d" / "test.csv"
+    file.parent.mkdir(parents=True)
+    file.write_text("text,label\na,x \nb,x\nc,y\nd, y\n")
+    (file.parent / "train.csv").write_text("text,label\na,x\nb,y\n")
+    assert loaded(file.parent).dataset["test"]["label"] == [0, 0, 1, 1]
+    examples = read_source(Source(path=str(file), kind="labels"), seed=0)
+    assert [example.positives for example in examples] == [("b",), ("a",), ("d",), ("c",)]
+
+
+def test_what_is_left_out_of_a_folder_of_tasks_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [{"sentence1": "a", "sentence2": text, "score": score} for score, text in enumerate("bcd")]
+    for name in ("sts/a/test", "sts/b/dev", "STS/c/test", "pairs/d/test", ".old/e/test", "pairs/f/notes"):
+        write_jsonl(tmp_path / f"{name}.jsonl", rows)
+    assert [task.metadata.name for task in find_tasks(str(tmp_path))] == ["sts/a"]
+    assert "left out, without a split 'test': sts/b" in caplog.text
+    assert "left out, in a folder of no known type: STS/c, pairs/d; types are: retrieval" in caplog.text
+    (tmp_path / "sts" / "a" / "test.csv").write_text("sentence1,sentence2,score\na,b,3\nc,d,1\n")
+    with pytest.raises(EmbedforgeError, match=r"test\.jsonl and test\.csv are the same split"):
+        loaded(tmp_path / "sts" / "a")

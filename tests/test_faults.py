@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ import pytest
 import yaml
 
 from conftest import Run
+from datasets_for_tests import write_datasets
 from disk_for_tests import disk_with_room_for
 from embedforge.endpoint import Secret
 from embedforge.errors import EmbedforgeError
@@ -68,16 +70,55 @@ def test_a_password_in_a_teachers_address_is_refused_and_not_repeated(run: Run, 
         "http://me:hunter2@host/v1#m",
         "http://me:hunter2@ho st/v1#m",
         "http://host/v1?key=hunter2#m",
+        "HTTP://me:hunter2@host/v1#m",
+        *(
+            f"http://me:{password}@host/v1#m"
+            for password in ("hun/hunter2", "hunter2#x", "hunter2?x", "x hunter2")
+        ),
+        "http://ho st/v1?key=hunter2#m",
     ):
         line = ("mine", tmp_path / "pairs.jsonl", "--teacher", address, "--out", tmp_path / "out")
         code, out, err = run(*line)
         assert code == 1
-        assert "me:hunter2" not in out + err
+        assert "hunter2" not in out + err
         values = {"teacher": address, "kind": "distill"}
         with pytest.raises(EmbedforgeError) as caught:
             parse_recipe(recipe_values(objective=values), "r")
-        assert "me:hunter2" not in str(caught.value)
+        assert "hunter2" not in str(caught.value).partition("(")[0]
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ("evaluate", "URL", "--tasks", "."),
+        ("curate", "pairs.jsonl", "--teacher", "URL"),
+        ("compress", "URL", "--tasks", "."),
+        ("export", "URL", "out"),
+        ("train", "r.yaml", "--set", "model.base=URL"),
+    ],
+    ids=lambda line: str(line[0]),
+)
+def test_an_address_in_place_of_a_model_is_told_apart(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_pairs(tmp_path / "pairs.jsonl", rows=4)
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe_values()))
+    out = () if line[0] == "export" else ("--out", "out")
+    code, said, err = run(*(word.replace("URL", "http://me:hunter2@host/v1#m") for word in line), *out)
+    assert code == 1
+    assert "http://host/v1#m: this is an address" in err
+    assert "hunter2" not in said + err
+
+
+def test_a_key_in_place_of_the_name_of_its_variable_is_not_repeated(run: Run, tmp_path: Path) -> None:
+    write_pairs(tmp_path / "pairs.jsonl", rows=4)
+    line = ("mine", tmp_path / "pairs.jsonl", "--teacher", "http://127.0.0.1:9/v1#m")
+    code, out, err = run(*line, "--key-variable", KEY, "--out", tmp_path / "out")
+    assert code == 1
+    assert "is it the key itself?" in err
+    assert KEY not in out + err
 
 
 def test_a_key_is_taken_out_in_every_form() -> None:
@@ -98,6 +139,7 @@ def test_a_signal_is_one_line_and_its_own_exit_code(
     from embedforge.evaluate import run as evaluating
     from embedforge.mine import run as mining
     from embedforge.prove import run as proving
+    from embedforge.search import run as indexing
 
     def signalled(*_: object, **__: object) -> None:
         os.kill(os.getpid(), number)
@@ -108,6 +150,7 @@ def test_a_signal_is_one_line_and_its_own_exit_code(
     for module, verb, line in (
         (mining, "mine", (tmp_path / "pairs.jsonl", "--teacher", "bm25")),
         (evaluating, "evaluate", ("bm25", "--tasks", tmp_path)),
+        (indexing, "index", (tmp_path / "a.md", "--model", "embedforge:forge-tiny")),
         (proving, "adapt", (tmp_path,)),
         (curating, "curate", (tmp_path / "pairs.jsonl",)),
     ):
@@ -195,7 +238,19 @@ def test_of_two_runs_at_once_the_second_says_who_is_there(run: Run, tmp_path: Pa
         ("train", tmp_path / "recipe.yaml", "--device", "cpu"),
         ("mine", tmp_path / "pairs.jsonl", "--teacher", "bm25"),
         ("adapt", Path(__file__).parent, "--device", "cpu"),
+        (
+            "sweep",
+            tmp_path / "recipe.yaml",
+            "--grid",
+            "training.log_steps=1,2",
+            "--dev",
+            tmp_path / "pairs.jsonl",
+        ),
+        ("compress", "weights", "embedforge:forge-tiny", "--int8"),
     ]
+    if importlib.util.find_spec("mteb"):
+        write_datasets(tmp_path / "tasks")
+        lines.append(("compress", "embedforge:forge-tiny", "--tasks", tmp_path / "tasks" / "sts"))
     with hold(out):
         for line in lines:
             code, _, err = run(*line, "--out", out)

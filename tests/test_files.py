@@ -13,7 +13,15 @@ from pathlib import Path
 import pytest
 
 from embedforge.errors import EmbedforgeError
-from embedforge.files import read_json, read_object, replace_folder, try_lock, write_json, write_text
+from embedforge.files import (
+    read_json,
+    read_object,
+    refuse_file,
+    replace_folder,
+    try_lock,
+    write_json,
+    write_text,
+)
 
 
 def no_space(*_: object, **__: object) -> None:
@@ -258,3 +266,14 @@ def test_all_that_locks_works_on_a_system_without_flock(tmp_path: Path) -> None:
     command = [sys.executable, "-c", WITHOUT_FCNTL]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert result.stdout.splitlines() == ["['a']", "[]"], result.stderr
+
+
+def test_what_no_folder_can_be_written_to_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("a")
+    (tmp_path / "circle").symlink_to("circle")
+    (tmp_path / "link").symlink_to("nowhere")
+    for name in ("file", "file/a/b", "circle", "circle/a", "link", "a\0b"):
+        with pytest.raises(EmbedforgeError, match=r"a file|a link to nothing|no path can hold"):
+            refuse_file(tmp_path / name)
+    for name in ("new", "new/a/b", ""):
+        refuse_file(tmp_path / name)

@@ -110,6 +110,12 @@ def test_what_cannot_be_mended_is_refused(tmp_path: Path) -> None:
     edit(folder / "tokenizer_config.json", eos_token=None)
     with pytest.raises(EmbedforgeError, match="there is no eos_token"):
         load(str(folder), "cpu")
+    for word in ("true", 1):
+        edit(folder / "tokenizer_config.json", add_eos_token=word)
+        with pytest.raises(
+            EmbedforgeError, match=r"tokenizer_config\.json: 'add_eos_token' is .*; write true"
+        ):
+            load(str(folder), "cpu")
 
 
 def test_llm2vec_appends_no_eos_behind_the_end_of_a_llama_3_turn(tmp_path: Path) -> None:

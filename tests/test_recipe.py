@@ -91,6 +91,14 @@ def test_broken_yaml_names_the_line(tmp_path: Path) -> None:
         load_recipe(write(tmp_path, "name: x\nstages: [}\n"))
 
 
+def test_a_folder_of_the_name_of_a_shipped_recipe_is_in_nobodys_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny").mkdir()
+    assert load_recipe("tiny").name == "tiny"
+
+
 def test_an_unknown_recipe_gets_a_suggestion() -> None:
     with pytest.raises(EmbedforgeError, match="Did you mean 'tiny'"):
         load_recipe("tinny")

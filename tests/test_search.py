@@ -23,7 +23,9 @@ from embedforge.search import Document, Index, build_index, folder_store
 from embedforge.search import run as verbs
 from embedforge.search.build import change_index, compact_index
 from embedforge.search.embedder import Embedder
+from embedforge.search.files import update_index
 from embedforge.search.lance_store import exists
+from embedforge.search.places import find_store
 from embedforge.search.run import search
 from embedforge.search.snippet import snippet_of
 from embedforge.search.sources import documents_of, sources_of
@@ -711,3 +713,35 @@ def test_an_address_that_lancedb_does_not_know_is_refused(uri: str) -> None:
     pytest.importorskip("lancedb")
     with pytest.raises(EmbedforgeError, match=f"{uri}: LanceDB cannot connect to it; lance://FOLDER"):
         exists(uri)
+
+
+def test_a_search_makes_no_folder_and_an_address_holds_no_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("lancedb")
+    monkeypatch.chdir(tmp_path)
+    for uri in ("lance://typo", "s3://me:secret/x@host", "s3://bucket/index?key=secret"):
+        with pytest.raises(EmbedforgeError, match=r"no such folder|no user, password or query") as caught:
+            find_store(uri)
+        assert "secret" not in str(caught.value)
+    assert not exists("lance://typo")
+    assert not [*tmp_path.iterdir()]
+
+
+def test_records_without_a_text_are_counted_and_ids_are_ids(saved: Path, tmp_path: Path) -> None:
+    """Several public collections have empty documents, and tables number their rows."""
+    file, where = tmp_path / "corpus.jsonl", tmp_path / "index"
+    rows: list[dict[str, Any]] = [
+        {"_id": 1, "title": "", "text": "cats purr"},
+        {"_id": 2, "title": "", "text": " "},
+        {"id": None, "_id": 3, "title": "dogs"},
+        {"id": 4, "text": None},
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    outcome = update_index(where, [file], model=str(saved))
+    assert (outcome.documents, outcome.passed_over) == (2, {"records without a text": 2})
+    assert sorted(name for name, _ in find_store(where).ids()) == ["1", "3"]
+    for bad in (1.0, True, [1], " "):
+        file.write_text(json.dumps({"id": bad, "text": "cats"}) + "\n")
+        with pytest.raises(EmbedforgeError, match=r"corpus\.jsonl, line 1: 'id'"):
+            update_index(tmp_path / "other", [file], model=str(saved))

@@ -23,6 +23,9 @@ NO_KEY = "none"
 MOST_CHARACTERS = 500
 """Of an endpoint's words in a message."""
 _PASSWORD = re.compile(r"(?<=://)[^/\s@#?]*@")
+_AFTER_NAME = re.compile(r"^((?:\w+://)?[^/:@\s]*):(?!//|\d*(?:[/?#]|$)).*|\?.*", re.DOTALL)
+"""Of what is no address: what may be a password, whose letters ended the name of the host too early."""
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _MARKUP = re.compile(r"<(script|style)\b.*?</\1>|<[^>]*>", re.DOTALL | re.IGNORECASE)
 
 
@@ -56,6 +59,11 @@ def key_from_environment(variable: str | None) -> Secret:
     Raises:
         EmbedforgeError: the variable that was named is not set, or no header can hold what is in it.
     """
+    if variable and not _VARIABLE.fullmatch(variable):
+        raise EmbedforgeError(  # and no word of it: it may be the key
+            "--key-variable takes the name of an environment variable, such as MY_KEY, and what was given is "
+            "none; is it the key itself?"
+        )
     key = os.environ.get(variable or KEY_VARIABLE, "").strip()
     if variable and not key:
         raise EmbedforgeError(
@@ -86,11 +94,27 @@ def require_address(url: str, option: str, example: str) -> None:
     except ValueError:  # of the port, of brackets, of a name that cannot be
         is_address = False
     if not is_address:
-        raise EmbedforgeError(f"{option}: '{without_password(url)}' is no address like {example}")
+        shown = _AFTER_NAME.sub(lambda found: f"{found[1]}:[...]" if found[1] else "", without_password(url))
+        raise EmbedforgeError(f"{option}: '{shown}' is no address like {example}")
     if parts.username or parts.password or parts.query:
         raise EmbedforgeError(
             f"{option}: no user, password or query in the address; give a key by the environment"
         )
+
+
+def is_address(name: str) -> bool:
+    """Say whether a name is that of an endpoint, and not of a model here or on the hub."""
+    return name.lower().startswith(("http://", "https://"))
+
+
+def split_address(name: str) -> tuple[str, str]:
+    """Return address and model of ADDRESS#MODEL; "" for no model.
+
+    >>> split_address("http://h/v1#m"), split_address("http://h/v1")
+    (('http://h/v1', 'm'), ('http://h/v1', ''))
+    """
+    url, mark, model = name.rpartition("#")
+    return (url, model) if mark else (name, "")
 
 
 def without_password(text: str) -> str:

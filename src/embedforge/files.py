@@ -99,6 +99,10 @@ def refuse_file(path: Path) -> None:
         raise EmbedforgeError(f"{str(path)!r}: no path can hold this character; name another folder")
     if path.exists() and not path.is_dir():
         raise EmbedforgeError(f"{path}: this is a file, a folder is to be written here; name another one")
+    above = next(place for place in (path, *path.parents) if place.exists() or place.is_symlink())
+    if not above.is_dir():
+        state = "a file" if above.exists() else "a link to nothing, or to itself"
+        raise EmbedforgeError(f"{path}: {above} is {state}, and a folder is to be written here; name another")
 
 
 @contextlib.contextmanager

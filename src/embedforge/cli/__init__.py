@@ -7,6 +7,7 @@ list of options: that list is the verb's documentation, and stays in one piece.
 from __future__ import annotations
 
 import errno
+import itertools
 import logging
 import sys
 
@@ -17,6 +18,7 @@ from embedforge.cli import train_verbs, sweep_verbs, recipe_verbs, base_verbs  #
 from embedforge.cli import curate_verbs, data_verbs, encode_verbs, model_verbs, compress_verbs  # isort: skip
 from embedforge.cli import hub_verbs, search_verbs, serve_verbs  # isort: skip
 from embedforge.cli.app import app
+from embedforge.endpoint import without_password
 from embedforge.errors import EmbedforgeError
 
 __all__ = [
@@ -47,6 +49,10 @@ class _Notes(logging.Handler):
 
 
 _NOTES = _Notes(logging.WARNING)
+_MAY_BE_EMPTY = ("--instruction", "--query-prompt", "--document-prompt", "--chat-template", "--message")
+"""Texts; an empty one is none."""
+_OF_PATHS = ("Symlink loop from", "Could not determine home directory")
+"""How `pathlib` says, by RuntimeError, that there is no such path."""
 
 
 def main() -> None:
@@ -57,9 +63,10 @@ def main() -> None:
     """
     logging.getLogger("embedforge").addHandler(_NOTES)
     try:
+        _refuse_empty(sys.argv[1:])
         app()
     except EmbedforgeError as error:
-        typer.echo(f"embedforge: {error}", err=True)
+        typer.echo(f"embedforge: {without_password(str(error))}", err=True)
         sys.exit(1)
     except OSError as error:
         file = f"{error.filename}: " if error.filename is not None else ""
@@ -67,3 +74,18 @@ def main() -> None:
         kept = ". What was there before is as it was; make room, and run the same command again"
         typer.echo(f"embedforge: {file}{error.strerror or error}{kept if full else ''}", err=True)
         sys.exit(1)
+    except RuntimeError as error:
+        if not str(error).startswith(_OF_PATHS):
+            raise
+        typer.echo(f"embedforge: there is no such path: {error}", err=True)
+        sys.exit(1)
+
+
+def _refuse_empty(words: list[str]) -> None:
+    """Refuse an empty word: as a path it would be the current folder, which nobody has named."""
+    for before, word in itertools.pairwise(("embedforge", *words)):
+        option, is_one, value = word.partition("=") if word.startswith("--") else (before, "=", word)
+        if is_one and not value.strip() and option not in _MAY_BE_EMPTY:
+            raise EmbedforgeError(
+                f"there is an empty word after '{option}', as of a variable that is not set"
+            )

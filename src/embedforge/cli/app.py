@@ -14,8 +14,10 @@ from embedforge.stopping import exit_code, sigterm_like_ctrl_c
 
 _KEPT = {
     "adapt": "The same command goes on from there.",
+    "compress": "The same command goes on from there.",
     "distill": "The same command goes on from there.",
     "encode": "The same command goes on from there.",
+    "index": "The same command goes on from there.",
     "evaluate": "Finished tasks are kept: the same command goes on from there.",
     "mine": "The same command goes on from there.",
     "quickstart": "The same command goes on from there.",
@@ -103,10 +105,12 @@ class FirstWordOptional(TyperGroup):
 
 def pairs_of(option: str, form: str, items: list[str]) -> dict[str, str]:
     """Read an option's NAME=VALUE, repeated; `form` is what an error calls that."""
-    pairs = {}
+    pairs: dict[str, str] = {}
     for item in items:
         key, separator, value = item.partition("=")
         if not separator:
             raise EmbedforgeError(f"{option} takes {form}, got '{item}'")
+        if pairs.get(key, value) != value:
+            raise EmbedforgeError(f"{option}: '{key}' is given twice, and only one can count; remove one")
         pairs[key] = value
     return pairs

@@ -77,6 +77,7 @@ def vectors(
     bits, and rescored from there. Run again to go on, or with more lengths and forms.
     """
     from embedforge.curate.sources import sources_of
+    from embedforge.data.task_folder import require_tasks
     from embedforge.model.folder import require_model
 
     lengths = None if dims is None else _whole_numbers("--dims", dims)
@@ -85,6 +86,7 @@ def vectors(
     sources = sources_of(rotate or [])
     instructions = pairs_of("--instruction", "TASK=TEXT", instruction or [])
     require_model(model)  # before torch is imported: a mistake in it shows at once
+    require_tasks(tasks, split)
     from embedforge.compress.page import sentences, terminal_table
     from embedforge.compress.run import Asked, compress
     from embedforge.console import say, stdout

@@ -131,8 +131,10 @@ def export(
     published checkpoint is read.
     """
     from embedforge.data.marks import copy_mark_of_model
+    from embedforge.files import refuse_file
     from embedforge.model.folder import require_model
 
+    refuse_file(out)
     for name in (source, *(adapter or ())):  # before torch is imported: a mistake in it shows at once
         require_model(name)
     checkpoint = {
@@ -191,9 +193,10 @@ def convert(
     out: Annotated[Path, typer.Argument(help="The model folder to write.")],
 ) -> None:
     """Convert an official NV-Embed checkpoint into an embedforge folder, shard by shard, in little memory."""
-    from embedforge.files import read_object
+    from embedforge.files import read_object, refuse_file
     from embedforge.model.config_check import check_folder
 
+    refuse_file(out)
     read_object(source / "config.json")  # before torch is imported: a mistake in it shows at once
     check_folder(source)
     from embedforge.model.nvembed import convert_nvembed
@@ -232,8 +235,10 @@ def prune(
     """
     from embedforge.curate.sources import sources_of
     from embedforge.data.convert import read_source
+    from embedforge.files import refuse_file
     from embedforge.model.folder import require_model
 
+    refuse_file(out)
     kept = None if layers is None else _layers(layers)
     if layers is None and vocabulary is None:
         raise EmbedforgeError("nothing is to be pruned: name --layers, a file of --vocabulary, or both")
@@ -284,8 +289,10 @@ def merge(
     the best one. The table says what was kept and why; OUT/merge.json too.
     """
     from embedforge.data.readers import require_file
+    from embedforge.files import refuse_file
     from embedforge.model.folder import require_model
 
+    refuse_file(out)
     for name in models:  # before torch is imported: a mistake in it shows at once
         require_model(name)
     for file in dev or ():

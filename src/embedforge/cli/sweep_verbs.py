@@ -52,18 +52,23 @@ def sweep(
     """
     from embedforge.data.convert import require_source
     from embedforge.data.readers import require_file
+    from embedforge.data.task_folder import require_tasks
+    from embedforge.files import refuse_file
     from embedforge.model.folder import require_model
     from embedforge.recipe import source_of
     from embedforge.sweep.grid import Judged, cells_of, completed, parse_grid
 
+    refuse_file(out)
     cells = cells_of(recipes, parse_grid(grid or []), set_ or ())  # before torch is imported
     folder = source_folder(recipes[0], data)
     for source in (source for cell in cells for stage in cell.recipe.stages for source in stage.mix.sources):
         require_source(source, folder)
-    held_out = [str(Path(file).resolve()) for file in dev or ()]
-    for file in held_out:
+    for file in dev or ():
         require_file(Path(file))
         require_source(source_of(file))
+    held_out = [str(Path(file).resolve()) for file in dev or ()]
+    if tasks is not None:
+        require_tasks(tasks)
     judged = completed(Judged(tasks, tuple(held_out)), cells)
     for cell in cells:
         require_model(cell.recipe.model.base)

@@ -189,12 +189,13 @@ def distill(
     held-out text. Run it again to resume after Ctrl-C. It is quickstart's engine with a teacher.
     """
     _check(text, None, recipe, set_, out, minutes)
+    from embedforge.endpoint import is_address
     from embedforge.model.folder import require_model
     from embedforge.prove.taught import with_teacher
     from embedforge.recipe import load_recipe
 
     for name in (student, teacher):
-        if not name.startswith(("http://", "https://", "file:")):
+        if not is_address(name) and not name.startswith("file:"):
             require_model(name)
     with_teacher(load_recipe(recipe, set_ or ()), teacher)
     from embedforge.prove.run import distill as run

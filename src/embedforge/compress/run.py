@@ -41,7 +41,7 @@ from embedforge.model.folder import find_folder, require_model
 from embedforge.model.projection import rotate
 from embedforge.quantize import principal_rotation
 from embedforge.recipe import Source
-from embedforge.run_folder import facts
+from embedforge.run_folder import facts, hold
 from embedforge.runtime import pick_device
 from embedforge.train.prune import texts_of
 
@@ -103,36 +103,37 @@ def compress(
     from embedforge.evaluate.tasks import find_tasks
 
     selected = find_tasks([str(tasks)] if isinstance(tasks, Path) else tasks, settings.split)
-    encoder = Encoder(
-        model,
-        instructions=settings.instructions,
-        device=device,
-        dtype=settings.dtype,
-        tokens_per_batch=settings.tokens_per_batch,
-        max_tokens=settings.max_tokens,
-    )
-    key = {"model": model_fingerprint(model), **encoder.settings(), "versions": versions()}
-    kept = KeptVectors(encoder, out / "vectors", key)
-    rotation, width = _rotation(kept, asked)
-    variants = variants_of(width, asked.dims, asked.forms, rotated=rotation is not None)
-    found: dict[str, dict[str, dict[str, Any]]] = {}
-    with quiet_mteb(), progress_bar() as progress:
-        row = add_row(progress, "compress", len(selected) * len(variants))
-        for task in selected:
-            name = task.metadata.name
-            inputs = task_inputs(task, key["model"], encoder.instruction(task.metadata), settings)
-            inputs |= {"rotation": None if rotation is None else hash_of(np.round(rotation, 6).tolist())}
-            inputs |= {"candidates": asked.candidates}
-            file = out / "tasks" / f"{file_name(name)}.json"
-            step = functools.partial(progress.update, row, note=name)
-            found[name] = _task(kept, task, variants, rotation, inputs, file, asked.candidates, step)
-            progress.advance(row, len(variants))
-            kept.forget()
-    if save_rotated is not None and rotation is not None:
-        _save(model, save_rotated, rotation)
-    curve = Curve(model, variants, found, asked.within, _sampled(asked, rotation))
-    write_results(out, curve, facts(device=pick_device(device)))
-    return curve
+    with hold(out):
+        encoder = Encoder(
+            model,
+            instructions=settings.instructions,
+            device=device,
+            dtype=settings.dtype,
+            tokens_per_batch=settings.tokens_per_batch,
+            max_tokens=settings.max_tokens,
+        )
+        key = {"model": model_fingerprint(model), **encoder.settings(), "versions": versions()}
+        kept = KeptVectors(encoder, out / "vectors", key)
+        rotation, width = _rotation(kept, asked)
+        variants = variants_of(width, asked.dims, asked.forms, rotated=rotation is not None)
+        found: dict[str, dict[str, dict[str, Any]]] = {}
+        with quiet_mteb(), progress_bar() as progress:
+            row = add_row(progress, "compress", len(selected) * len(variants))
+            for task in selected:
+                name = task.metadata.name
+                inputs = task_inputs(task, key["model"], encoder.instruction(task.metadata), settings)
+                inputs |= {"rotation": None if rotation is None else hash_of(np.round(rotation, 6).tolist())}
+                inputs |= {"candidates": asked.candidates}
+                file = out / "tasks" / f"{file_name(name)}.json"
+                step = functools.partial(progress.update, row, note=name)
+                found[name] = _task(kept, task, variants, rotation, inputs, file, asked.candidates, step)
+                progress.advance(row, len(variants))
+                kept.forget()
+        if save_rotated is not None and rotation is not None:
+            _save(model, save_rotated, rotation)
+        curve = Curve(model, variants, found, asked.within, _sampled(asked, rotation))
+        write_results(out, curve, facts(device=pick_device(device)))
+        return curve
 
 
 def _task(

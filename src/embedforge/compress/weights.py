@@ -28,7 +28,7 @@ from embedforge.model.encoder import embedding_model, load
 from embedforge.model.int8 import Int8Linear, to_int8
 from embedforge.model.sparsity import How, Sparsity, linear_layers, sparsify
 from embedforge.recipe import Recipe, Source, parse_recipe
-from embedforge.run_folder import claim
+from embedforge.run_folder import claim, hold
 from embedforge.runtime import pick_device
 from embedforge.text.contract import FILE_NAME as CONTRACT
 from embedforge.train.prune import texts_of
@@ -94,34 +94,35 @@ def compress_weights(
         "learning_rate": settings.learning_rate,
         "texts": [item.model_dump(mode="json") for item in settings.texts],
     }
-    claim(out, asked, PLAN, "run of compress weights")
-    latest = source
-    if settings.prune is not None:
-        latest = out / PRUNED
-        if not latest.exists():
-            pruned = embedding_model(load(str(source), device=str(pick_device(device))))
-            sparsify(pruned, settings.prune, Sparsity.parse(settings.sparsity), _sample(settings))
-            save_derived(pruned.cpu(), source, latest)
-    if settings.recover:
-        recipe = recovery(source, latest, settings)
-        latest = train(
-            recipe,
-            out / RECOVERY,
-            resume=True,
-            device=device,
-            source_folder=Path.cwd(),
-            teachers=open_teacher,
-        )
-    result = out / MODEL
-    if not result.exists():
-        if settings.int8:
-            rounded = embedding_model(load(str(latest), device="cpu"))
-            to_int8(rounded.decoder)
-            save_derived(rounded, latest, result)
-        else:
-            _link(latest, result)
-    made = embedding_model(load(str(result), device="cpu"))
-    return WeightFacts(_zero_share(made), _weight_bytes(source), _weight_bytes(result))
+    with hold(out):
+        claim(out, asked, PLAN, "run of compress weights")
+        latest = source
+        if settings.prune is not None:
+            latest = out / PRUNED
+            if not latest.exists():
+                pruned = embedding_model(load(str(source), device=str(pick_device(device))))
+                sparsify(pruned, settings.prune, Sparsity.parse(settings.sparsity), _sample(settings))
+                save_derived(pruned.cpu(), source, latest)
+        if settings.recover:
+            recipe = recovery(source, latest, settings)
+            latest = train(
+                recipe,
+                out / RECOVERY,
+                resume=True,
+                device=device,
+                source_folder=Path.cwd(),
+                teachers=open_teacher,
+            )
+        result = out / MODEL
+        if not result.exists():
+            if settings.int8:
+                rounded = embedding_model(load(str(latest), device="cpu"))
+                to_int8(rounded.decoder)
+                save_derived(rounded, latest, result)
+            else:
+                _link(latest, result)
+        made = embedding_model(load(str(result), device="cpu"))
+        return WeightFacts(_zero_share(made), _weight_bytes(source), _weight_bytes(result))
 
 
 def recovery(teacher: Path, pruned: Path, settings: WeightSettings) -> Recipe:

@@ -21,6 +21,8 @@ Lines = dict[tuple[str, str], int]
 """The line that first names ("query", id) or ("document", id)."""
 _QRELS = "qrels"
 _COLUMNS = ("query-id", "corpus-id", "score")
+_HIGHEST_GRADE = 1_000_000
+"""More than anybody judges with, and less than what the metrics' 32 bits hold."""
 UNANSWERED = "queries without a relevant document, passed over"
 _NEGATIVE = "grades below 0, taken as 0"
 _REPEATED = "judgements given twice, of which one counts"
@@ -248,4 +250,6 @@ def _judgement(record: Record) -> Judgement:
     score = record.number_of("score")
     if score != int(score):
         raise record.error(f"'score' must be a whole number, found {record.values['score']!r}")
+    if abs(score) > _HIGHEST_GRADE:
+        raise record.error(f"'score' is {score:g}; a grade is at most {_HIGHEST_GRADE:,}")
     return Judgement(record.identifier("query-id"), record.identifier("corpus-id"), int(score), record.number)

@@ -6,15 +6,14 @@ between two tabs, as in the field's dumps (MS MARCO, qrels), where a quote is a 
 
 from __future__ import annotations
 
-import ast
 import csv
 import json
 import re
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from embedforge.data.list_text import OPENINGS, literal, text_of_list
 from embedforge.data.position import Position
 from embedforge.data.record import Record
 from embedforge.errors import EmbedforgeError
@@ -23,8 +22,6 @@ from embedforge.parse import RepeatedKeyError, parse_json
 _LIST_COLUMN = re.compile(r"(positive|negative)s?|negative_\d+|vector")
 """Columns of documents and of vectors, in which a cell may be a list."""
 _QUOTED = re.compile(r'"[^"]*(""[^"]*)*"')
-_PYTHON_LIST = re.compile(r"\[\s*(['\"]).*\1\s*\]", re.DOTALL)
-"""Also what NumPy writes: items without commas."""
 
 
 def read_csv(path: Path, at: Position, lines: Iterator[tuple[int, str]]) -> Iterator[Record]:
@@ -67,16 +64,6 @@ def read_tsv(path: Path, at: Position, lines: Iterator[tuple[int, str]]) -> Iter
             yield _record(path, number, header, row, way_out)
 
 
-def text_of_list(cell: str) -> bool:
-    """Say whether a text is one that a list of texts was turned into, by JSON or by Python.
-
-    >>> [text_of_list(text) for text in ('["a"]', "['a', 'b']", "['a' 'b']", "[1] Smith", "[sic]")]
-    [True, True, True, False, False]
-    """
-    text = cell.strip()
-    return bool(_PYTHON_LIST.fullmatch(text)) or isinstance(_literal(text), list)
-
-
 def _check_header(path: Path, header: Sequence[str]) -> None:
     repeated = {name for name in header if header.count(name) > 1}
     if repeated:
@@ -91,7 +78,7 @@ def _record(path: Path, number: int, header: Sequence[str], row: Sequence[str], 
         )
     record = Record({}, str(path), number)
     for name, cell in zip(header, row, strict=True):
-        is_list = _LIST_COLUMN.fullmatch(name) and cell.strip().startswith(("[", "{"))
+        is_list = _LIST_COLUMN.fullmatch(name) and cell.strip().startswith(OPENINGS)
         record.values[name] = _structured(record, name, cell.strip()) if is_list else cell or None
     return record
 
@@ -101,7 +88,7 @@ def _structured(record: Record, name: str, cell: str) -> Any:
     try:
         value = parse_json(cell)
     except json.JSONDecodeError:
-        if not text_of_list(cell) and not _is_document(_literal(cell)):
+        if not text_of_list(cell) and not _is_document(literal(cell)):
             return cell
         raise record.error(
             f"'{name}' is a list as Python or NumPy prints it, {cell!r:.60}; write it as JSON, in pandas "
@@ -114,15 +101,3 @@ def _structured(record: Record, name: str, cell: str) -> Any:
 
 def _is_document(value: Any) -> bool:
     return isinstance(value, dict) and "text" in value
-
-
-def _literal(text: str) -> Any:
-    """Return the list or mapping that a text is in Python, else None."""
-    if (text[:1], text[-1:]) not in {("[", "]"), ("{", "}")}:
-        return None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a backslash in the text
-        try:
-            return ast.literal_eval(text)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            return None

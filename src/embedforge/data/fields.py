@@ -7,8 +7,8 @@ from collections.abc import Collection
 from typing import Any
 
 from embedforge.data.beir import join_title
-from embedforge.data.delimited import text_of_list
 from embedforge.data.example import Example
+from embedforge.data.list_text import text_of_list
 from embedforge.data.record import Record
 
 _KEYS = ("query", "positives", "negatives", "instruction", "query_id", "score")

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from embedforge.data.list_text import text_of_list
 from embedforge.errors import EmbedforgeError, did_you_mean
 
 
@@ -90,11 +91,16 @@ class Record:
         return number
 
     def label(self, key: str) -> str | int:
-        """Return the class of `key`: its text or its number."""
+        """Return the class of `key`: its text, without white space around it, or its number."""
         value = self.require(key)
         if isinstance(value, int) and not isinstance(value, bool):
             return value
-        return self.check_text(value, key)
+        if isinstance(value, list) or (isinstance(value, str) and text_of_list(value)):
+            raise self.error(
+                f"'{key}' is a list of labels, {value!r:.60}, and would be a class of its own; "
+                "write a row for each of them"
+            )
+        return self.check_text(value, key).strip()
 
     def refuse_unknown(self, known: Iterable[str]) -> None:
         """Raise for the first key outside `known`."""

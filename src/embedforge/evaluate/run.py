@@ -11,13 +11,14 @@ import hashlib
 import importlib.util
 import logging
 import math
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from embedforge.console import add_row, progress_bar
-from embedforge.data.task_folder import checked_name
+from embedforge.data.task_folder import checked_name, require_tasks
 from embedforge.errors import EmbedforgeError, missing_extra
 from embedforge.evaluate.decontamination import unchecked_tasks
 from embedforge.evaluate.instructions import check_names, instruction_of
@@ -82,8 +83,9 @@ def evaluate(
     out, names = Path(out), [str(model) for model in models]
     labels = model_labels(names)
     for model in names:
-        if model != BM25 and "@" not in model:  # an untrained decoder with a pooling
-            require_model(model)
+        if model != BM25:
+            require_model(decoder_of(model))
+    require_tasks(tasks, split)
     from embedforge.evaluate.summary import write_summary
     from embedforge.evaluate.tasks import find_tasks
 
@@ -282,6 +284,17 @@ def model_labels(models: Sequence[str]) -> tuple[str, ...]:
         raise EmbedforgeError(f"name at least one model, and each once; got: {', '.join(models) or 'none'}")
     parts = [model.rstrip("/").split("/") for model in models]
     return tuple(_short_label(part, parts) for part in parts)
+
+
+def decoder_of(model: str) -> str:
+    """Return what has to be there for a model's name: the decoder of DECODER@POOLING, else the model.
+
+    >>> decoder_of("embedforge:base@mean"), decoder_of("runs/a/model"), decoder_of("http://me@host/v1")
+    ('embedforge:base', 'runs/a/model', 'http://me@host/v1')
+    """
+    decoder, separator, pooling = model.rpartition("@")
+    is_one = separator and re.fullmatch(r"\w+", pooling) and "://" not in model and not Path(model).exists()
+    return decoder if is_one else model
 
 
 def _short_label(part: list[str], parts: list[list[str]]) -> str:

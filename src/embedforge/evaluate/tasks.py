@@ -6,7 +6,6 @@ This module needs mteb.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +32,7 @@ from embedforge.data.nli import ENTAILMENT, read_nli
 from embedforge.data.notes import Notes
 from embedforge.data.readers import read_records
 from embedforge.data.record import Record
-from embedforge.data.task_folder import find_datasets, fingerprint, hub_tasks, split_file, task_name
+from embedforge.data.task_folder import find_datasets, fingerprint, hub_tasks, names_of, split_file, task_name
 from embedforge.errors import EmbedforgeError, did_you_mean
 from embedforge.evaluate.retrieval import v_measure
 
@@ -241,10 +240,8 @@ def find_tasks(tasks: str | Sequence[str], split: str = "test") -> list[AbsTask]
     A folder is one of type folders, a type folder or one dataset. Datasets of a folder that lack
     `split` are left out; a folder in which none has it is an `EmbedforgeError`, and so is an unknown name.
     """
-    # A comma inside parentheses belongs to a benchmark's name: "MTEB(eng, v2)".
-    names = re.split(r",\s*(?![^(]*\))", tasks.strip()) if isinstance(tasks, str) else list(tasks)
     resolved: list[AbsTask] = []
-    for name in names:
+    for name in names_of(tasks):
         if Path(name).is_dir():
             resolved += folder_tasks(Path(name), split)
         else:

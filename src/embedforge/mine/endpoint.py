@@ -11,7 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from embedforge.endpoint import KEY_VARIABLE, NO_KEY, error_words, key_from_environment, require_address
+from embedforge.endpoint import (
+    KEY_VARIABLE,
+    NO_KEY,
+    error_words,
+    key_from_environment,
+    require_address,
+    split_address,
+)
 from embedforge.errors import EmbedforgeError, missing_extra
 from embedforge.mine.embedder import Prompts
 from embedforge.ranking import Floats
@@ -25,11 +32,6 @@ TIMEOUT = 120.0
 """Seconds to wait for an answer."""
 
 
-def is_endpoint(name: str) -> bool:
-    """Say whether a teacher's name is that of an endpoint."""
-    return name.startswith(("http://", "https://"))
-
-
 def split_name(name: str) -> tuple[str, str]:
     """Return an endpoint's address and model.
 
@@ -37,7 +39,7 @@ def split_name(name: str) -> tuple[str, str]:
         EmbedforgeError: there is no model in the name, no address, or one with a password, which would be
             written to mine.json and the audit page.
     """
-    url, _, model = name.partition("#")
+    url, model = split_address(name)
     require_address(url, "--teacher", "http://localhost:8000/v1#MODEL")
     if not model:
         raise EmbedforgeError(f"--teacher {name}: add the model's name after '#': {name.rstrip('/#')}#MODEL")

@@ -26,6 +26,7 @@ from embedforge.data.example import Example
 from embedforge.data.fields import record_of
 from embedforge.data.kinds import source_name
 from embedforge.data.marks import carry_mark
+from embedforge.endpoint import is_address
 from embedforge.files import read_object, replace_file, write_json
 from embedforge.mine.candidates import Ranker
 from embedforge.mine.corpus import Corpus, hash_of_all
@@ -33,7 +34,7 @@ from embedforge.mine.decide import Decision
 from embedforge.mine.dense import DenseRanker
 from embedforge.mine.documents import document_instruction, open_corpus
 from embedforge.mine.embedder import Embedder
-from embedforge.mine.endpoint import EndpointTeacher, is_endpoint
+from embedforge.mine.endpoint import EndpointTeacher
 from embedforge.mine.faiss_index import FaissIndex
 from embedforge.mine.lexical_ranker import NAMES, LexicalRanker
 from embedforge.mine.pipeline import (
@@ -253,7 +254,7 @@ def _embedded(
 
 
 def _open(name: str, teachers: Teachers, document_instruction: str, device: str | None) -> Embedder:
-    if not is_endpoint(name):
+    if not is_address(name):
         from embedforge.mine.teachers import open_model  # sentence-transformers, for a model only
 
         return open_model(

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from embedforge.data.convert import source_file
-from embedforge.endpoint import KEY_VARIABLE, key_from_environment
+from embedforge.endpoint import KEY_VARIABLE, is_address, key_from_environment
 from embedforge.errors import EmbedforgeError, did_you_mean, missing_extra
 from embedforge.mine.embedder import Prompts
-from embedforge.mine.endpoint import is_endpoint, split_name
+from embedforge.mine.endpoint import split_name
 from embedforge.mine.lexical_ranker import NAMES
 from embedforge.mine.pipeline import Selection
 from embedforge.mine.run_file import PREFIX
@@ -89,7 +89,7 @@ def _check_name(name: str) -> None:
     if name.startswith(PREFIX):
         if not Path(name.removeprefix(PREFIX)).is_file():
             raise EmbedforgeError(f"--teacher {name}: there is no such file")
-    elif is_endpoint(name):
+    elif is_address(name):
         split_name(name)
     elif Path(name).exists():
         require_model(name)
@@ -113,7 +113,7 @@ def _is_pooling(name: str) -> bool:
 
 
 def _check_options(teachers: Teachers) -> None:
-    endpoints = [name for name in teachers.names if is_endpoint(name)]
+    endpoints = [name for name in teachers.names if is_address(name)]
     models = [name for name in teachers.names if name not in NAMES and not name.startswith(PREFIX)]
     for option, value in _given(teachers):
         if not (endpoints if option == "--key-variable" else models):

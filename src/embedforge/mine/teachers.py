@@ -10,10 +10,11 @@ import numpy as np
 from sentence_transformers import SentenceTransformer
 
 from embedforge.encode import encode
+from embedforge.endpoint import is_address
 from embedforge.errors import EmbedforgeError
 from embedforge.files import hash_of
 from embedforge.mine.embedder import Embedder, Prompts
-from embedforge.mine.endpoint import EndpointTeacher, is_endpoint
+from embedforge.mine.endpoint import EndpointTeacher
 from embedforge.model.encoder import EmbeddingModel, embedding_model, load
 from embedforge.model.identity import weights_hash
 from embedforge.ranking import Floats
@@ -69,7 +70,7 @@ def open_teacher(settings: Teacher, device: str | None = None) -> Embedder:
         EmbedforgeError: see `open_model` and `EndpointTeacher`.
     """
     prompts = Prompts(settings.query_prompt, settings.document_prompt)
-    if is_endpoint(settings.model):
+    if is_address(settings.model):
         return EndpointTeacher(settings.model, prompts)
     return open_model(
         settings.model, prompts=prompts, device=device, dtype=settings.dtype, max_tokens=settings.max_tokens

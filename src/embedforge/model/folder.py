@@ -6,6 +6,7 @@ import re
 from importlib import resources
 from pathlib import Path
 
+from embedforge.endpoint import without_password
 from embedforge.errors import EmbedforgeError, did_you_mean
 from embedforge.model.config_check import check_folder
 from embedforge.model.gguf_base import gguf_folder, is_gguf, require_gguf
@@ -74,6 +75,11 @@ def require_model(base: str) -> None:
     if is_gguf(base):
         require_gguf(folder)
         return
+    if "://" in base:
+        raise EmbedforgeError(
+            f"{without_password(base)}: this is an address, and not the folder or hub id of a model; "
+            "an endpoint can be a teacher of embedforge mine, distill and train"
+        )
     if folder.exists():
         raise EmbedforgeError(f"{base}: this is a file; a model is a folder with config.json and weights")
     if not HUB_ID.fullmatch(base) or base.startswith("."):

@@ -37,12 +37,16 @@ def add_asked_specials(tokenizer: PreTrainedTokenizerBase, folder: Path) -> list
         What it had not added, "BOS" and "EOS"; mostly nothing.
 
     Raises:
-        EmbedforgeError: what it adds beside them would be lost, or it has no such token.
+        EmbedforgeError: what it adds beside them would be lost, it has no such token, or a key is neither
+            true nor false ("true" was true for transformers 4, and so was "false").
     """
     file = folder / CONFIG
     if not getattr(tokenizer, "is_fast", False) or not file.exists():
         return []
     values = read_object(file)
+    for key in ("add_bos_token", "add_eos_token"):
+        if not isinstance(values.get(key), bool | None):
+            raise EmbedforgeError(f"{file}: '{key}' is {values[key]!r:.60}; write true or false")
     added = dict(zip(("bos", "eos"), adds_specials(tokenizer), strict=True))
     missing = [name for name, there in added.items() if values.get(f"add_{name}_token") is True and not there]
     for name in missing:

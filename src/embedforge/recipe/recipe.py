@@ -20,7 +20,7 @@ from pydantic import (
 
 from embedforge.errors import EmbedforgeError, did_you_mean
 from embedforge.recipe.base import PositiveInt, Section, Seed
-from embedforge.recipe.file import read_values, shipped_file
+from embedforge.recipe.file import read_values, shipped_file, shipped_recipes
 from embedforge.recipe.model import Model, Pooling
 from embedforge.recipe.objectives import Merge
 from embedforge.recipe.stage import Stage
@@ -183,8 +183,8 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
         EmbedforgeError: unknown recipe, broken YAML, unknown key or bad value; names file and key.
     """
     path = Path(name_or_path)
-    if not path.exists():
-        path = shipped_file(name_or_path)
+    if not path.exists() or (path.is_dir() and name_or_path in shipped_recipes()):
+        path = shipped_file(name_or_path)  # a folder of that name, a run's say, is in nobody's way
     return parse_recipe(read_values(path, overrides), str(path))
 
 

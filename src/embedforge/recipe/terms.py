@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, WithJsonSchema, field_validator, model_validator
 
-from embedforge.endpoint import require_address
+from embedforge.endpoint import is_address, require_address, split_address
 from embedforge.errors import EmbedforgeError, did_you_mean
 from embedforge.recipe.base import PositiveInt, Section
 from embedforge.recipe.objectives import Objective, VectorObjective
@@ -40,7 +40,7 @@ class Teacher(Section):
         theirs: tuple[str, ...] = ()
         if self.model.startswith(FILE_PREFIX):
             theirs = ("query_prompt", "document_prompt", "max_tokens", "dtype")
-        elif self.model.startswith(("http://", "https://")):
+        elif is_address(self.model):
             theirs = ("max_tokens", "dtype")
             _check_address(self.model)
         for key in theirs:
@@ -52,7 +52,7 @@ class Teacher(Section):
 def _check_address(model: str) -> None:
     """Refuse an address with a password: a recipe is saved with its model."""
     try:
-        require_address(model.partition("#")[0], "model", "http://localhost:8000/v1#MODEL")
+        require_address(split_address(model)[0], "model", "http://localhost:8000/v1#MODEL")
     except EmbedforgeError as error:
         raise ValueError(str(error)) from None
 

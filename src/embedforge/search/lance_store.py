@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ from embedforge.search.lance_sql import column_of, known_fields, sql_of, text_of
 from embedforge.search.store import Change, Facts, Identity, Key
 
 TABLE, TAG, FACTS = "documents", "ready", b"embedforge"
+_SCHEMES = ("", "lance", "s3", "s3+ddb", "gs", "az", "abfss", "db")
 APPROXIMATE_FROM = 100_000
 """Documents from which an approximate index is worth its time; measured in docs/search.md."""
 KEPT_FOR_READERS = timedelta(hours=1)
@@ -131,7 +133,7 @@ def create(uri: str, identity: Identity, documents: Iterable[Document], vectors:
     rows = list(documents)
     checked_vectors(vectors, len(rows), identity.dimensions)
     schema = _schema(identity, column_types(rows))
-    database = _connect(uri)
+    database = _connect(uri, to_write=True)
     table = database.create_table(TABLE, _batches(rows, vectors, schema), schema=schema, mode="overwrite")
     return _ready(table, uri)
 
@@ -171,7 +173,11 @@ def compact(uri: str) -> LanceStore:
 # --- parts -----------------------------------------------------------------------------------------------
 
 
-def _connect(uri: str) -> Any:
+def _connect(uri: str, *, to_write: bool = False) -> Any:
+    """Connect to where an index is, or `to_write` may be; LanceDB makes folders of whatever it is given."""
+    _check_address(uri)
+    if not to_write and _is_missing(uri):
+        raise EmbedforgeError(_no_index(uri, "there is no such folder"))
     try:
         import lancedb
     except ImportError:
@@ -179,14 +185,33 @@ def _connect(uri: str) -> Any:
     try:
         return lancedb.connect(uri.removeprefix("lance://"))
     except (ValueError, RuntimeError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise EmbedforgeError(f"{uri}: LanceDB cannot connect to it ({reason})") from None
+
+
+def _check_address(uri: str) -> None:
+    """Refuse what LanceDB would take for a folder's name, and secrets, which would be kept and printed."""
+    scheme, _, place = uri.rpartition("://")
+    if scheme.lower() not in _SCHEMES:
         raise EmbedforgeError(
-            f"{uri}: LanceDB cannot connect to it; lance://FOLDER, s3://, gs://, az:// and db:// are known "
-            f"({str(error).splitlines()[0] if str(error) else type(error).__name__})"
-        ) from None
+            f"{uri}: LanceDB cannot connect to it; lance://FOLDER, s3://, gs://, az:// and db:// are known"
+        )
+    if scheme and scheme != "lance" and ("@" in place or "?" in place):
+        raise EmbedforgeError(
+            f"{scheme}://...: no user, password or query in the address; keys are read from the environment"
+        )
+
+
+def _is_missing(uri: str) -> bool:
+    scheme, _, place = uri.rpartition("://")
+    return scheme in ("", "lance") and not Path(place).is_dir()
 
 
 def exists(uri: str) -> bool:
     """Tell whether there is an index."""
+    _check_address(uri)
+    if _is_missing(uri):
+        return False
     database = _connect(uri)
     return TABLE in database.table_names(limit=10_000)
 
@@ -198,11 +223,15 @@ def _open(uri: str) -> Any:
         table.checkout(TAG)
     except (ValueError, RuntimeError, OSError) as error:
         reason = str(error).split(", /")[0][:200]
-        raise EmbedforgeError(
-            f"{uri}: there is no index here; make one with: embedforge index FOLDER --model MODEL "
-            f"--out {uri} (LanceDB says: {reason})"
-        ) from None
+        raise EmbedforgeError(_no_index(uri, f"LanceDB says: {reason}")) from None
     return table
+
+
+def _no_index(uri: str, reason: str) -> str:
+    return (
+        f"{uri}: there is no index here; make one with: embedforge index FOLDER --model MODEL --out {uri} "
+        f"({reason})"
+    )
 
 
 def _ready(table: Any, uri: str) -> LanceStore:

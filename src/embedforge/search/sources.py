@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from embedforge.bounds import require_plain
-from embedforge.data.beir import join_title
+from embedforge.data.beir import document_text
 from embedforge.data.readers import read_records
 from embedforge.data.record import Record
 from embedforge.documents.chunks import chunks
@@ -20,6 +20,8 @@ from embedforge.errors import EmbedforgeError, missing_extra
 from embedforge.files import file_hash
 from embedforge.search.document import FILE, RECORDS, Document, Value
 
+EMPTY_RECORDS = "records without a text"
+"""What those that give no document are counted under, as public collections have some."""
 HASH = "file_hash"
 """A field of metadata that every document of a file has, as it has `FILE`."""
 _KEYS = ("id", "_id", "text", "title")
@@ -121,12 +123,15 @@ def documents_of(
         counts: gets what is dropped or passed over.
 
     Raises:
-        EmbedforgeError: a record without text; names file and line.
+        EmbedforgeError: a record whose text or id is none; names file and line.
     """
     about: dict[str, Value] = {FILE: source.name, HASH: source.hash}
     if _is_records(source.path):
         for record in read_records(source.path):
-            yield _document(record, source, about)
+            if text := document_text(record):
+                yield _document(record, text, source, about)
+            else:
+                counts[EMPTY_RECORDS] += 1
         return
     try:
         parsed = read_document(source.path.parent, source.path.name, MAX_BYTES, counts)
@@ -139,17 +144,16 @@ def documents_of(
             yield Document(f"{source.name}#{chunk.start}", chunk.text, place, about)
 
 
-def _document(record: Record, source: Source, about: dict[str, Value]) -> Document:
+def _document(record: Record, text: str, source: Source, about: dict[str, Value]) -> Document:
     values = record.values
-    given = values.get("id", values.get("_id"))
-    text = join_title(record.optional_text("title"), record.text("text"))
+    given = next((key for key in ("id", "_id") if values.get(key) is not None), None)
     fields = {
         key: value
         for key, value in values.items()
         if key not in _KEYS and isinstance(value, (str, int, float)) and value != ""
     }
     place = f"{source.name}, {record.unit} {record.number}"
-    name = f"{source.name}#{record.number}" if given is None else str(given)
+    name = f"{source.name}#{record.number}" if given is None else record.identifier(given)
     return Document(name, text, place, {**fields, **about})
 
 

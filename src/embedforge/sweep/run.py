@@ -32,7 +32,7 @@ from embedforge.mine.refresh import refresh_stage
 from embedforge.mine.teachers import open_teacher
 from embedforge.model.encoder import embedding_model, load
 from embedforge.recipe import Recipe, source_of
-from embedforge.run_folder import claim, facts
+from embedforge.run_folder import claim, facts, hold
 from embedforge.runtime import pick_device
 from embedforge.sweep.grid import Cell, Judged, completed
 from embedforge.sweep.page import write_results
@@ -88,38 +88,39 @@ def sweep(
         from embedforge.evaluate.tasks import find_tasks  # mteb
 
         find_tasks(judged.tasks)  # before the training, after which it would be too late
-    claim(out, {}, PLAN, "sweep")
-    shelf = _Shelf(source_folder)
-    runs: list[list[Path]] = []
-    for cell in cells:
-        runs.append([])
-        for number in range(seeds):
-            recipe, run = cell.seeded(number), out / "runs" / cell.folder / f"seed-{number}"
-            if not (run / "model").exists():
-                say(f"{cell.label}, seed {recipe.seed}", stderr())
-                shelf.lend(recipe, run)
-                train(
-                    recipe,
-                    run,
-                    resume=True,
-                    device=device,
-                    source_folder=source_folder,
-                    refresh=refresh_stage,
-                    teachers=open_teacher,
-                    teacher_cache=out / "teachers",
-                    quiet=quiet,
-                )
-            shelf.add(recipe, run)
-            runs[-1].append(run)
-    found: dict[str, Scores] = {
-        f"MRR@10, {Path(path).name}": scores_of(
-            [[_on_held_out(run, pool, device) for run in row] for row in runs]
-        )
-        for path, pool in pools.items()
-    }
-    if judged.tasks is not None:
-        found |= _on_tasks(runs, judged.tasks, out / "evaluation", device)
-    return write_results(out, cells, seeds, found, facts(device=pick_device(device)))
+    with hold(out):
+        claim(out, {}, PLAN, "sweep")
+        shelf = _Shelf(source_folder)
+        runs: list[list[Path]] = []
+        for cell in cells:
+            runs.append([])
+            for number in range(seeds):
+                recipe, run = cell.seeded(number), out / "runs" / cell.folder / f"seed-{number}"
+                if not (run / "model").exists():
+                    say(f"{cell.label}, seed {recipe.seed}", stderr())
+                    shelf.lend(recipe, run)
+                    train(
+                        recipe,
+                        run,
+                        resume=True,
+                        device=device,
+                        source_folder=source_folder,
+                        refresh=refresh_stage,
+                        teachers=open_teacher,
+                        teacher_cache=out / "teachers",
+                        quiet=quiet,
+                    )
+                shelf.add(recipe, run)
+                runs[-1].append(run)
+        found: dict[str, Scores] = {
+            f"MRR@10, {Path(path).name}": scores_of(
+                [[_on_held_out(run, pool, device) for run in row] for row in runs]
+            )
+            for path, pool in pools.items()
+        }
+        if judged.tasks is not None:
+            found |= _on_tasks(runs, judged.tasks, out / "evaluation", device)
+        return write_results(out, cells, seeds, found, facts(device=pick_device(device)))
 
 
 def _examples(path: str, recipe: Recipe, folder: Path | None) -> Sequence[Example]:
