@@ -387,7 +387,8 @@ def test_a_full_disk_is_named_and_finished_shards_stay(
         (["{model}", "{rows}", "--instruction", "a", "--instruction-column", "b"], "name one"),
         (["{model}", "{rows}", "--out", "{folder}"], "not empty and no encode run"),
         (["{model}", "{rows}", "--out", "{rows}"], "this is a file"),
-        (["{model}", "{folder}/blank.jsonl"], "line 2: 'text' has no text besides white space"),
+        (["{model}", "{rows}", "--shard", "1/2", "--engine", "ray"], "Ray does all parts"),
+        (["{model}", "{rows}", "--stdin-format", "csv"], "the input is not standard input"),
         (["{model}", "{rows}", "--dim", "400"], "--dim 400: the model's vectors have 32"),
     ],
 )
@@ -395,7 +396,6 @@ def test_mistakes_are_one_message(
     arguments: list[str], message: str, run: Run, model_folder: Path, jsonl: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "empty").mkdir()
-    write_jsonl(tmp_path / "blank.jsonl", [ROWS[0], {"id": "b", "text": " "}])
     given = [text.format(model=model_folder, rows=jsonl, folder=tmp_path) for text in arguments]
     out = [] if "--out" in given else ["--out", tmp_path / "out"]
     code, _, errors = run("encode", *given, *out)
@@ -404,13 +404,14 @@ def test_mistakes_are_one_message(
     assert not list(tmp_path.glob("out/vectors/*"))
 
 
-def test_texts_without_words_are_embedded_where_that_is_asked_for(
+def test_texts_without_words_are_embedded_and_counted(
     run: Run, model_folder: Path, model: EmbeddingModel, tmp_path: Path
 ) -> None:
     rows = [ROWS[0], {"text": " "}, {"text": None}, {"text": ""}]
     path = write_jsonl(tmp_path / "rows.jsonl", rows)
-    code, output, _ = run("encode", model_folder, path, "--out", tmp_path / "out", "--allow-empty")
+    code, output, _ = run("encode", model_folder, path, "--out", tmp_path / "out")
     assert code == 0
+    assert "3 of them have no word, and the empty text's vector" in " ".join(output.split())
     assert "4 rows in 1 files, all counted" in output
     np.testing.assert_allclose(
         read(tmp_path / "out")["vector"][1:], np.tile(encode(model, [""]), (3, 1)), atol=1e-5

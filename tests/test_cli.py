@@ -256,6 +256,7 @@ def test_an_error_is_one_message_without_traceback_and_exit_code_1(tmp_path: Pat
         (("show", "nv-embed-v3"), "Did you mean 'nv-embed-v"),
         (("show", "tiny", "--set", "sead=1"), "sead: unknown key. Did you mean 'seed'?"),
         (("train", "tiny", "--set", "stages.retrieval.steps=many"), "stages.0.steps"),
+        (("train", "tiny", "--set", "seed=1", "--set", "seed=2"), "--set seed: it is set twice"),
         (("train", "tiny", "--set", "about=[half"), "--set about=[half: the value is not valid YAML"),
         (("search", ".", "words"), "there is no index here; make one with: embedforge quickstart"),
         (("convert", "nowhere", "out"), "nowhere/config.json: there is no such file"),

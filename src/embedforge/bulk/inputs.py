@@ -18,17 +18,19 @@ STDIN_FORMATS = ("jsonl", "csv", "tsv", "txt")
 ENDINGS = (".jsonl", ".csv", ".tsv", ".txt")
 
 
-def find_inputs(inputs: Sequence[str | Path], out: Path, stdin_format: str = "jsonl") -> list[Path]:
+def find_inputs(inputs: Sequence[str | Path], out: Path, stdin_format: str | None = None) -> list[Path]:
     """Return the files that are meant: each given one, those of a folder by name, and a copy of stdin.
 
     Raises:
         EmbedforgeError: no such file, an ending that no reader knows, an empty folder, nothing on stdin.
     """
     files: list[Path] = []
+    if stdin_format is not None and STDIN not in map(str, inputs):
+        raise EmbedforgeError(f"--stdin-format {stdin_format}: the input is not standard input; name it as -")
     for given in inputs:
         path = Path(given)
         if str(given) == STDIN:
-            files.append(_spool(out, stdin_format, sys.stdin.buffer))
+            files.append(_spool(out, stdin_format or "jsonl", sys.stdin.buffer))
         elif path.is_dir():
             files += _files_in(path)
         else:

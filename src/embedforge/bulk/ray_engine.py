@@ -57,7 +57,12 @@ class RayWorker:
         """Write the shards of these numbers; return them with the rows that were written."""
         numbers = [int(number) for number in batch["shard"]]
         shards = [self._shards[number] for number in numbers]
-        return {"shard": numbers, "rows": [s.part.rows if self._worker.work(s) else 0 for s in shards]}
+        rows, empty = [], []
+        for shard in shards:
+            before = self._worker.empty
+            rows.append(shard.part.rows if self._worker.work(shard) else 0)
+            empty.append(self._worker.empty - before)
+        return {"shard": numbers, "rows": rows, "empty": empty}
 
 
 def run_on_ray(
@@ -68,8 +73,8 @@ def run_on_ray(
     address: str | None,
     workers: int | None,
     progress: MakeProgress,
-) -> int:
-    """Have the pending shards written by actors; return the number of rows that they wrote.
+) -> tuple[int, int]:
+    """Have the pending shards written by actors; return the rows that they wrote, and those without a word.
 
     Args:
         manifest: of the run.
@@ -112,11 +117,12 @@ def run_on_ray(
             ),
         )
         advance = progress(f"embedding on {count} Ray workers", sum(item.part.rows for item in pending))
-        rows, rows_of = 0, {item.number: item.part.rows for item in pending}
+        rows, empty, rows_of = 0, 0, {item.number: item.part.rows for item in pending}
         for row in done.iter_rows():
             advance(rows_of[int(row["shard"])])
             rows += int(row["rows"])
-        return rows
+            empty += int(row["empty"])
+        return rows, empty
     except ray.exceptions.RayError as error:
         raise _readable(error) from error
     finally:

@@ -62,13 +62,9 @@ def _id(record: Record, name: str, kind: IdKind | None) -> str | int:
 
 
 def _text(record: Record, settings: EncodeSettings) -> str:
-    *others, last = settings.column
-    parts = [_words(record, name) for name in others]
-    if last not in record.values or not (settings.allow_empty or any(parts)):
-        parts.append(record.text(last))  # an error where there is none
-    else:
-        parts.append(_words(record, last))
-    return " ".join(part for part in parts if part)
+    if (last := settings.column[-1]) not in record.values:
+        record.text(last)  # an error: it names the columns that are there
+    return " ".join(filter(None, (_words(record, name) for name in settings.column)))
 
 
 def _words(record: Record, name: str) -> str:

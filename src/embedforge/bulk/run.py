@@ -40,6 +40,8 @@ class Encoded:
     shards: int
     written: int
     """Rows whose vectors this call wrote."""
+    empty: int
+    """Those of them whose text has no word: their vector is the empty text's."""
     missing: int
     """Shards that are not there yet: other processes have them, or they are of another --shard."""
     seconds: float
@@ -62,7 +64,7 @@ def encode_files(
     engine: Engine = "local",
     ray_address: str | None = None,
     workers: int | None = None,
-    stdin_format: str = "jsonl",
+    stdin_format: str | None = None,
     progress: MakeProgress = lambda _title, _total: lambda _done: None,
 ) -> Encoded:
     """Write the vectors of files to `out`/vectors, and go on where an earlier call was stopped.
@@ -79,7 +81,7 @@ def encode_files(
         engine: this process, or Ray Data.
         ray_address: of a Ray cluster; a local one of this machine when None.
         workers: of Ray, each with a model; one a GPU, or one a machine, when None.
-        stdin_format: what "-" holds.
+        stdin_format: what "-" holds; jsonl when None.
         progress: makes a progress bar.
 
     Raises:
@@ -87,7 +89,7 @@ def encode_files(
     """
     settings, out = settings or EncodeSettings(), Path(out)
     settings.check()
-    _check_engine(engine, ray_address, workers)
+    _check_engine(engine, ray_address, workers, shard)
     files = find_inputs([inputs] if isinstance(inputs, str | Path) else inputs, out, stdin_format)
     fingerprint, encoder = _fingerprint(model, settings, device)
     manifest = open_manifest(
@@ -100,19 +102,19 @@ def encode_files(
     )
     shards = manifest.shards()
     pending = [item for item in _part(shards, shard) if not item.done]
-    begin, rows = time.monotonic(), 0
+    begin, rows, empty = time.monotonic(), 0, 0
     if pending and engine == "ray":
         from embedforge.bulk.ray_engine import run_on_ray
 
-        rows = run_on_ray(manifest, files, pending, model, ray_address, workers, progress)
+        rows, empty = run_on_ray(manifest, files, pending, model, ray_address, workers, progress)
     elif pending:
         encoder = open_encoder(model, manifest, device, encoder)
         begin = time.monotonic()
-        rows = _run_here(manifest, files, pending, encoder, progress)
+        rows, empty = _run_here(manifest, files, pending, encoder, progress)
     missing = sum(not item.done for item in shards)
     if not missing:
         _finish(manifest, shards)
-    return Encoded(out, manifest.rows, len(shards), rows, missing, time.monotonic() - begin)
+    return Encoded(out, manifest.rows, len(shards), rows, empty, missing, time.monotonic() - begin)
 
 
 def _fingerprint(model: str, settings: EncodeSettings, device: str | None) -> tuple[str, Encoder | None]:
@@ -134,8 +136,8 @@ def _run_here(
     pending: Sequence[Shard],
     encoder: Encoder,
     progress: MakeProgress,
-) -> int:
-    """Write what no other process has; return the number of rows."""
+) -> tuple[int, int]:
+    """Write what no other process has; return the number of rows, and of those without a word."""
     from embedforge.bulk.shard import ShardWorker
 
     rows = 0
@@ -149,7 +151,7 @@ def _run_here(
                 advance(item.part.rows)
     finally:
         worker.close()
-    return rows
+    return rows, worker.empty
 
 
 def open_encoder(
@@ -197,12 +199,18 @@ def _finish(manifest: Manifest, shards: Sequence[Shard]) -> None:
         shutil.rmtree(manifest.out / name, ignore_errors=True)
 
 
-def _check_engine(engine: str, ray_address: str | None, workers: int | None) -> None:
+def _check_engine(
+    engine: str, ray_address: str | None, workers: int | None, shard: tuple[int, int] | None
+) -> None:
     if engine not in ("local", "ray"):
         raise EmbedforgeError(f"--engine {engine}: there is local and ray")
     if engine == "local" and (ray_address is not None or workers is not None):
         raise EmbedforgeError("--ray-address and --workers are for --engine ray")
     if engine == "ray":
+        if shard is not None:
+            raise EmbedforgeError(
+                "--shard is for processes that know nothing of each other; Ray does all parts"
+            )
         from embedforge.bulk.ray_engine import require_ray
 
         require_ray()

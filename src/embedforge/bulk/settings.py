@@ -31,7 +31,6 @@ class EncodeSettings:
         precision: float32, float16, int8 or binary, see `quantize`.
         format: of the files: parquet, npy or arrow.
         rows_per_shard: rows of a file of vectors.
-        allow_empty: embed texts without a word as they are, instead of stopping at them.
     """
 
     column: tuple[str, ...] = ("text",)
@@ -46,7 +45,6 @@ class EncodeSettings:
     precision: Precision = "float32"
     format: Format = "parquet"
     rows_per_shard: int = ROWS_PER_SHARD
-    allow_empty: bool = False
 
     def check(self) -> None:
         """Refuse what cannot be, before anything is read.

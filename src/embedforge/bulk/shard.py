@@ -40,6 +40,8 @@ class ShardWorker:
         self._embed = embed
         self._progress = progress
         self._reader: tuple[int, RangeReader] | None = None
+        self.empty = 0
+        """Texts without a word among those that were written."""
 
     def work(self, shard: Shard) -> bool:
         """Write a shard, unless it is there or another process is at it; say whether this process did.
@@ -69,15 +71,18 @@ class ShardWorker:
     def _write(self, shard: Shard) -> None:
         manifest, rows = self._manifest, shard.part.rows
         settings = manifest.settings
+        empty = 0
         about = {"embedforge": __version__, "model": manifest.model, "fingerprint": manifest.fingerprint}
         with replace_file(shard.path, durable=True) as partial:
             with open_writer(partial, shard.path, settings, manifest.ids, rows, about) as write:
                 for window in windows(self._rows(shard)):
                     write(window, self._embed(window))
+                    empty += sum(not row.text for row in window)
                     self._progress(len(window))
             found, _ = counted(partial, settings.format)
             if found != rows:
                 raise EmbedforgeError(f"{shard.path}: {found} rows were written where {rows} should be")
+        self.empty += empty
 
     def _rows(self, shard: Shard) -> Iterator[Row]:
         settings, ids = self._manifest.settings, self._manifest.ids

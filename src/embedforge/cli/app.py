@@ -63,7 +63,21 @@ MaxTokens = Annotated[int | None, typer.Option(min=4, help="Cut texts shorter th
 
 def set_option(example: str) -> Any:
     """Return the option --set, shown with a key that the verb's own recipe has."""
-    return typer.Option("--set", metavar="KEY=VALUE", help=f"Change a key: --set {example}; may be repeated.")
+    return typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        callback=_refuse_repeated,
+        help=f"Change a key: --set {example}; may be repeated.",
+    )
+
+
+def _refuse_repeated(overrides: list[str] | None) -> list[str] | None:
+    """Refuse a key that is set twice: only one of the values could count."""
+    keys = [override.partition("=")[0].strip() for override in overrides or ()]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise EmbedforgeError(f"--set {key}: it is set twice; say which value you mean")
+    return overrides
 
 
 Overrides = Annotated[list[str] | None, set_option("stages.retrieval.steps=100")]

@@ -54,10 +54,9 @@ def encode(
         str | None,
         typer.Option(metavar="K/N", help="Only part K of N of the shards (3/16), on this machine."),
     ] = None,
-    allow_empty: Annotated[
-        bool, typer.Option("--allow-empty", help="Embed texts without a word too, instead of stopping.")
-    ] = False,
-    stdin_format: Annotated[str, typer.Option(help="What - holds: jsonl, csv, tsv or txt.")] = "jsonl",
+    stdin_format: Annotated[
+        str | None, typer.Option(help="What - holds: jsonl (the default), csv, tsv or txt.")
+    ] = None,
     engine: Annotated[str, typer.Option(help="local, or ray: workers of Ray Data.")] = "local",
     ray_address: Annotated[
         str | None, typer.Option(help="Of a Ray cluster (auto, ray://host:10001); a local one by default.")
@@ -92,7 +91,6 @@ def encode(
         precision=precision,  # type: ignore[arg-type]
         format=output,  # type: ignore[arg-type]
         rows_per_shard=rows_per_shard,
-        allow_empty=allow_empty,
     )
     model, inputs = _model_and_inputs(names, DEFAULT_MODEL)
     require_model(model)  # before torch is imported: a mistake in it shows at once
@@ -135,6 +133,8 @@ def _summary(done: Encoded) -> str:
         if done.written
         else ""
     )
+    if done.empty:
+        wrote += f"{done.empty:,} of them have no word, and the empty text's vector. "
     if done.missing:
         return (
             f"{wrote}{done.missing} of {done.shards} shards are not there yet: other processes or parts "
