@@ -17,6 +17,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from embedforge.model.int8 import Int8Linear
+from embedforge.model.short_attention import attend_by_products
 
 LONGEST_BY_PRODUCTS = 1024
 """Texts above that many tokens are left to torch's own attention, which holds no matrix of all scores."""
@@ -276,23 +278,23 @@ def _attended(
     query: Tensor, key: Tensor, value: Tensor, group: _Group, scale: float, *, causal: bool
 ) -> Tensor:
     """Attend within each text: [texts * width, heads, head] thrice to the shape of `query`."""
-    texts, kept = len(group.lengths), key.shape[1]
-    query, key, value = (part.unflatten(0, (texts, group.width)) for part in (query, key, value))
-    if causal or group.width > LONGEST_BY_PRODUCTS:
-        query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
-        found = functional.scaled_dot_product_attention(
-            query, key, value, scale=scale, is_causal=causal, enable_gqa=True
-        )
-        return found.transpose(1, 2).flatten(0, 1)
-    shared = query.unflatten(2, (kept, -1))  # the heads of one key: [texts, width, keys, heads of it, head]
-    rows = shared.permute(0, 2, 3, 1, 4).flatten(2, 3).flatten(0, 1)
-    scores = torch.bmm(rows.mul_(scale), key.permute(0, 2, 3, 1).flatten(0, 1))
-    for text, length in enumerate(group.lengths):
-        if length < group.width:
-            scores[text * kept : (text + 1) * kept, :, length:] = -torch.inf
-    found = torch.bmm(scores.softmax(dim=-1), value.transpose(1, 2).flatten(0, 1))
-    found = found.unflatten(0, (texts, kept)).unflatten(2, (-1, group.width))
-    return found.permute(0, 3, 1, 2, 4).flatten(2, 3).flatten(0, 1)
+    texts = len(group.lengths)
+    if not causal and group.width <= LONGEST_BY_PRODUCTS:
+        return attend_by_products(query, key, value, texts, scale, partial(_hide, group.lengths))[0]
+    query, key, value = (
+        part.unflatten(0, (texts, group.width)).transpose(1, 2) for part in (query, key, value)
+    )
+    found = functional.scaled_dot_product_attention(
+        query, key, value, scale=scale, is_causal=causal, enable_gqa=True
+    )
+    return found.transpose(1, 2).flatten(0, 1)
+
+
+def _hide(lengths: Sequence[int], scores: Tensor) -> None:
+    """Take what stands behind each text out of the scores [texts, heads, width, width], in place."""
+    for text, length in enumerate(lengths):
+        if length < scores.shape[-1]:
+            scores[text, :, :, length:] = -torch.inf
 
 
 # --- few shapes ---------------------------------------------------------------------------------------
