@@ -216,7 +216,8 @@ class _Attention(torch.autograd.Function):
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, how: _How
     ) -> Tensor:
         output = torch.empty_like(query)
-        saved, start = [], 0
+        saved: list[Tensor] = []
+        start = 0
         for texts, tokens in how.rectangles:
             rows = slice(start, start + texts * tokens)
             start = rows.stop
