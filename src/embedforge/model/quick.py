@@ -26,6 +26,7 @@ from torch.nn import functional
 
 from embedforge.model.int8 import Int8Linear
 from embedforge.model.short_attention import attend_by_products
+from embedforge.runtime import keep_freed_memory
 
 LONGEST_BY_PRODUCTS = 1024
 """Texts above that many tokens are left to torch's own attention, which holds no matrix of all scores."""
@@ -109,6 +110,8 @@ def _is_proven(decoder: Any, stock: Stock) -> bool:
     Layer by layer, each from the states that the stock forward gave it: at 16 bits a decoder that was not
     trained to see ahead is chaotic, so that its last states differ from run to run for no fault of anybody.
     """
+    if decoder not in _PROVEN:
+        keep_freed_memory()  # of a layer's states, for the next one's
     found = _PROVEN.setdefault(decoder, {})
     key = (_is_causal(decoder), decoder.dtype, len(decoder.layers), torch.is_autocast_enabled("cpu"))
     if key not in found:
