@@ -1,4 +1,4 @@
-"""Products of bytes against bfloat16 at a decoder layer's shapes, alone and with the rounding of what goes in.
+"""Products of bytes against bfloat16 at a decoder layer's shapes, alone and with the rounding of their input.
 
     python benchmarks/int8.py
 

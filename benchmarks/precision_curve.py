@@ -37,7 +37,8 @@ def recipe_of(data: Path, precision: str, seed: int, asked: argparse.Namespace) 
         "objective": {"temperature": 0.05, "in_batch": "all"},
         "mix": {"sources": [{"path": str(data)}]},
     }
-    training = {"precision": precision, "log_steps": 10, "save_steps": 50, "eval_steps": asked.steps // 3}
+    third = asked.steps // 3
+    training = {"precision": precision, "log_steps": min(10, third), "save_steps": 50, "eval_steps": third}
     return {
         "name": f"curve-{precision}-{seed}",
         "seed": seed,
@@ -84,6 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--work", type=Path, default=Path("precision_curve"))
     asked = parser.parse_args(arguments)
+    if asked.steps < 3:
+        parser.error("--steps: the curve is told in thirds, so at least 3")
     asked.work.mkdir(parents=True, exist_ok=True)
     rows, curves = [], {}
     for seed in asked.seeds:

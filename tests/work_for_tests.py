@@ -24,10 +24,13 @@ class CopiedBytes(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.by_operation: Counter[str] = Counter()
+        self.calls: Counter[str] = Counter()
+        """Of every operation, copies or not."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
+        self.calls[name] += 1
         if name in COPIES:
             written = args[2] if name == "index_put_" else args[3] if name == "index_copy_" else made
             self.by_operation[name] += written.nbytes if isinstance(written, Tensor) else made.nbytes
