@@ -26,18 +26,23 @@ from torch.nn import functional
 
 from embedforge.model.int8 import Int8Linear
 from embedforge.model.short_attention import attend_by_products
-from embedforge.runtime import keep_freed_memory
+from embedforge.runtime import keep_freed_memory, release_freed_memory
 
 LONGEST_BY_PRODUCTS = 1024
 """Texts above that many tokens are left to torch's own attention, which holds no matrix of all scores."""
 GROUP = 256
 """Tokens of the texts whose attention is computed together."""
+TOKENS_TO_RELEASE = 2**17
+"""After so many tokens freed memory is handed back after all: batches of many sizes leave holes in it."""
 _DECODER = {"embed_tokens", "layers", "norm", "rotary_emb"}
 _LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 _ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
 _HEAD_NORMS = {"q_norm", "k_norm"}
 _NETWORK = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 _PROVEN: weakref.WeakKeyDictionary[nn.Module, dict[Any, bool]] = weakref.WeakKeyDictionary()
+
+_since_release = [0]
+"""Tokens."""
 
 Stock = Callable[[Tensor, Tensor], Tensor]
 """The decoder's own forward: ids and mask [texts, tokens] to states [texts, tokens, hidden]."""
@@ -61,7 +66,12 @@ def quick_states(decoder: Any, input_ids: Tensor, attention_mask: Tensor, stock:
         return None
     if not _is_known(decoder, input_ids.shape[1]) or not _is_proven(decoder, stock):
         return None
-    return _states(decoder, input_ids, attention_mask)
+    states = _states(decoder, input_ids, attention_mask)
+    _since_release[0] += input_ids.numel()
+    if _since_release[0] >= TOKENS_TO_RELEASE:
+        _since_release[0] = 0
+        release_freed_memory()
+    return states
 
 
 # --- what is known ------------------------------------------------------------------------------------
