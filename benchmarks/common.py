@@ -94,6 +94,12 @@ def clock() -> float:
     return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
 
 
+def resident(pid: int) -> float:
+    """What a process holds in memory now, in MB (Linux)."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.split("VmRSS:")[1].split()[0]) / 1000
+
+
 def _answer(name: str, pipe: Connection) -> Any:
     try:
         answer = pipe.recv()

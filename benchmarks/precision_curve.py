@@ -37,7 +37,8 @@ def recipe_of(data: Path, precision: str, seed: int, asked: argparse.Namespace) 
         "objective": {"temperature": 0.05, "in_batch": "all"},
         "mix": {"sources": [{"path": str(data)}]},
     }
-    training = {"precision": precision, "log_steps": 10, "save_steps": 50, "eval_steps": asked.steps // 3}
+    third = asked.steps // 3
+    training = {"precision": precision, "log_steps": min(10, third), "save_steps": 50, "eval_steps": third}
     return {
         "name": f"curve-{precision}-{seed}",
         "seed": seed,
@@ -75,6 +76,19 @@ def run(precision: str, seed: int, work: Path, asked: argparse.Namespace) -> lis
     return [json.loads(line) for line in (out / "log.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
+def row_of(
+    lines: list[dict[str, Any]], precision: str, seed: int, third: int, minutes: float
+) -> dict[str, Any]:
+    """Return the mean loss of each third of the steps, and retrieval of the held-out pairs at their ends."""
+    row: dict[str, Any] = {"precision": precision, "seed": seed}
+    ends = (third, 2 * third, 3 * third)
+    for end in ends:
+        losses = [line["loss"] for line in lines if "loss" in line and end - third < line["step"] <= end]
+        row[f"loss to step {end}"] = statistics.mean(losses)
+    found = {line["step"]: line["eval_mrr@10"] for line in lines if "eval_mrr@10" in line}
+    return row | {f"MRR@10 at {end}": found[end] for end in ends} | {"minutes": minutes}
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--steps", type=int, default=300)
@@ -82,24 +96,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1])
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--work", type=Path, default=Path("precision_curve"))
+    parser.add_argument("--work", type=Path, default=Path("runs/precision_curve"))
     asked = parser.parse_args(arguments)
+    if asked.steps < 3:
+        parser.error("--steps: the curve is told in thirds, so at least 3")
     asked.work.mkdir(parents=True, exist_ok=True)
     rows, curves = [], {}
     for seed in asked.seeds:
         for precision in PRECISIONS:
             began = time.perf_counter()
             lines = curves[f"{precision} {seed}"] = run(precision, seed, asked.work, asked)
-            row: dict[str, Any] = {"precision": precision, "seed": seed}
-            third = asked.steps // 3
-            for end in (third, 2 * third, 3 * third):
-                losses = [
-                    line["loss"] for line in lines if "loss" in line and end - third < line["step"] <= end
-                ]
-                row[f"loss to step {end}"] = statistics.mean(losses)
-            scores = [{k: v for k, v in line.items() if "ndcg" in k.lower()} for line in lines]
-            row |= {f"{name}, last": value for found in scores for name, value in found.items()}
-            rows.append(row | {"minutes": (time.perf_counter() - began) / 60})
+            rows.append(row_of(lines, precision, seed, asked.steps // 3, (time.perf_counter() - began) / 60))
     report("precision_curve", rows, {}, curves=len(curves), steps=asked.steps, queries=asked.queries)
     (asked.work / "curves.json").write_text(json.dumps(curves), encoding="utf-8")
 

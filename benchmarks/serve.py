@@ -28,6 +28,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from common import resident
+
 WORDS = """
 the a river mountain window teacher winter morning paper letter bridge market doctor engine forest library
 walks carries finds opens repairs remembers measures slowly often near behind old green heavy
@@ -214,11 +216,6 @@ async def open_load(port: int, per_second: float, seconds: float, pid: int) -> t
     load.seconds = time.perf_counter() - start
     load.statuses["sent"] = sent
     return load, memory
-
-
-def resident(pid: int) -> float:
-    status = Path(f"/proc/{pid}/status").read_text()
-    return int(status.split("VmRSS:")[1].split()[0]) / 1000
 
 
 def processor(pid: int) -> float:

@@ -197,9 +197,7 @@ def peer(settings: dict[str, Any], kind: str, attention: str, size: int) -> Call
 def entry_of(name: str, settings: dict[str, Any]) -> Entry:
     words = name.split()
     if words[0] == "ours":
-        extra = {"compile": True} if "compiled" in words else {}
-        chosen = {**settings, "training": {**settings["training"], **extra}}
-        return Entry(name, ours, (chosen, words[1]))
+        return Entry(name, ours, (settings, words[1]))
     size = int(words[2]) if len(words) > 2 else 0
     return Entry(name, peer, (settings, words[0], words[1], size))
 
@@ -240,7 +238,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--sweep", action="store_true", help="all settings of the peer")
     parser.add_argument("--only", nargs="*", help="entries whose name contains one of these")
-    parser.add_argument("--ours", nargs="*", default=OURS, help="ours PRECISION [compiled]")
+    parser.add_argument("--ours", nargs="*", default=OURS, help="ours PRECISION")
     parser.add_argument("--stage", type=json.loads, default={}, help="keys of the stage, as JSON")
     parser.add_argument("--model", type=json.loads, default={}, help="keys of the model, as JSON")
     parser.add_argument("--name", default="train")

@@ -18,7 +18,8 @@ from pathlib import Path
 from statistics import fmean
 
 from forge_tiny_texts import packed
-from make_results import machine, replace_section
+from make_results import machine
+from sections import replace_section
 from tables import Variant, difference, evaluated, link_tasks, scores, signed, table, unsigned
 
 from embedforge.data.readers import read_records

@@ -11,7 +11,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from make_results import BM25, open_table, replace_section
+from make_results import BM25, open_table
+from sections import replace_section
 
 from embedforge.evaluate.run import evaluate
 from embedforge.files import read_json

@@ -20,9 +20,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from make_results import machine, replace_section
+from make_results import machine
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
+from sections import replace_section
 from tables import Variant, difference, evaluated, link_tasks, scores, signed, table, unsigned
 
 from embedforge.documents.sentences import sentences

@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from sections import replace_section
 
 from embedforge.evaluate.run import evaluate
-from embedforge.files import read_json, write_text
+from embedforge.files import read_json
 from embedforge.model.folder import BUNDLED
 from embedforge.prove.run import quickstart
 
@@ -150,17 +151,6 @@ def machine(versions: dict[str, str]) -> str:
     day = datetime.datetime.now(tz=datetime.UTC).date()
     place = f"{platform.machine()}, {torch.get_num_threads()} threads"
     return f"Made on {day} ({place}; Python {platform.python_version()}, {packages})."
-
-
-def replace_section(path: Path, name: str, text: str) -> None:
-    """Put `text` between the comments `<!-- begin NAME -->` and `<!-- end NAME -->` of a file."""
-    begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
-    page = path.read_text(encoding="utf-8")
-    before, found, rest = page.partition(begin)
-    _, closed, after = rest.partition(end)
-    if not (found and closed):
-        raise SystemExit(f"{path}: it has no section '{begin}' ... '{end}' to write into")
-    write_text(path, f"{before}{begin}\n{text}\n{end}{after}")
 
 
 if __name__ == "__main__":

@@ -25,8 +25,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from make_results import machine, replace_section
+from make_results import machine
 from mining_facts import Facts, facts_of, ranks_of
+from sections import replace_section
 from tables import Variant, difference, evaluated, link_tasks, scores, signed, table, unsigned
 
 from embedforge.data.convert import read_source

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 
 import pytest
 import torch
 from peft import PeftModel
+from peft.tuners import lora
 from transformers import GPT2Config, GPT2Model, MistralConfig, MistralModel, PreTrainedModel
 
 from embedforge.errors import EmbedforgeError
 from embedforge.model.adapter import add_lora, is_no_op, merge_lora, stack_lora
 from embedforge.model.attention import ensure_attention, probe
+from work_for_tests import CopiedBytes
 
 MASK = torch.tensor([[1] * 9, [1] * 6 + [0] * 3])
 BATCH = {"input_ids": torch.arange(3, 21).view(2, 9), "attention_mask": MASK, "pooling_mask": MASK}
@@ -151,3 +154,35 @@ def test_an_adapter_computes_in_the_precision_of_its_decoder(stacked):
     ids = torch.arange(12).view(2, 6)
     model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state.float().sum().backward()
     assert all(weight.grad is None for weight in frozen)  # nothing is computed for what is not trained
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+@pytest.mark.parametrize("stacked", [False, True])
+def test_updates_added_by_their_products_are_those_of_peft(stacked, dropout):
+    """Vectors and gradients; and no pass of its own over the output, which is what peft adds."""
+    ours = add_lora(decoder(torch.float64), rank=4, dropout=dropout).train()
+    if stacked:
+        stack_lora(ours, rank=2, dropout=dropout)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, weight in ours.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(std=0.3)
+    theirs = copy.deepcopy(ours)
+    for module in theirs.modules():
+        if isinstance(module, lora.Linear):
+            module.__class__ = lora.Linear
+    made, gradients, work = [], [], []
+    for model in (ours, theirs):
+        torch.manual_seed(2)  # of dropout
+        with CopiedBytes() as counted:
+            states = model(input_ids=BATCH["input_ids"], attention_mask=MASK).last_hidden_state
+            (states * torch.linspace(-1, 1, states.shape[-1])).sum().backward()
+        made.append(states.detach())
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+        work.append(counted.calls["add"] + counted.calls["mul"])
+    torch.testing.assert_close(*made)
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][name], rtol=1e-5, atol=1e-6)
+    assert work[0] < work[1]

@@ -13,12 +13,14 @@ import torch
 from embedforge.data.example import Example
 from embedforge.data.mixture import Mixture
 from embedforge.files import read_json
+from embedforge.model.adapter import add_lora
 from embedforge.recipe import Stage
 from embedforge.train.contrastive import ContrastiveWork
 from embedforge.train.held import FILE, HeldTokens, graph_bytes
 from embedforge.train.stages import prepare_model
 from embedforge.train.work import StageContext
 from training_for_tests import tiny_recipe
+from work_for_tests import compiled, copied_bytes, operations
 
 QUERIES, NEGATIVES, BUDGET = 8, 7, 256
 
@@ -122,6 +124,41 @@ def test_a_text_is_tokenised_once_however_often_it_comes(counted) -> None:
     for number in range(2, 6):
         one.work.step(one.model, number)
     assert one.tokenized == 0
+
+
+def test_operations_of_a_step_are_three_passes_of_its_tokens_and_of_a_cached_one_four(counted) -> None:
+    """A forward pass, and two products for each of its own backward; GradCache has one more forward."""
+    held, cached = counted(), counted(tokens_held=BUDGET)
+    tokens, _ = (one.work.step(one.model, 0).tokens for one in (held, cached))
+    once, twice = (operations(lambda one=one: one.work.step(one.model, 0)) for one in (held, cached))
+    products = sum(part.numel() for part in held.model.decoder.layers.parameters() if part.dim() == 2)
+    assert 6 * products <= once / tokens <= 9.6 * products  # the latent block is a third of the work here
+    assert twice / once == pytest.approx(4 / 3, rel=0.02)
+
+
+def test_nothing_is_computed_for_weights_that_are_frozen(counted) -> None:
+    full, lora = counted(), counted()
+    lora.model.decoder = add_lora(lora.model.decoder, rank=1, alpha=1, dropout=0.0)
+    lora.work.begin(lora.work.context)
+    assert lora.work.packed
+    tokens, _ = (one.work.step(one.model, 0).tokens for one in (full, lora))
+    all_weights, few = (operations(lambda one=one: one.work.step(one.model, 0)) for one in (full, lora))
+    products = sum(part.numel() for part in full.model.decoder.layers.parameters() if part.dim() == 2)
+    added = sum(part.numel() for part in lora.model.decoder.parameters() if part.requires_grad)
+    saved = 2 * products - 6 * added
+    assert (all_weights - few) / tokens >= 0.98 * saved
+
+
+def test_copies_of_a_step_are_held_and_nothing_is_compiled(counted) -> None:
+    """Bytes that copies write, in float32 states of a token and layer; and in steps embedded twice."""
+    for most, changes in ((16.5, {}), (24, {"tokens_held": BUDGET})):
+        one = counted(**changes)
+        tokens = one.work.step(one.model, 0).tokens
+        config = one.model.decoder.config
+        state = tokens * config.hidden_size * config.num_hidden_layers * 4
+        copied = copied_bytes(lambda one=one: one.work.step(one.model, 0))
+        assert copied.total <= most * state, copied.by_operation
+        assert compiled(lambda one=one: one.work.step(one.model, 0)) == (0, 0)
 
 
 def test_what_is_held_is_written_down_and_stays(tmp_path: Path) -> None:

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners import lora
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
+from typing_extensions import override
 
 from embedforge.errors import EmbedforgeError, did_you_mean
 from embedforge.model.memory import require_memory
@@ -51,7 +53,7 @@ def add_lora(
         # peft asks for a property by the name that newer versions of transformers deprecate.
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
         config = _config(decoder, rank, alpha, dropout, targets)
-        return _without_casts(get_peft_model(decoder, config, autocast_adapter_dtype=False))
+        return _lean(get_peft_model(decoder, config, autocast_adapter_dtype=False))
 
 
 def stack_lora(
@@ -76,14 +78,36 @@ def stack_lora(
         parameter.requires_grad_(False)
     config = _config(plain, rank, alpha, dropout, targets)
     decoder.add_adapter(name, config, autocast_adapter_dtype=False)
-    _without_casts(decoder)
+    _lean(decoder)
     decoder.base_model.set_adapter([*earlier, name])
     for path, parameter in decoder.named_parameters():
         parameter.requires_grad_(f".{name}." in path)
 
 
-def _without_casts(decoder: PeftModel) -> PeftModel:
-    """Let an adapter compute in the precision of its decoder, or of autocast, and in no other.
+class _LeanLinear(lora.Linear):
+    """peft's layer, whose update is added by the product that makes it.
+
+    peft scales the update and adds it, each a pass over as many numbers as the layer's output, forward and
+    backward; beside products as thin as an adapter's they take most of its time.
+    """
+
+    @override
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Map [..., in] to [..., out]; what is no plain adapter goes peft's way."""
+        names = [name for name in self.active_adapters if name in self.lora_A]
+        plain = not any(name in self.lora_variant or self.lora_B[name].bias is not None for name in names)
+        if args or kwargs or self.disable_adapters or self.merged or not plain:
+            return cast(Tensor, super().forward(x, *args, **kwargs))
+        rows = x.flatten(0, -2)
+        made: Tensor = self.base_layer(rows)
+        for name in names:
+            update = self.lora_A[name](self.lora_dropout[name](rows)) * self.scaling[name]
+            made = made.addmm_(update.to(made.dtype), self.lora_B[name].weight.T.to(made.dtype))
+        return made.unflatten(0, x.shape[:-1])
+
+
+def _lean(decoder: PeftModel) -> PeftModel:
+    """Let an adapter compute in the precision of its decoder, or of autocast, in few passes.
 
     peft would keep a 16-bit decoder's adapter in float32 and cast every input of it, twice under autocast: on
     a CPU more than the adapter's own products. What must not be rounded is in the optimizer (`MasterAdamW`).
@@ -91,6 +115,8 @@ def _without_casts(decoder: PeftModel) -> PeftModel:
     for module in decoder.modules():
         if hasattr(module, "cast_input_dtype_enabled"):
             module.cast_input_dtype_enabled = False
+        if type(module) is lora.Linear and type(module.base_layer) is nn.Linear:
+            module.__class__ = _LeanLinear
     return decoder
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,17 +25,24 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from embedforge.model.int8 import Int8Linear
+from embedforge.model.short_attention import attend_by_products
+from embedforge.runtime import keep_freed_memory, release_freed_memory
 
 LONGEST_BY_PRODUCTS = 1024
 """Texts above that many tokens are left to torch's own attention, which holds no matrix of all scores."""
 GROUP = 256
 """Tokens of the texts whose attention is computed together."""
+TOKENS_TO_RELEASE = 2**17
+"""After so many tokens freed memory is handed back after all: batches of many sizes leave holes in it."""
 _DECODER = {"embed_tokens", "layers", "norm", "rotary_emb"}
 _LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 _ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
 _HEAD_NORMS = {"q_norm", "k_norm"}
 _NETWORK = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 _PROVEN: weakref.WeakKeyDictionary[nn.Module, dict[Any, bool]] = weakref.WeakKeyDictionary()
+
+_since_release = [0]
+"""Tokens."""
 
 Stock = Callable[[Tensor, Tensor], Tensor]
 """The decoder's own forward: ids and mask [texts, tokens] to states [texts, tokens, hidden]."""
@@ -58,7 +66,12 @@ def quick_states(decoder: Any, input_ids: Tensor, attention_mask: Tensor, stock:
         return None
     if not _is_known(decoder, input_ids.shape[1]) or not _is_proven(decoder, stock):
         return None
-    return _states(decoder, input_ids, attention_mask)
+    states = _states(decoder, input_ids, attention_mask)
+    _since_release[0] += input_ids.numel()
+    if _since_release[0] >= TOKENS_TO_RELEASE:
+        _since_release[0] = 0
+        release_freed_memory()
+    return states
 
 
 # --- what is known ------------------------------------------------------------------------------------
@@ -107,6 +120,8 @@ def _is_proven(decoder: Any, stock: Stock) -> bool:
     Layer by layer, each from the states that the stock forward gave it: at 16 bits a decoder that was not
     trained to see ahead is chaotic, so that its last states differ from run to run for no fault of anybody.
     """
+    if decoder not in _PROVEN:
+        keep_freed_memory()  # of a layer's states, for the next one's
     found = _PROVEN.setdefault(decoder, {})
     key = (_is_causal(decoder), decoder.dtype, len(decoder.layers), torch.is_autocast_enabled("cpu"))
     if key not in found:
@@ -276,23 +291,23 @@ def _attended(
     query: Tensor, key: Tensor, value: Tensor, group: _Group, scale: float, *, causal: bool
 ) -> Tensor:
     """Attend within each text: [texts * width, heads, head] thrice to the shape of `query`."""
-    texts, kept = len(group.lengths), key.shape[1]
-    query, key, value = (part.unflatten(0, (texts, group.width)) for part in (query, key, value))
-    if causal or group.width > LONGEST_BY_PRODUCTS:
-        query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
-        found = functional.scaled_dot_product_attention(
-            query, key, value, scale=scale, is_causal=causal, enable_gqa=True
-        )
-        return found.transpose(1, 2).flatten(0, 1)
-    shared = query.unflatten(2, (kept, -1))  # the heads of one key: [texts, width, keys, heads of it, head]
-    rows = shared.permute(0, 2, 3, 1, 4).flatten(2, 3).flatten(0, 1)
-    scores = torch.bmm(rows.mul_(scale), key.permute(0, 2, 3, 1).flatten(0, 1))
-    for text, length in enumerate(group.lengths):
-        if length < group.width:
-            scores[text * kept : (text + 1) * kept, :, length:] = -torch.inf
-    found = torch.bmm(scores.softmax(dim=-1), value.transpose(1, 2).flatten(0, 1))
-    found = found.unflatten(0, (texts, kept)).unflatten(2, (-1, group.width))
-    return found.permute(0, 3, 1, 2, 4).flatten(2, 3).flatten(0, 1)
+    texts = len(group.lengths)
+    if not causal and group.width <= LONGEST_BY_PRODUCTS:
+        return attend_by_products(query, key, value, texts, scale, partial(_hide, group.lengths))[0]
+    query, key, value = (
+        part.unflatten(0, (texts, group.width)).transpose(1, 2) for part in (query, key, value)
+    )
+    found = functional.scaled_dot_product_attention(
+        query, key, value, scale=scale, is_causal=causal, enable_gqa=True
+    )
+    return found.transpose(1, 2).flatten(0, 1)
+
+
+def _hide(lengths: Sequence[int], scores: Tensor) -> None:
+    """Take what stands behind each text out of the scores [texts, heads, width, width], in place."""
+    for text, length in enumerate(lengths):
+        if length < scores.shape[-1]:
+            scores[text, :, :, length:] = -torch.inf
 
 
 # --- few shapes ---------------------------------------------------------------------------------------

@@ -15,8 +15,8 @@ nothing is padded and numbers have 16 bits, else `sdpa` by rectangle.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -147,7 +147,7 @@ def _by_varlen(query: Tensor, key: Tensor, value: Tensor, how: _How) -> Tensor:
     return cast(Tensor, mixed)[None]
 
 
-@functools.lru_cache(maxsize=8)
+@lru_cache(maxsize=8)
 def _starts(rectangles: tuple[tuple[int, int], ...], device: torch.device) -> tuple[Tensor, int]:
     """Return where each text begins, and the end, int32 [texts + 1], and the longest; all layers ask."""
     lengths = [tokens for texts, tokens in rectangles for _ in range(texts)]
@@ -205,7 +205,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, how:
 
 
 class _Attention(torch.autograd.Function):
-    """Softmax attention whose query heads are stacked below the key head that they share.
+    """`attend_by_products` for each rectangle, with a gradient.
 
     All of it in one node of the graph: parts of a batch that were cut and joined by nodes of their own would
     each have a gradient of the whole batch's size.
@@ -216,17 +216,17 @@ class _Attention(torch.autograd.Function):
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, how: _How
     ) -> Tensor:
         output = torch.empty_like(query)
-        saved, start = [], 0
+        saved: list[Tensor] = []
+        start = 0
         for texts, tokens in how.rectangles:
             rows = slice(start, start + texts * tokens)
             start = rows.stop
-            queries, keys, values = (_heads(part[rows], key.shape[1], texts) for part in (query, key, value))
-            scores = torch.bmm(queries, keys.transpose(1, 2)).mul_(how.scale)
             own = mask.flatten()[rows] if how.packed and mask is not None else mask
-            _hide(scores.view(texts, -1, tokens, tokens), own, how)
-            probabilities = torch.softmax(scores, dim=-1)
-            output[rows] = _rows(torch.bmm(probabilities, values), texts, tokens)
-            saved += [queries, keys, values, probabilities]
+            mixed, factors = attend_by_products(
+                query[rows], key[rows], value[rows], texts, how.scale, partial(_hide, mask=own, how=how)
+            )
+            output[rows] = mixed
+            saved += factors
         ctx.save_for_backward(*saved)
         ctx.how, ctx.kept = how, key.shape[1]
         return output
@@ -239,20 +239,48 @@ class _Attention(torch.autograd.Function):
         of_key, of_value = (gradient.new_empty(len(gradient), ctx.kept, gradient.shape[2]) for _ in range(2))
         start = 0
         for number, (texts, tokens) in enumerate(ctx.how.rectangles):
-            queries, keys, values, probabilities = saved[4 * number : 4 * number + 4]
+            scaled, keys, values, probabilities = saved[4 * number : 4 * number + 4]
             rows = slice(start, start + texts * tokens)
             start = rows.stop
             outer = _heads(gradient[rows], ctx.kept, texts)
             of_value[rows] = _rows(torch.bmm(probabilities.transpose(1, 2), outer), texts, tokens)
             of_scores = torch._softmax_backward_data(
                 torch.bmm(outer, values.transpose(1, 2)), probabilities, -1, probabilities.dtype
-            ).mul_(ctx.how.scale)
-            of_query[rows] = _rows(torch.bmm(of_scores, keys), texts, tokens)
-            of_key[rows] = _rows(torch.bmm(of_scores.transpose(1, 2), queries), texts, tokens)
+            )
+            of_query[rows] = _rows(torch.bmm(of_scores, keys), texts, tokens).mul_(ctx.how.scale)
+            of_key[rows] = _rows(torch.bmm(of_scores.transpose(1, 2), scaled), texts, tokens)
         return of_query, of_key, of_value, None, None
 
 
-def _hide(scores: Tensor, mask: Tensor | None, how: _How) -> None:
+def attend_by_products(
+    query: Tensor, key: Tensor, value: Tensor, texts: int, scale: float, hide: Callable[[Tensor], None]
+) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Attend within texts of one length by two products and a softmax; training and encoding both do.
+
+    Query heads are stacked below the key head that they share.
+
+    Args:
+        query: [texts * tokens, heads, dim], one text behind the other.
+        key: [texts * tokens, key heads, dim].
+        value: like `key`.
+        texts: how many.
+        scale: of the scores.
+        hide: takes what is not seen out of the scores [texts, heads, tokens, tokens], in place.
+
+    Returns:
+        [texts * tokens, heads, dim]; and what a backward pass needs: scaled queries, keys, values and
+        probabilities, [texts * key heads, rows, ...] each.
+    """
+    kept, tokens = key.shape[1], len(query) // texts
+    keys, values = _heads(key, kept, texts), _heads(value, kept, texts)
+    scaled = _heads(query, kept, texts) * scale  # of fewer numbers than the scores, forward and backward
+    scores = torch.bmm(scaled, keys.transpose(1, 2))
+    hide(scores.view(texts, -1, tokens, tokens))
+    probabilities = torch.softmax(scores, dim=-1)
+    return _rows(torch.bmm(probabilities, values), texts, tokens), (scaled, keys, values, probabilities)
+
+
+def _hide(scores: Tensor, *, mask: Tensor | None, how: _How) -> None:
     """Take what a token does not see out of the scores [texts, heads, tokens, tokens], in place.
 
     `mask` is transformers' own, or of a packed batch the flags of these texts' tokens.
