@@ -195,7 +195,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_work(
 ) -> None:
     with pytest.raises(EmbedforgeError, match="this is a file"):
         run(files, "absent.jsonl", out="bread.jsonl")
-    with pytest.raises(EmbedforgeError, match="bread.jsonl is a file, and a folder is to be written"):
+    with pytest.raises(EmbedforgeError, match=r"bread\.jsonl is a file, and a folder is to be written"):
         run(files, "absent.jsonl", out="bread.jsonl/out")
     monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
     with pytest.raises(EmbedforgeError, match="is no folder that may be written"):

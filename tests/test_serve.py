@@ -212,6 +212,28 @@ def test_a_full_queue_answers_429_to_one_text_and_to_many(service, client, texts
         service.queue = real
 
 
+def test_where_the_queue_is_full_a_request_is_refused_unread(service, client):
+    gate, real = threading.Event(), service.queue
+    rows = service.model.renderer.render([LONG])
+
+    def wait_and_embed(rows):
+        assert gate.wait(10)
+        return service._embed(rows)
+
+    service.queue = BatchQueue(wait_and_embed, 64, len(rows[0].input_ids))
+    try:
+        accepted = service.queue.submit(rows)
+        for path in ("/embed", "/v1/embeddings"):
+            assert client.post(path, content=b"no JSON").status_code == 429
+        assert client.get("/health").status_code == 200
+        gate.set()
+        assert accepted.result(10).shape == (1, 32)
+        assert client.post("/embed", content=b"no JSON").status_code == 400
+    finally:
+        gate.set()
+        service.queue = real
+
+
 # --- about the server ------------------------------------------------------------------------------
 
 

@@ -92,6 +92,22 @@ def test_room_comes_back_when_requests_are_answered_or_given_up(model: Model):
     assert model.batches == [[0]]
 
 
+def test_a_text_of_usual_length_that_does_not_fit_is_refused_unread(model: Model):
+    model.gate.set()
+    queue = held(model, queue_tokens=50)
+    queue.submit([text(1, 20)] * 2).result(10)  # the mean of the newest is above 7 now
+    model.gate.clear()
+    waiting = queue.submit([text(2, 29)])
+    queue.require_room()
+    queue.submit([text(3, 14)])
+    with pytest.raises(QueueFullError):
+        queue.require_room()
+    model.gate.set()
+    waiting.result(10)
+    queue.close()
+    queue.require_room()
+
+
 def test_a_text_that_fails_takes_no_other_with_it(model: Model, caplog: pytest.LogCaptureFixture):
     queue = held(model, tokens_per_batch=64)
     good, bad = queue.submit([text(1), text(2)]), queue.submit([text(13)])

@@ -67,6 +67,7 @@ def create_app(service: Service, *, index: str | None = None, api_key: str | Non
         metrics=service.metrics,
         api_key=api_key,
         body_bytes=service.limits.body_bytes,
+        require_room=service.require_room,
     )
     return app
 

@@ -1,4 +1,4 @@
-"""What every request passes first: the key, the size, the contract that the client expects; and the clock."""
+"""What every request passes first: key, size, the contract that the client expects, room; and the clock."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ ASGIApp = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 OPEN_PATHS = frozenset({"/", "/health"})
 """Served without a key: the page asks for it, and a load balancer has none."""
+EMBEDDING_PATHS = frozenset({"/v1/embeddings", "/embed"})
+"""Whose requests all wait in the queue: where it is full, they need not be read."""
 CONTRACT_HEADER = "embedforge-contract"
 
 
@@ -30,6 +32,7 @@ class Guard:
         metrics: told of each answer.
         api_key: None lets everybody in.
         body_bytes: of a request.
+        require_room: raises the refusal of a full queue.
     """
 
     def __init__(
@@ -41,6 +44,7 @@ class Guard:
         metrics: Metrics,
         api_key: str | None,
         body_bytes: int,
+        require_room: Callable[[], None],
     ) -> None:
         self.app = app
         self.paths = frozenset(paths)
@@ -48,6 +52,7 @@ class Guard:
         self.metrics = metrics
         self.expected = None if api_key is None else f"Bearer {api_key}".encode()
         self.body_bytes = body_bytes
+        self.require_room = require_room
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Let a request through, or answer it here."""
@@ -93,6 +98,8 @@ class Guard:
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > self.body_bytes:
             raise self._too_large()
+        if scope["path"] in EMBEDDING_PATHS and scope["method"] == "POST":
+            self.require_room()
 
     def _limited(self, receive: Receive) -> Receive:
         """Count the bytes of a body as they come; its announced length may be absent or a lie."""

@@ -95,6 +95,8 @@ class BatchQueue:
         self._jobs: deque[_Job] = deque()
         self._tokens = 0
         self._speed = 0.0
+        self._usual = 1.0
+        """Tokens of a text, in the mean of the newest batches."""
         self._changed = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="embedforge-model", daemon=True)
@@ -106,9 +108,9 @@ class BatchQueue:
         return self._tokens
 
     def require_room(self) -> None:
-        """Raise QueueFullError where not even one more token fits: it saves tokenising for nothing."""
-        if self._tokens >= self.queue_tokens:
-            raise QueueFullError(self._retry_after(1))
+        """Raise QueueFullError where no text of usual length fits: it need not be read."""
+        if self._tokens and self._tokens + self._usual > self.queue_tokens:
+            raise QueueFullError(self._retry_after(math.ceil(self._usual)))
 
     def submit(self, rows: Sequence[Rendered]) -> Future[np.ndarray]:
         """Accept a request; its future holds the vectors, [texts, dim] float32. Cancel it to give it up.
@@ -204,8 +206,10 @@ class BatchQueue:
                 self._finish(job)
 
     def _measure(self, texts: int, tokens: int, seconds: float) -> None:
-        speed = tokens / max(seconds, 1e-6)
-        self._speed = speed if not self._speed else (1 - _NEW) * self._speed + _NEW * speed
+        speed, length = tokens / max(seconds, 1e-6), tokens / texts
+        if self._speed:
+            speed, length = (1 - _NEW) * self._speed + _NEW * speed, (1 - _NEW) * self._usual + _NEW * length
+        self._speed, self._usual = speed, length
         if self._observer:
             self._observer.batch(texts, tokens, seconds)
 
