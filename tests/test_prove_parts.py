@@ -436,6 +436,21 @@ def test_answers_are_clustered_by_the_part_they_come_from() -> None:
     assert figures.clustering.changes[AS_IT_CAME].is_real
 
 
+@pytest.mark.parametrize(
+    ("queries", "expected"),
+    [
+        (["Guide > Purpose", "Guide > How to delete a folder"], "How to delete a folder"),
+        (["Guide > Purpose", "End"], "Purpose"),
+        ([], ""),
+    ],
+)
+def test_the_search_that_is_suggested_has_some_words(queries: list[str], expected: str) -> None:
+    pairs = [
+        Pair(str(row), query, "text", "heading", "a.md", "a.md", row) for row, query in enumerate(queries)
+    ]
+    assert HeldOut(pairs, [], [], []).question == expected
+
+
 def test_the_table_fits_a_terminal_of_80_columns(held_out: HeldOut, systems: dict[str, Encoded]) -> None:
     figures = figures_of(held_out, systems, after_mntp="after mntp", seed=0)
     console = Console(width=80, file=io.StringIO())

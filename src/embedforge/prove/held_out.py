@@ -38,8 +38,9 @@ class HeldOut:
 
     @property
     def question(self) -> str:
-        """One that a reader may ask; of a heading its own words, without those above it; "" without any."""
-        return self.pairs[0].query.rpartition(SEPARATOR)[2] if self.pairs else ""
+        """One that a reader may ask, rather some words than one; of a heading its own; "" without any."""
+        own = [pair.query.rpartition(SEPARATOR)[2] for pair in self.pairs[:50]]
+        return next((words for words in own if 4 <= len(words.split()) <= 15), own[0] if own else "")
 
     def cut(self, sizes: Sizes) -> HeldOut:
         """Return at most so many of each."""
