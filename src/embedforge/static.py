@@ -62,7 +62,7 @@ class StaticEmbedder:
             weight, bias = self._map
             vector = weight @ vector if bias is None else weight @ vector + bias
         if self.contract.normalize:
-            vector = vector / max(float(np.linalg.norm(vector)), 1e-12)
+            return _unit(vector)
         return np.asarray(vector, dtype=np.float32)
 
 

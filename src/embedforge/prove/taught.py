@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from embedforge.endpoint import is_address
 from embedforge.errors import EmbedforgeError
 from embedforge.model.folder import find_folder
 from embedforge.prove.training_data import QUESTIONS_FILE
@@ -63,7 +64,7 @@ def with_teacher(recipe: Recipe, name: str) -> Recipe:
 
 def own_instruction(teacher: str) -> str:
     """Return what a teacher with a contract puts before queries; "" for others, which have their prompts."""
-    if teacher.startswith(("http://", "https://")):
+    if is_address(teacher):
         return ""
     folder = find_folder(teacher)
     return Contract.load(folder).default_instruction if (folder / CONTRACT).exists() else ""

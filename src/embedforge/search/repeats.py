@@ -57,9 +57,8 @@ def without_repeats(
         part = found[start : start + lot]
         for (key, score), document in zip(part, read([key for key, _ in part]), strict=True):
             snippet = snippet_of(document.text, query)
-            text = layout_key(snippet.text if snippet.matches else document.text) or str(
-                key
-            )  # one of its own
+            compared = snippet.text if snippet.matches else document.text
+            text = layout_key(compared) or str(key)  # one without a word is the same as no other
             if text in texts:
                 texts[text].also.append(_place(document))
             else:
