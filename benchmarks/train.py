@@ -3,12 +3,14 @@
     python benchmarks/train.py                          # texts of varied length, 16 queries x (1 + 7)
     python benchmarks/train.py --max-tokens 96          # lengths that hardly vary: nearly all are cut there
     python benchmarks/train.py --only mnrl --sweep      # find the peer's best setting first
+    python benchmarks/train.py --peers "flag 4" tevatron # where FlagEmbedding and Tevatron are installed
     python benchmarks/train.py --base MODEL --data FILE # another decoder, own Examples
 
 The same decoder, texts, precision, loss, clipping and AdamW on both sides; a step is tokenised, embedded,
 back-propagated and applied. Texts are the descriptions and code of Python's standard library. What is
-compared: `MultipleNegativesRankingLoss` and its cached form, each at the best setting of a sweep, against
-`embedforge`'s step with its defaults, in autocast (the peer's precision) and in pure bfloat16.
+compared: `MultipleNegativesRankingLoss` and its cached form, each at the best setting of a sweep, and other
+trainers (train_peers.py), against `embedforge`'s step with its defaults, in autocast (the peers' precision)
+and in pure bfloat16.
 """
 
 from __future__ import annotations
@@ -18,20 +20,17 @@ import contextlib
 import json
 import random
 import statistics
-import sys
 import sysconfig
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import train_peers
 from common import Entry, gemm_peak, measure, peak_of, report
+from train_peers import NEGATIVES, TEMPERATURE, mixture_of
 
-if TYPE_CHECKING:
-    from embedforge.data.mixture import Mixture
-
-QUERIES, NEGATIVES = 16, 7
-TEMPERATURE = 0.05
+QUERIES = 16
 OBJECTIVE = {"temperature": TEMPERATURE, "in_batch": "all", "mask_false_negatives": False}
 PEAK = "gemm peak"
 SWEEP = [f"mnrl {attention}" for attention in ("sdpa", "eager")] + [
@@ -57,28 +56,6 @@ def write_examples(path: Path, count: int) -> None:
             negatives = draw.sample(passages, NEGATIVES)
             row = {"query": pair.query, "positive": pair.document, "negatives": negatives}
             lines.write(json.dumps(row) + "\n")
-
-
-def read_rows(path: Path, queries: int) -> list[tuple[str, str, list[str]]]:
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    rows = [row for row in rows if len(row["negatives"]) >= NEGATIVES]
-    if len(rows) < queries:
-        sys.exit(f"{path}: {len(rows)} rows with {NEGATIVES} negatives, and a step takes {queries}")
-    return [(row["query"], row["positive"], row["negatives"][:NEGATIVES]) for row in rows]
-
-
-def mixture_of(settings: dict[str, Any]) -> Mixture:
-    """Return the steps that all competitors take, the same queries with the same negatives."""
-    from embedforge.data.example import Example
-    from embedforge.data.mixture import Mixture
-
-    rows = read_rows(Path(settings["data"]), settings["queries"])
-    return Mixture(
-        {"x": [Example(query, (positive,), tuple(others), "") for query, positive, others in rows]},
-        seed=0,
-        batch_queries=settings["queries"],
-        negatives=NEGATIVES,
-    )
 
 
 # --- the competitors, each in a process of its own ---------------------------------------------------
@@ -142,64 +119,11 @@ def ours(settings: dict[str, Any], precision: str) -> Callable[[], dict[str, flo
     return step
 
 
-def peer(settings: dict[str, Any], kind: str, attention: str, size: int) -> Callable[[], dict[str, float]]:
-    """Return the same step by sentence-transformers, bfloat16 autocast over float32 weights."""
-    import torch
-    from sentence_transformers import SentenceTransformer, losses
-    from sentence_transformers.models import Normalize, Pooling, Transformer
-
-    from embedforge.model.attention import make_bidirectional
-    from embedforge.model.folder import find_folder
-
-    options = {"attn_implementation": attention, "dtype": torch.float32}
-    body = Transformer(
-        str(find_folder(settings["base"])), max_seq_length=settings["max_tokens"], model_kwargs=options
-    )
-    make_bidirectional(body.model)
-    pooling = Pooling(body.get_word_embedding_dimension(), "mean")
-    model = SentenceTransformer(modules=[body, pooling, Normalize()], device=settings["device"] or "cpu")
-    scale = 1 / TEMPERATURE
-    loss: Any = (
-        losses.CachedMultipleNegativesRankingLoss(model, scale=scale, mini_batch_size=size)
-        if kind == "cached"
-        else losses.MultipleNegativesRankingLoss(model, scale=scale)
-    )
-    mixture = mixture_of(settings)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=0.01, fused=True)
-    number = 0
-
-    def step() -> dict[str, float]:
-        nonlocal number
-        drawn, queries = mixture.step(number), settings["queries"]
-        number += 1
-        texts = [text.text for text in drawn.texts]
-        columns = [texts[:queries]]
-        columns += [texts[queries + place :: 1 + NEGATIVES] for place in range(1 + NEGATIVES)]
-        model.train()
-        features = [
-            {name: value.to(model.device) for name, value in model.preprocess(column).items()
-             if isinstance(value, torch.Tensor)}
-            for column in columns
-        ]  # fmt: skip
-        with torch.autocast(model.device.type, dtype=torch.bfloat16):
-            value = loss(features, torch.zeros(queries))
-        value.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        real = sum(int(one["attention_mask"].sum()) for one in features)
-        computed = sum(one["attention_mask"].numel() for one in features)
-        return {"tokens": real, "computed": computed, "loss": float(value)}
-
-    return step
-
-
 def entry_of(name: str, settings: dict[str, Any]) -> Entry:
-    words = name.split()
-    if words[0] == "ours":
-        return Entry(name, ours, (settings, words[1]))
-    size = int(words[2]) if len(words) > 2 else 0
-    return Entry(name, peer, (settings, words[0], words[1], size))
+    """Return the competitor of a name: "ours PRECISION", or one of `train_peers.PEERS` and its settings."""
+    kind, *options = name.split()
+    make = ours if kind == "ours" else train_peers.PEERS[kind]
+    return Entry(name, make, (settings, *options))
 
 
 # --- the report --------------------------------------------------------------------------------------
@@ -239,6 +163,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--sweep", action="store_true", help="all settings of the peer")
     parser.add_argument("--only", nargs="*", help="entries whose name contains one of these")
     parser.add_argument("--ours", nargs="*", default=OURS, help="ours PRECISION")
+    parser.add_argument(
+        "--peers", nargs="*", help='entries of train_peers.py: "flag SIZE", tevatron, "mnrl sdpa"'
+    )
     parser.add_argument("--stage", type=json.loads, default={}, help="keys of the stage, as JSON")
     parser.add_argument("--model", type=json.loads, default={}, help="keys of the model, as JSON")
     parser.add_argument("--name", default="train")
@@ -249,7 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             write_examples(data, 400)
         settings = {key: getattr(asked, key) for key in ("base", "max_tokens", "queries", "device")}
         settings |= {"data": str(data), "stage": asked.stage, "model": asked.model, "training": {}}
-        names = [*asked.ours, *(SWEEP if asked.sweep else BEST)]
+        names = [*asked.ours, *(asked.peers or (SWEEP if asked.sweep else BEST))]
         if asked.only:
             names = [name for name in names if any(part in name for part in asked.only)]
         entries = [Entry(PEAK, gemm_peak), *(entry_of(name, settings) for name in names)]

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from common import Entry, gemm_peak, measure, peak_of, report
-from train import NEGATIVES, ours, read_rows, write_examples
+from train import ours, write_examples
+from train_peers import NEGATIVES, read_rows
 
 LORA = {"adapter": {"rank": 16, "alpha": 32, "dropout": 0.0}}
 KINDS = ("full", "lora", "student alone", "distillation", "data, new", "data, known")

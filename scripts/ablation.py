@@ -13,14 +13,14 @@ from __future__ import annotations
 import argparse
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from statistics import fmean
 
 from forge_tiny_texts import packed
 from make_results import machine
 from sections import replace_section
-from tables import Variant, difference, evaluated, link_tasks, scores, signed, table, unsigned
+from tables import Variant, compared, evaluated, link_tasks, rows_of_sweep
 
 from embedforge.data.readers import read_records
 from embedforge.evaluate.run import Results, versions
@@ -79,7 +79,6 @@ PAPER_STAGES = {
 }  # Table 4
 PAPER_LABELS = {TWO_STAGES: 72.31, "labels": 70.82}  # Table 4
 PAPER_LEARNED = {TWO_STAGES: 63.4, "distilled": 63.2, "both": 64.5}  # arXiv 2602.15547
-PAPER_MERGED: dict[str, float] = {}
 
 
 def main() -> None:
@@ -100,16 +99,7 @@ def main() -> None:
     cells = list(cells_of(args.teacher))
     for seeds in range(1, args.seeds + 1):  # every variant once, before any is repeated
         sweep(cells, seeds, args.out / "sweep", judged=Judged(tasks=str(tasks)), source_folder=data)
-    rows = [
-        Variant(
-            cell.label,
-            tuple(
-                str(args.out / "sweep" / "runs" / cell.folder / f"seed-{number}" / "model")
-                for number in range(args.seeds)
-            ),
-        )
-        for cell in cells
-    ]
+    rows = rows_of_sweep(cells, args.seeds, args.out / "sweep")
     results, rows = evaluated(rows, tasks, args.out / "sweep" / "evaluation")
     replace_section(args.page, "ablation", page(results, {row.name: row for row in rows}, args.seeds))
 
@@ -159,41 +149,18 @@ def cells_of(teacher: str) -> Iterator[Cell]:
 
 def page(results: Results, rows: dict[str, Variant], seeds: int) -> str:
     """Return the tables as Markdown."""
-    rows[TWO_STAGES] = rows["bidirectional latent"]
-    poolings = {" ".join(key): mean for key, mean in PAPER_POOLINGS.items()}
-    parts = [
-        f"{machine(versions())} {seeds} seeds.",
-        ("Attention and pooling", poolings),
-        ("Stages and in-batch negatives", PAPER_STAGES),
-        ("Documents of classes", PAPER_LABELS),
-        ("What is learned", PAPER_LEARNED),
-        ("Merging", {TWO_STAGES: None, "merged": None}),
-    ]
-    lines: list[str] = [str(parts[0])]
-    for title, paper in parts[1:]:
-        assert isinstance(paper, dict)
-        lines += ["", f"### {title}", "", *compared(results, rows, paper)]
+    rows[TWO_STAGES] = replace(rows["bidirectional latent"], name=TWO_STAGES)
+    tables: dict[str, dict[str, float | None]] = {
+        "Attention and pooling": {" ".join(key): mean for key, mean in PAPER_POOLINGS.items()},
+        "Stages and in-batch negatives": {**PAPER_STAGES},
+        "Documents of classes": {**PAPER_LABELS},
+        "What is learned": {**PAPER_LEARNED},
+        "Merging": {TWO_STAGES: None, "merged": None},
+    }
+    lines = [f"{machine(versions())} {seeds} seeds."]
+    for title, paper in tables.items():
+        lines += ["", f"### {title}", "", *compared(results, [rows[name] for name in paper], TASKS, paper)]
     return "\n".join(lines)
-
-
-def compared(results: Results, rows: dict[str, Variant], paper: dict[str, float | None]) -> list[str]:
-    """Return the table of some variants, each with its difference to the first, here and in the paper."""
-    names = list(paper)
-    first, kinds = rows[names[0]], sorted({task.split("/")[0] for task in TASKS})
-    lines = []
-    for name in names:
-        row = rows[name]
-        by_kind = [
-            f"{fmean(scores(results, row, [task]).mean for task in TASKS if task.startswith(kind)):.3f}"
-            for kind in kinds
-        ]
-        own, theirs = "–", "–"
-        if name != names[0]:
-            own = signed(difference(results, first, row, TASKS))
-            if paper[name] is not None:
-                theirs = f"{(paper[name] - paper[names[0]]) / 100:+.3f}"  # type: ignore[operator]
-        lines.append([name, *by_kind, unsigned(scores(results, row, TASKS)), own, theirs])
-    return table(["variant", *kinds, "mean", "difference", "paper's"], lines)
 
 
 if __name__ == "__main__":

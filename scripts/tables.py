@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -13,6 +13,7 @@ from scipy.special import stdtrit
 
 from embedforge.evaluate.run import Results, evaluate
 from embedforge.evaluate.units import Units, compare, interval
+from embedforge.sweep.grid import Cell
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,17 @@ class Figure:
     def is_real(self) -> bool:
         """Zero is outside of the interval."""
         return abs(self.mean) > self.half
+
+
+def rows_of_sweep(cells: Sequence[Cell], seeds: int, out: Path) -> list[Variant]:
+    """Return a row for each variant of a sweep in `out`, its models by seed."""
+    runs = out / "runs"
+    return [
+        Variant(
+            cell.label, tuple(str(runs / cell.folder / f"seed-{number}" / "model") for number in range(seeds))
+        )
+        for cell in cells
+    ]
 
 
 def link_tasks(folder: Path, datasets: Iterable[Path]) -> Path:
@@ -102,6 +114,38 @@ def signed(figure: Figure) -> str:
     """Return a difference, in brackets where it may be chance."""
     text = f"{figure.mean:+.3f} ± {figure.half:.3f}"
     return text if figure.is_real else f"({text})"
+
+
+def compared(
+    results: Results,
+    rows: Sequence[Variant],
+    tasks: Sequence[str],
+    paper: Mapping[str, float | None] | None = None,
+) -> list[str]:
+    """Return a table of variants: means of each kind of task, and the difference to the first variant.
+
+    Args:
+        results: of all models.
+        rows: the variants.
+        tasks: by `KIND/NAME`; the mean is over tasks, not over kinds.
+        paper: a paper's means by variant, in percent, of which the differences are shown in a last column.
+    """
+    first, kinds = rows[0], sorted({task.split("/")[0] for task in tasks})
+    lines = []
+    for row in rows:
+        by_kind = [
+            f"{scores(results, row, [task for task in tasks if task.startswith(kind)]).mean:.3f}"
+            for kind in kinds
+        ]
+        own = "–" if row is first else signed(difference(results, first, row, tasks))
+        lines.append([row.name, *by_kind, unsigned(scores(results, row, tasks)), own])
+        if paper is not None:
+            mean, of_first = paper[row.name], paper[first.name]
+            known = row is not first and mean is not None and of_first is not None
+            lines[-1].append(f"{(mean - of_first) / 100:+.3f}" if known else "–")
+    return table(
+        ["variant", *kinds, "mean", "difference", *(["paper's"] if paper is not None else [])], lines
+    )
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
