@@ -1,4 +1,4 @@
-"""The step of `train.py` by other trainers: sentence-transformers, FlagEmbedding, Tevatron.
+"""The step of `train.py` by other trainers: sentence-transformers, FlagEmbedding, Tevatron, LLM2Vec.
 
 Each gets the same queries and passages, tokenises, pads and embeds them by its own code with its own loss;
 what is no part of it is shared: the decoder without its mask, bfloat16 autocast over float32 weights,
@@ -9,7 +9,9 @@ on the index (0.1.0) knows; that one also pads every text to the limit.
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -175,13 +177,13 @@ def flag_embedding(settings: dict[str, Any], size: str) -> Step:
     collate = AbsEmbedderCollator(
         tokenizer, query_max_len=tokens, passage_max_len=tokens, sub_batch_size=at_once
     )
-    parts = [0]
+    sides, parts = ("queries", "passages"), [0]
 
     def features_of(queries: Sequence[str], passages: Sequence[str]) -> Features:
         each = 1 + NEGATIVES
         rows = [(query, passages[n * each : (n + 1) * each], None) for n, query in enumerate(queries)]
         found = collate(rows)
-        asked, answers = (one if isinstance(one, list) else [one] for one in map(found.get, _SIDES))
+        asked, answers = (one if isinstance(one, list) else [one] for one in map(found.get, sides))
         parts[0] = len(asked)
         return [*asked, *answers]
 
@@ -191,9 +193,6 @@ def flag_embedding(settings: dict[str, Any], size: str) -> Step:
         return loss
 
     return stepping(settings, model, features_of, loss_of)
-
-
-_SIDES = ("queries", "passages")
 
 
 def tevatron(settings: dict[str, Any]) -> Step:
@@ -225,10 +224,51 @@ def tevatron(settings: dict[str, Any]) -> Step:
     return stepping(settings, model, features_of, loss_of)
 
 
+def llm2vec(settings: dict[str, Any]) -> Step:
+    """LLM2Vec's supervised training, in an environment of its own: it needs transformers 4.44."""
+    import torch
+    from llm2vec import LLM2Vec
+    from llm2vec.loss.HardNegativeNLLLoss import HardNegativeNLLLoss
+
+    options = {"pooling_mode": "mean", "max_length": settings["max_tokens"], "attn_implementation": "sdpa"}
+    with tempfile.TemporaryDirectory() as folder:
+        _for_old_transformers(settings["base"], Path(folder))
+        model = LLM2Vec.from_pretrained(folder, torch_dtype=torch.float32, **options)
+    loss = HardNegativeNLLLoss(scale=1 / TEMPERATURE)
+
+    def features_of(queries: Sequence[str], passages: Sequence[str]) -> Features:
+        marked = [[f"{_MARK}{text}" for text in column] for column in columns(queries, passages)]
+        return [model.tokenize(column) for column in marked]
+
+    def loss_of(features: Features) -> torch.Tensor:
+        asked, positive, *negative = map(model, features)
+        value: torch.Tensor = loss(asked, positive, torch.cat(negative))
+        return value
+
+    return stepping(settings, model, features_of, loss_of)
+
+
+def _for_old_transformers(base: str, folder: Path) -> None:
+    """Copy a decoder, its tokenizer in the words that transformers and tokenizers had before 5.0 and 0.20."""
+    from embedforge.model.folder import find_folder
+
+    shutil.copytree(find_folder(base), folder, dirs_exist_ok=True)
+    config, rules = folder / "tokenizer_config.json", folder / "tokenizer.json"
+    own = {"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": ["input_ids", "attention_mask"]}
+    values = json.loads(config.read_text(encoding="utf-8")) | own
+    config.write_text(json.dumps(values), encoding="utf-8")
+    values = json.loads(rules.read_text(encoding="utf-8"))
+    values["model"]["merges"] = [" ".join(pair) for pair in values["model"]["merges"]]
+    rules.write_text(json.dumps(values), encoding="utf-8")
+
+
+_MARK = "!@#$%^&*()"
+"""What LLM2Vec puts between an instruction and its text."""
 PEERS: dict[str, Callable[..., Step]] = {
     "mnrl": multiple_negatives,
     "cached": cached,
     "flag": flag_embedding,
     "tevatron": tevatron,
+    "llm2vec": llm2vec,
 }
 """By the first word of an entry's name; the other words are its settings."""
