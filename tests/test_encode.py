@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,22 @@ def test_vectors_come_in_the_order_of_the_texts_whatever_the_batches(
         np.testing.assert_allclose(exact(tiny_model, TEXTS, tokens_per_batch=tokens), alone, atol=1e-5)
     monkeypatch.setattr(sys.modules["embedforge.encode"], "TEXTS_PER_WINDOW", 2)
     np.testing.assert_allclose(exact(tiny_model, TEXTS), alone, atol=1e-5)
+
+
+def test_batches_side_by_side_give_the_same_vectors(
+    tiny_model: EmbeddingModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: set[int] = set()
+    tiny_model.register_forward_pre_hook(lambda *_: seen.add(threading.get_ident()))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        together = exact(tiny_model, TEXTS * 9, tokens_per_batch=100)
+        assert threading.get_ident() not in seen, "the batches had threads of their own"
+        monkeypatch.setattr(sys.modules["embedforge.runtime"], "MOST_SIDE_BY_SIDE", 1)
+        np.testing.assert_allclose(together, exact(tiny_model, TEXTS * 9, tokens_per_batch=100), atol=1e-5)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_batches_hold_at_most_so_many_tokens_and_no_graph(tiny_model: EmbeddingModel) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
+from embedforge import runtime
 from embedforge.encode import encode
 from embedforge.model import quick
 from embedforge.model.attention import make_bidirectional
@@ -119,6 +122,21 @@ def test_autocast_and_bfloat16_weights_stay_near_float32() -> None:
 def test_what_is_not_known_or_comes_out_otherwise_goes_the_stock_way(kind: str) -> None:
     more = {"residual_multiplier": 0.3, "embedding_multiplier": 5.0} if kind == "granite" else {}
     assert states_of(decoder_of(kind, **more), *batch_of()) is None
+
+
+def test_threads_that_begin_together_all_go_the_quick_way() -> None:
+    model, start = decoder_of("llama"), threading.Barrier(4, timeout=30)
+
+    def work(_: int) -> Tensor | None:
+        start.wait()
+        with torch.no_grad():
+            return states_of(model, *batch_of())
+
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(work, range(4)))
+    for states in found:
+        assert states is not None, "the proof of one thread is no hook of the others"
+        assert torch.equal(states, found[0])
 
 
 @torch.no_grad()
@@ -232,9 +250,10 @@ def test_encoding_goes_the_quick_way_one_pass_a_batch(
 
 
 def test_encoding_compiles_no_graph_and_its_operations_are_those_of_its_tokens(
-    tiny_model: EmbeddingModel,
+    tiny_model: EmbeddingModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From texts to vectors, over several batches."""
+    monkeypatch.setattr(runtime, "MOST_SIDE_BY_SIDE", 1)  # what is counted is one thread's
     texts = ["river stone " * (1 + number % 9) for number in range(64)]
     encode(tiny_model, texts[:1], bfloat16=False)  # the proof
     lengths = [len(text.input_ids) for text in tiny_model.renderer.render(texts)]

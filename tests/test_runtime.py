@@ -7,6 +7,9 @@ import importlib
 import io
 import os
 import sys
+import threading
+import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,7 +17,7 @@ import torch
 
 from embedforge import runtime
 from embedforge.errors import EmbedforgeError
-from embedforge.runtime import bfloat16_autocast, fast_bfloat16, keep_freed_memory, pick_device
+from embedforge.runtime import bfloat16_autocast, fast_bfloat16, keep_freed_memory, pick_device, side_by_side
 
 CPU = torch.device("cpu")
 
@@ -124,3 +127,48 @@ def test_few_compiled_shapes_are_kept_unless_the_user_says_otherwise(
         monkeypatch.setenv(name, own)
     importlib.reload(runtime)
     assert os.environ[name] == kept
+
+
+def test_work_side_by_side_comes_in_order_and_leaves_the_threads_as_they_were(two_threads: None) -> None:
+    meeting = threading.Barrier(2, timeout=30)
+    seen: set[tuple[int, int]] = set()
+
+    def work(item: int) -> int:
+        if item < 2:
+            meeting.wait()  # passed by two at a time only
+        seen.add((threading.get_ident(), torch.get_num_threads()))
+        return item * item
+
+    assert list(side_by_side(work, range(9))) == [item * item for item in range(9)]
+    assert {threads for _, threads in seen} == {1}, "two items share two threads"
+    assert torch.get_num_threads() == 2
+    later: list[int] = []
+    thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    assert later == [2], "a thread that begins later would be slow for no reason that anybody sees"
+    assert list(side_by_side(lambda _: threading.get_ident(), [1, 2])) == [threading.get_ident()] * 2, "few"
+
+
+def test_a_fault_side_by_side_ends_the_rest(two_threads: None) -> None:
+    done = []
+
+    def work(item: int) -> int:
+        if item == 1:
+            raise MemoryError("out of memory")
+        done.append(item)
+        time.sleep(0.01)
+        return item
+
+    with pytest.raises(MemoryError):
+        list(side_by_side(work, range(100)))
+    assert len(done) < 50
+    assert torch.get_num_threads() == 2
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)

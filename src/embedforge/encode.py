@@ -11,12 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from embedforge.runtime import (
+    at_once,
     bfloat16_autocast,
     empty_cache,
     fast_bfloat16,
     halved_budget,
     release_freed_memory,
     require_finite,
+    side_by_side,
 )
 from embedforge.text.batching import micro_batches
 from embedforge.text.render import Rendered, Renderer, texts_in_order
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 TOKENS_PER_BATCH = 8192
+TOKENS_SIDE_BY_SIDE = 2048
+"""Fewest tokens of a batch where several share the budget, each on some of a CPU's threads."""
 TEXTS_PER_WINDOW = 4096
 TEXTS_TO_RELEASE = 1024
 """After so many texts together the holes that batches of many sizes left are handed back to the system."""
@@ -116,7 +120,6 @@ def encode(
     return np.concatenate(vectors) if vectors else np.empty((0, 0), dtype=np.float32)
 
 
-@torch.no_grad()
 def encode_rendered(
     model: TextEmbedder,
     window: Sequence[Rendered],
@@ -133,7 +136,7 @@ def encode_rendered(
     Args:
         model: in evaluation mode, see `encode`.
         window: at least one text.
-        budget: tokens of one forward pass, padding included.
+        budget: tokens of one forward pass, padding included; on a CPU of those side by side.
         bfloat16: autocast matrix products.
         progress: called with the number of texts finished since the last call.
 
@@ -144,10 +147,12 @@ def encode_rendered(
         EmbedforgeError: a single text does not fit in memory.
     """
     device = next(model.parameters()).device
+    on_cpu = device.type == "cpu"
+    together = side_by_side if on_cpu else map
 
-    def embed(rendered: Sequence[Rendered]) -> np.ndarray:
-        batch = model.renderer.pad(rendered)
-        with bfloat16_autocast(device, bfloat16):
+    def embed(rows: Sequence[int]) -> np.ndarray:
+        batch = model.renderer.pad([window[row] for row in rows])
+        with torch.no_grad(), bfloat16_autocast(device, bfloat16):
             output = model(**{name: tensor.to(device) for name, tensor in batch.items()})
         return output.float().cpu().numpy()
 
@@ -155,9 +160,13 @@ def encode_rendered(
     vectors: dict[int, np.ndarray] = {}
     while left := [row for row in range(len(window)) if row not in vectors]:
         try:
-            for batch in micro_batches([lengths[row] for row in left], budget):
-                rows = [left[index] for index in batch]
-                vectors.update(zip(rows, embed([window[row] for row in rows]), strict=True))
+            share = max(budget // at_once(), min(budget, TOKENS_SIDE_BY_SIDE)) if on_cpu else budget
+            batches = [
+                [left[index] for index in batch]
+                for batch in micro_batches([lengths[row] for row in left], share)
+            ]
+            for rows, embedded in zip(batches, together(embed, batches), strict=True):
+                vectors.update(zip(rows, embedded, strict=True))
                 if progress is not None:
                     progress(len(rows))
             continue

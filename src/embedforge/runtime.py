@@ -8,7 +8,8 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +23,11 @@ the last 1024, at up to 0.7 MB and half a millisecond each; what it forgets it h
 batches hardly ever have a shape twice, so that was a gigabyte for nothing. Encoding without padding
 (model/quick.py) has a few hundred in all, which are all kept. Read when the first product is computed.
 """
+
+MOST_SIDE_BY_SIDE = 8
+"""Batches in memory at once; beyond that many threads each has several."""
+Given = TypeVar("Given")
+Made = TypeVar("Made")
 
 
 def pick_device(name: str | None) -> torch.device:
@@ -125,6 +131,37 @@ def wait_for_first_rank(is_done: Callable[[], bool], what: str, patience: float 
         if time.monotonic() - started > patience:
             raise EmbedforgeError(f"{what}: the first rank has not written it in {patience / 60:.0f} minutes")
         time.sleep(0.2)
+
+
+def at_once() -> int:
+    """Return how many items `side_by_side` works on at a time, where there are enough of them."""
+    return min(torch.get_num_threads(), MOST_SIDE_BY_SIDE)
+
+
+def side_by_side(work: Callable[[Given], Made], items: Sequence[Given]) -> Iterator[Made]:
+    """Yield `work(item)` in the order of `items`, several at a time, each on its share of the CPU's threads.
+
+    The products of a small model are too small for many cores, which wait for each other after each of them;
+    with an item each they do not. `work` is torch's most of the time, so that Python's lock is free. Contexts
+    such as `no_grad` are a thread's own: `work` enters them itself.
+
+    Args:
+        work: may be called from several threads at once.
+        items: alike in size. With fewer than two for each thread they are done one after the other.
+    """
+    threads, workers = torch.get_num_threads(), min(at_once(), len(items) // 2)
+    if workers < 2:
+        yield from map(work, items)
+        return
+    pool = ThreadPoolExecutor(
+        workers, "embedforge", initializer=torch.set_num_threads, initargs=(threads // workers,)
+    )
+    try:
+        for done in [pool.submit(work, item) for item in items]:
+            yield done.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)  # a new thread begins with what any thread has set last
 
 
 def keep_freed_memory() -> None:

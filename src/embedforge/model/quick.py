@@ -14,6 +14,7 @@ does not know (other modules, adapters, hooks, windows, gradients, a GPU) goes t
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -40,7 +41,8 @@ _ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
 _HEAD_NORMS = {"q_norm", "k_norm"}
 _NETWORK = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 _PROVEN: weakref.WeakKeyDictionary[nn.Module, dict[Any, bool]] = weakref.WeakKeyDictionary()
-
+_PROVING = threading.Lock()
+"""The proof hangs hooks into the decoder, which another thread would take for somebody's own."""
 _since_release = [0]
 """Tokens."""
 
@@ -64,8 +66,9 @@ def quick_states(decoder: Any, input_ids: Tensor, attention_mask: Tensor, stock:
         return None
     if input_ids.device.type != "cpu":
         return None
-    if not _is_known(decoder, input_ids.shape[1]) or not _is_proven(decoder, stock):
-        return None
+    with _PROVING:
+        if not _is_known(decoder, input_ids.shape[1]) or not _is_proven(decoder, stock):
+            return None
     states = _states(decoder, input_ids, attention_mask)
     _since_release[0] += input_ids.numel()
     if _since_release[0] >= TOKENS_TO_RELEASE:
