@@ -18,7 +18,7 @@ from transformers import MistralConfig, MistralModel, PreTrainedTokenizerFast, T
 import embedforge
 from embedforge.errors import EmbedforgeError
 from embedforge.files import read_json
-from embedforge.prove import run as prove_run
+from embedforge.prove import phases
 from embedforge.prove.figures import FUSED
 from embedforge.prove.run import adapt, quickstart
 from embedforge.prove.systems import AS_IT_CAME, TRAINED, UNTRAINED
@@ -218,14 +218,14 @@ def test_an_embedder_is_searched_with_while_it_is_trained(
         for text in ("query", "document")
     ]
     settings = {"recipe_name": "quickstart", "overrides": [*PAIR_STEPS, "contract.max_tokens=64", *short]}
-    base, out, training = finished_pairs / "run" / "model", tmp_path / "out", prove_run.train
-    monkeypatch.setattr(prove_run, "train", killed)
+    base, out, training = finished_pairs / "run" / "model", tmp_path / "out", phases.train
+    monkeypatch.setattr(phases, "train", killed)
     with pytest.raises(Killed):
         quickstarted(library, out, base, **settings)
     question = read_json(finished_pairs / "report.json")["question"]
     at_once = search(out, question, mode="dense", device="cpu")
     assert at_once
-    monkeypatch.setattr(prove_run, "train", training)
+    monkeypatch.setattr(phases, "train", training)
     quickstarted(library, out, base, **settings)
     assert not (out / "as-it-came").exists()
     assert read_json(out / "index" / "index.json")["model"] == str(out / "model")
@@ -246,7 +246,7 @@ def test_a_run_whose_folder_has_changed_is_refused_and_started_anew_if_so_asked(
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(prove_run, "index_folder", kill)
+        patch.setattr(phases, "index_folder", kill)
         with pytest.raises(Killed):
             run(folder, out, tiny_base)
     before = rows(out / "data" / "train-pairs.jsonl")
@@ -275,7 +275,7 @@ def test_a_file_of_the_run_that_was_edited_is_refused(
     def kill(*_: Any, **__: Any) -> None:
         raise Killed
 
-    monkeypatch.setattr(prove_run, "train", kill)
+    monkeypatch.setattr(phases, "train", kill)
     with pytest.raises(Killed):
         quickstarted(library, tmp_path / "out", tiny_base)
     for name in ("pairs.jsonl", "retrieval.jsonl"):
@@ -516,16 +516,16 @@ def test_a_run_that_is_killed_again_and_again_goes_on_without_repeating_a_phase(
         raise Killed
 
     seen: list[object] = []
-    original = prove_run.encode_held_out
+    original = phases.encode_held_out
 
     def noted(*args: Any, **kwargs: Any) -> Any:
         seen.append(args)
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(prove_run, "encode_held_out", noted)
+    monkeypatch.setattr(phases, "encode_held_out", noted)
     for phase in ("measure", "train", "index_folder", "build_report"):
         with monkeypatch.context() as patch:
-            patch.setattr(prove_run, phase, kill)
+            patch.setattr(phases, phase, kill)
             with pytest.raises(Killed):
                 adapted(documents, tmp_path / "out", tiny_base)
     report = adapted(documents, tmp_path / "out", tiny_base)
