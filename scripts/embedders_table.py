@@ -29,9 +29,12 @@ def main() -> None:
     parser.add_argument("--page", type=Path, required=True)
     parser.add_argument("--section", required=True, help="name of the marks in the page")
     parser.add_argument("--dtype", help="of the weights; as saved by default")
+    parser.add_argument("--max-tokens", type=int, help="of a text, for all models; their own by default")
     args = parser.parse_args()
     named = dict(item.split("=", 1) for item in args.models)
-    results = evaluate([*named.values(), BM25], str(args.tasks), args.out, dtype=args.dtype)
+    results = evaluate(
+        [*named.values(), BM25], str(args.tasks), args.out, dtype=args.dtype, max_tokens=args.max_tokens
+    )
     labels = dict(zip(named, results.models, strict=False))
     first, *_, last = named
     table = open_table(read_json(args.out / "results.json"), {"BM25": BM25, **labels}, first, last)
