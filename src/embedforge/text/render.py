@@ -110,7 +110,9 @@ class Renderer:
         most = self.contract.max_tokens
         limit = most if max_tokens is None else min(most, max_tokens)
         prepared, shortened = self._prepare(texts)
-        ids, offsets = self._tokenize([p + t + s for p, t, s in zip(before, prepared, after, strict=True)])
+        framed = any(before) or any(after)
+        strings = [p + t + s for p, t, s in zip(before, prepared, after, strict=True)] if framed else prepared
+        ids, offsets = self._tokenize(list(strings), located=framed)
         counts = self._counts(before)
         each = zip(before, prepared, after, shortened, strict=True)
         frames = [_Frame(p, t, s, limit, lost, counts.get(p)) for p, t, s, lost in each]
@@ -126,7 +128,7 @@ class Renderer:
         lost = [0] * len(texts)
         if contract.text_max_tokens is not None:
             _refuse_invalid(texts)
-            ids, _ = self._tokenize(list(texts))
+            ids, _ = self._tokenize(list(texts), located=False)
             limit = contract.text_max_tokens
             lost = [max(0, len(row) - limit) for row in ids]
             texts = [
@@ -195,7 +197,7 @@ class Renderer:
                 break
             text = " ".join(words[:kept])
         end = max(1, offsets[0][limit][0])
-        while end > 1 and len(self._tokenize([text[:end]])[0][0]) > limit:
+        while end > 1 and len(self._tokenize([text[:end]], located=False)[0][0]) > limit:
             end -= 1  # Bytes of one character share its offsets.
         return text[:end]
 
@@ -214,25 +216,30 @@ class Renderer:
             "beginning: make it with contract.query_prefix(instruction), or set contract.isolate_prefix=false"
         )
 
-    def _tokenize(self, strings: list[str]) -> tuple[list[list[int]], list[list[tuple[int, int]]]]:
-        """Return ids and character offsets of each string, without BOS and EOS and without a limit."""
+    def _tokenize(
+        self, strings: list[str], *, located: bool = True
+    ) -> tuple[list[list[int]], list[list[tuple[int, int]]]]:
+        """Return ids of each string, without BOS and EOS and without a limit, and character offsets.
+
+        Not `located`, the offsets are empty: to bring them to Python takes as long as to make the tokens.
+        """
         try:
             encoded = self.tokenizer(
                 strings,
                 add_special_tokens=False,
-                return_offsets_mapping=True,
+                return_offsets_mapping=located,
                 return_attention_mask=False,
                 verbose=False,  # a text longer than the limit is cut here, and no reason for a warning
             )
         except (TypeError, UnicodeEncodeError):
             _refuse_invalid(strings)
             raise
-        return encoded["input_ids"], encoded["offset_mapping"]
+        return encoded["input_ids"], encoded["offset_mapping"] if located else [[]] * len(strings)
 
     def _finish(self, frame: _Frame, ids: list[int], offsets: list[tuple[int, int]]) -> Rendered:
         """Cut the text, add BOS and EOS, and make the pooling mask."""
         contract = self.contract
-        in_text = self._in_text(frame, offsets)
+        in_text = self._in_text(frame, offsets) if frame.prefix else [1] * len(ids)
         # Tokens come in the order of the text, so the prefix's are the first and the suffix's are the last.
         prefix_tokens = in_text.index(1) if 1 in in_text else len(ids)
         fits = len(self._bos) + len(ids) + len(self._eos) <= frame.max_tokens
@@ -273,18 +280,16 @@ class Renderer:
         if self.contract.prefix_tokens != "counted":
             return {}
         known = [prefix for prefix in dict.fromkeys(prefixes) if prefix]
-        ids = self._tokenize(known)[0] if known else []
+        ids = self._tokenize(known, located=False)[0] if known else []
         # BOS is one of the tokens that are counted off, though the prefix was counted without it.
         return {prefix: max(0, len(row) - len(self._bos)) for prefix, row in zip(known, ids, strict=True)}
 
     def _suffix_tokens(self, frame: _Frame, offsets: list[tuple[int, int]]) -> int:
         """Count the tokens that end in the suffix."""
-        return sum(end > len(frame.prefix) + len(frame.text) for _, end in offsets)
+        return sum(end > len(frame.prefix) + len(frame.text) for _, end in offsets) if frame.suffix else 0
 
     def _in_text(self, frame: _Frame, offsets: list[tuple[int, int]]) -> list[int]:
         """Return 1 for each token that ends beyond the prefix, or is beyond its count, [tokens]."""
-        if not frame.prefix:
-            return [1] * len(offsets)
         if frame.count is not None:
             return [int(token >= frame.count) for token in range(len(offsets))]
         own_space = self._marks_start and not self.contract.isolate_prefix

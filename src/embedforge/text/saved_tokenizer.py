@@ -48,10 +48,12 @@ class SavedTokenizer:
         """Return tokens by their ids."""
         return [self._tokenizer.id_to_token(number) for number in ids]
 
-    def __call__(self, texts: list[str], **_: Any) -> dict[str, list[Any]]:
-        """Return each text's `input_ids` and `offset_mapping`, without special tokens and without a limit."""
-        found = self._tokenizer.encode_batch(texts, add_special_tokens=False)
-        return {
-            "input_ids": [row.ids for row in found],
-            "offset_mapping": [row.offsets for row in found],
-        }
+    def __call__(
+        self, texts: list[str], *, return_offsets_mapping: bool = False, **_: Any
+    ) -> dict[str, list[Any]]:
+        """Return each text's `input_ids`, and `offset_mapping` if asked; no special tokens, no limit."""
+        located = return_offsets_mapping
+        encode = self._tokenizer.encode_batch if located else self._tokenizer.encode_batch_fast
+        found = encode(texts, add_special_tokens=False)
+        ids = {"input_ids": [row.ids for row in found]}
+        return ids | {"offset_mapping": [row.offsets for row in found]} if located else ids
