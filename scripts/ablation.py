@@ -91,10 +91,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--page", type=Path, default=Path("docs/ablation.md"))
+    parser.add_argument("--only-data", action="store_true", help="write OUT/data, train nothing")
     args = parser.parse_args()
 
     data = args.out / "data"
     write_data(args.open, data)
+    if args.only_data:
+        return
     tasks = link_tasks(args.out / "tasks", [args.open / task for task in TASKS])
     cells = list(cells_of(args.teacher))
     for seeds in range(1, args.seeds + 1):  # every variant once, before any is repeated

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from make_results import BM25, open_table
 from sections import replace_section
+from tables import link_tasks
 
 from embedforge.evaluate.run import evaluate
 from embedforge.files import read_json
@@ -25,6 +26,7 @@ def main() -> None:
     )
     parser.add_argument("models", nargs="+", metavar="NAME=MODEL")
     parser.add_argument("--tasks", type=Path, required=True, help="folder of datasets")
+    parser.add_argument("--only", nargs="+", metavar="KIND/NAME", help="these of its datasets")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--page", type=Path, required=True)
     parser.add_argument("--section", required=True, help="name of the marks in the page")
@@ -32,8 +34,11 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, help="of a text, for all models; their own by default")
     args = parser.parse_args()
     named = dict(item.split("=", 1) for item in args.models)
+    tasks = args.tasks
+    if args.only:
+        tasks = link_tasks(args.out / "tasks", [args.tasks / name for name in args.only])
     results = evaluate(
-        [*named.values(), BM25], str(args.tasks), args.out, dtype=args.dtype, max_tokens=args.max_tokens
+        [*named.values(), BM25], str(tasks), args.out, dtype=args.dtype, max_tokens=args.max_tokens
     )
     labels = dict(zip(named, results.models, strict=False))
     first, *_, last = named
