@@ -42,7 +42,6 @@ BLENDED = (
     "nli/mnli_taxi",
 )
 TASKS = (
-    "retrieval/techdoc_titles",
     "retrieval/cranfield",
     "sts/stsb",
     "classification/trec_coarse",

@@ -71,6 +71,11 @@ def evaluated(
     return results, [replace(row, models=tuple(names[model] for model in row.models)) for row in rows]
 
 
+def mean_score(results: Results, row: Variant, tasks: Sequence[str]) -> float:
+    """Return the mean score of a row's models on some tasks."""
+    return fmean(_result(results, task, model)["score"] for task in tasks for model in row.models)
+
+
 def scores(results: Results, row: Variant, tasks: Sequence[str]) -> Figure:
     """Return the mean score of a row on some tasks."""
     means = [fmean(_result(results, task, model)["score"] for task in tasks) for model in row.models]
@@ -134,7 +139,7 @@ def compared(
     lines = []
     for row in rows:
         by_kind = [
-            f"{scores(results, row, [task for task in tasks if task.startswith(kind)]).mean:.3f}"
+            f"{mean_score(results, row, [task for task in tasks if task.startswith(kind)]):.3f}"
             for kind in kinds
         ]
         own = "–" if row is first else signed(difference(results, first, row, tasks))
