@@ -45,7 +45,6 @@ TASKS = (
     "retrieval/cranfield",
     "sts/stsb",
     "classification/trec_coarse",
-    "clustering/googlenews_titles",
 )
 MOST_PAIRS = 3000
 """Of a retrieval dataset."""
