@@ -63,9 +63,9 @@ class Counted:
         self.model.decoder.register_forward_pre_hook(self._count_pass)
         tokenize = self.model.renderer._tokenize
 
-        def counted(strings: list[str]) -> object:
+        def counted(strings: list[str], **options: bool) -> object:
             self.tokenized += len(strings)
-            return tokenize(strings)
+            return tokenize(strings, **options)
 
         self.model.renderer._tokenize = counted
 
