@@ -98,7 +98,7 @@ def columns(queries: Sequence[str], passages: Sequence[str]) -> list[Sequence[st
     return [queries, *(passages[place :: 1 + NEGATIVES] for place in range(1 + NEGATIVES))]
 
 
-def decoder_of(settings: dict[str, Any], attention: str = "sdpa") -> tuple[Any, Any]:
+def decoder_of(settings: dict[str, Any]) -> tuple[Any, Any]:
     """Return the decoder in float32, its mask removed, and its tokenizer."""
     import torch
     from transformers import AutoModel, AutoTokenizer
@@ -107,7 +107,7 @@ def decoder_of(settings: dict[str, Any], attention: str = "sdpa") -> tuple[Any, 
     from embedforge.model.folder import find_folder
 
     folder = str(find_folder(settings["base"]))
-    options = {"attn_implementation": attention, "dtype": torch.float32}
+    options = {"attn_implementation": "sdpa", "dtype": torch.float32}
     decoder = AutoModel.from_pretrained(folder, **options).to(settings["device"] or "cpu")
     make_bidirectional(decoder)
     return decoder, AutoTokenizer.from_pretrained(folder)
@@ -177,18 +177,19 @@ def flag_embedding(settings: dict[str, Any], size: str) -> Step:
     collate = AbsEmbedderCollator(
         tokenizer, query_max_len=tokens, passage_max_len=tokens, sub_batch_size=at_once
     )
-    sides, parts = ("queries", "passages"), [0]
+    parts = -(-settings["queries"] // at_once) if at_once > 0 else 1
 
     def features_of(queries: Sequence[str], passages: Sequence[str]) -> Features:
         each = 1 + NEGATIVES
         rows = [(query, passages[n * each : (n + 1) * each], None) for n, query in enumerate(queries)]
         found = collate(rows)
-        asked, answers = (one if isinstance(one, list) else [one] for one in map(found.get, sides))
-        parts[0] = len(asked)
+        asked, answers = (
+            one if isinstance(one, list) else [one] for one in map(found.get, ("queries", "passages"))
+        )
         return [*asked, *answers]
 
     def loss_of(features: Features) -> torch.Tensor:
-        asked, answers = list(features[: parts[0]]), list(features[parts[0] :])
+        asked, answers = list(features[:parts]), list(features[parts:])
         loss: torch.Tensor = model(queries=asked, passages=answers).loss
         return loss
 

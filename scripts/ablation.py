@@ -29,6 +29,7 @@ from embedforge.mine.keep import KeepRule
 from embedforge.mine.pipeline import Selection
 from embedforge.mine.run import mine
 from embedforge.mine.settings import Teachers
+from embedforge.prove.taught import distils, with_teacher
 from embedforge.recipe import load_recipe, source_of
 from embedforge.sweep.grid import Cell, Judged
 from embedforge.sweep.run import sweep
@@ -131,17 +132,9 @@ def cells_of(teacher: str) -> Iterator[Cell]:
         changes = [f"contract.attention={attention}", *([f"model.pooling={setting}"] if setting else [])]
         yield Cell(f"{attention} {pooling}", load_recipe(str(RECIPES / f"{TWO_STAGES}.yaml"), changes))
     for path in sorted(RECIPES.glob("*.yaml")):
-        if path.stem == TWO_STAGES:
-            continue
-        changes = []
-        if path.stem == "distilled":
-            changes = [f"stages.{stage}.objective.teacher={teacher}" for stage in ("retrieval", "generalist")]
-        elif path.stem == "both":
-            changes = [
-                f"stages.{stage}.objective.terms.distill.teacher={teacher}"
-                for stage in ("retrieval", "generalist")
-            ]
-        yield Cell(path.stem, load_recipe(str(path), changes))
+        if path.stem != TWO_STAGES:
+            recipe = load_recipe(str(path))
+            yield Cell(path.stem, with_teacher(recipe, teacher) if distils(recipe) else recipe)
 
 
 def page(results: Results, rows: dict[str, Variant], seeds: int) -> str:

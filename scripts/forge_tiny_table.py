@@ -18,6 +18,7 @@ from sections import replace_section
 from tables import Variant, compared, evaluated, rows_of_sweep
 
 from embedforge.evaluate.run import versions
+from embedforge.prove.taught import with_teacher
 from embedforge.recipe import load_recipe
 from embedforge.sweep.grid import Cell, Judged
 from embedforge.sweep.run import sweep
@@ -61,14 +62,7 @@ def main() -> None:
 
 def cell_of(name: str, label: str, teacher: str) -> Cell:
     """Return a variant, its teacher put in."""
-    recipe = load_recipe(str(RECIPES / f"{name}.yaml"))
-    changes = []
-    for stage in recipe.stages:
-        if stage.objective.kind == "distill":
-            changes.append(f"stages.{stage.name}.objective.teacher={teacher}")
-        elif stage.objective.kind == "sum":
-            changes.append(f"stages.{stage.name}.objective.terms.distill.teacher={teacher}")
-    return Cell(label, load_recipe(str(RECIPES / f"{name}.yaml"), changes))
+    return Cell(label, with_teacher(load_recipe(str(RECIPES / f"{name}.yaml")), teacher))
 
 
 def merged_in_turn(models: tuple[str, ...], out: Path) -> tuple[str, ...]:

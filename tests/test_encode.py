@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +62,29 @@ def test_batches_side_by_side_give_the_same_vectors(
         assert threading.get_ident() not in seen, "the batches had threads of their own"
         monkeypatch.setattr(sys.modules["embedforge.runtime"], "MOST_SIDE_BY_SIDE", 1)
         np.testing.assert_allclose(together, exact(tiny_model, TEXTS * 9, tokens_per_batch=100), atol=1e-5)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_texts_that_do_not_fit_beside_each_other_are_embedded_alone(
+    tiny_model: EmbeddingModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, busy, threads = type(tiny_model).forward, threading.Lock(), torch.get_num_threads()
+
+    def alone(self: EmbeddingModel, **batch: torch.Tensor) -> torch.Tensor:
+        if not busy.acquire(blocking=False):
+            raise torch.OutOfMemoryError("out of memory")
+        with contextlib.ExitStack() as stack:
+            stack.callback(busy.release)
+            time.sleep(0.02)
+            return own(self, **batch)
+
+    alike = [f"a text of one length {number}" for number in range(8)]
+    wanted = exact(tiny_model, alike)
+    monkeypatch.setattr(type(tiny_model), "forward", alone)
+    torch.set_num_threads(2)
+    try:
+        np.testing.assert_allclose(exact(tiny_model, alike, tokens_per_batch=1), wanted, atol=1e-5)
     finally:
         torch.set_num_threads(threads)
 

@@ -147,8 +147,7 @@ def encode_rendered(
         EmbedforgeError: a single text does not fit in memory.
     """
     device = next(model.parameters()).device
-    on_cpu = device.type == "cpu"
-    together = side_by_side if on_cpu else map
+    beside = at_once() if device.type == "cpu" else 1
 
     def embed(rows: Sequence[int]) -> np.ndarray:
         batch = model.renderer.pad([window[row] for row in rows])
@@ -160,23 +159,25 @@ def encode_rendered(
     vectors: dict[int, np.ndarray] = {}
     while left := [row for row in range(len(window)) if row not in vectors]:
         try:
-            share = max(budget // at_once(), min(budget, TOKENS_SIDE_BY_SIDE)) if on_cpu else budget
+            share = max(budget // beside, min(budget, TOKENS_SIDE_BY_SIDE))
             batches = [
                 [left[index] for index in batch]
                 for batch in micro_batches([lengths[row] for row in left], share)
             ]
-            for rows, embedded in zip(batches, together(embed, batches), strict=True):
-                vectors.update(zip(rows, embedded, strict=True))
+            embedded = side_by_side(embed, batches) if beside > 1 else map(embed, batches)
+            for rows, found in zip(batches, embedded, strict=True):
+                vectors.update(zip(rows, found, strict=True))
                 if progress is not None:
                     progress(len(rows))
             continue
         except Exception as error:  # the class differs by device and by version of torch
             longest = max(lengths[row] for row in left if row not in vectors)
+            at_least = max(budget, beside * longest)  # tokens in memory
             smaller = halved_budget(
-                error, budget, longest, "use a lower limit of tokens (--max-tokens), or another device"
+                error, at_least, longest, "use a lower limit of tokens (--max-tokens), or another device"
             )
         # Outside the except block: the exception's traceback would keep the failed batch alive.
         logger.warning("out of memory with %d tokens a batch; going on with %d", budget, smaller)
-        budget = smaller
+        budget, beside = smaller, 1  # a text that has all the memory to itself may fit
         empty_cache()
     return np.stack([vectors[row] for row in range(len(window))]), budget

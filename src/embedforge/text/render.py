@@ -110,9 +110,8 @@ class Renderer:
         most = self.contract.max_tokens
         limit = most if max_tokens is None else min(most, max_tokens)
         prepared, shortened = self._prepare(texts)
-        framed = any(before) or any(after)
-        strings = [p + t + s for p, t, s in zip(before, prepared, after, strict=True)] if framed else prepared
-        ids, offsets = self._tokenize(list(strings), located=framed)
+        strings = [p + t + s for p, t, s in zip(before, prepared, after, strict=True)]
+        ids, offsets = self._tokenize(strings, located=any(before) or any(after))
         counts = self._counts(before)
         each = zip(before, prepared, after, shortened, strict=True)
         frames = [_Frame(p, t, s, limit, lost, counts.get(p)) for p, t, s, lost in each]
