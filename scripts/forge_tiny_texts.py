@@ -22,6 +22,7 @@ from embedforge.files import write_jsonl
 from embedforge.text.same import stable_hash
 
 SHARD = 50_000
+WINDOWS = 3
 SHORT_SOURCES = ("squad", "medquad", "techdoc_titles", "wiki_ict")
 LABELLED = ("classification/banking77", "classification/clinc150", "clustering/stackoverflow_titles")
 
@@ -101,6 +102,16 @@ def document_texts(text: str, source: str) -> Iterator[str]:
         if len(words := line.split()) >= 40:
             begin = draw.randrange(0, max(1, len(words) - 100))
             yield " ".join(words[begin : begin + draw.randint(40, 100)])
+    yield from windows(" ".join(lines).split(), draw)
+
+
+def windows(words: list[str], draw: random.Random) -> Iterator[str]:
+    """Yield the beginning of a document and parts of it, across its lines, as long as whole documents often are."""
+    for number in range(WINDOWS):
+        many = draw.randint(60, 180)
+        begin = draw.randrange(0, max(1, len(words) - many)) if number else 0
+        if len(words) - begin >= 40:
+            yield " ".join(words[begin : begin + many])
 
 
 def phrase(sentence: str, draw: random.Random) -> str:

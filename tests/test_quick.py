@@ -126,11 +126,12 @@ def test_what_is_not_known_or_comes_out_otherwise_goes_the_stock_way(kind: str) 
 
 def test_threads_that_begin_together_all_go_the_quick_way() -> None:
     model, start = decoder_of("llama"), threading.Barrier(4, timeout=30)
+    batch = batch_of()  # once: torch's generator is one for all threads
 
     def work(_: int) -> Tensor | None:
         start.wait()
         with torch.no_grad():
-            return states_of(model, *batch_of())
+            return states_of(model, *batch)
 
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(work, range(4)))

@@ -10,6 +10,7 @@ from embedforge.model.attention import make_bidirectional, probe
 from embedforge.model.decoder import read_decoder, token_states
 from embedforge.model.packing import PACKED, joined, micro_batches_of, packs, unpacked
 from embedforge.model.short_attention import NAME, use_short_attention
+from work_for_tests import copied_bytes
 
 
 @pytest.fixture
@@ -105,6 +106,23 @@ def test_what_was_packed_is_laid_out_text_by_text():
     texts = unpacked(whole["input_ids"], whole[PACKED].tolist())
     assert torch.equal(texts[:2], parts[0]["input_ids"])
     assert texts[2].tolist() == [*parts[1]["input_ids"][0].tolist(), 0, 0]
+
+
+def test_packed_texts_are_pooled_without_padding_them_to_the_longest(tiny_model):
+    model = tiny_model
+    assert use_short_attention(model.decoder)
+    short, long = batch("right", (4,) * 60), batch("right", (200,))
+    apart = [joined([part]) for part in (short, long)]
+    together = joined([short, long])
+    arguments = [
+        (one["input_ids"], one["attention_mask"], one["attention_mask"], one[PACKED])
+        for one in (*apart, together)
+    ]
+    with torch.no_grad():
+        vectors = [model.pooled(*one) for one in arguments]
+        copied = [copied_bytes(lambda one=one: model.pooled(*one)).total for one in arguments]
+    torch.testing.assert_close(vectors[2], torch.cat(vectors[:2]), rtol=1e-4, atol=1e-5)
+    assert copied[2] < 1.1 * (copied[0] + copied[1])
 
 
 def test_it_is_measured_whether_a_model_packs(tiny_model):

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from embedforge.model.decoder import state_width, token_states
 from embedforge.model.depth import Depth
-from embedforge.model.packing import unpacked
+from embedforge.model.packing import split, unpacked
 from embedforge.model.pooling import Pooler
 from embedforge.model.precision import ExactRotary
 from embedforge.text.contract import Contract
@@ -105,4 +105,7 @@ class EmbeddingModel(ExactRotary):
             return self.pooler(self.token_states(input_ids, attention_mask), pooling_mask).float()
         where = rectangles.tolist()
         states = self.token_states(input_ids, attention_mask, where)
+        if self.pooler.stock:  # Few operations, so that many calls cost less than padding to the longest does.
+            parts = zip(split(states, where), split(pooling_mask, where), strict=True)
+            return torch.cat([self.pooler(*part).float() for part in parts])
         return self.pooler(unpacked(states, where), unpacked(pooling_mask, where)).float()
