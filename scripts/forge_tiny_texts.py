@@ -106,7 +106,7 @@ def document_texts(text: str, source: str) -> Iterator[str]:
 
 
 def windows(words: list[str], draw: random.Random) -> Iterator[str]:
-    """Yield the beginning of a document and parts of it, across its lines, as long as whole documents often are."""
+    """Yield the beginning of a document and parts of it, across its lines, of 60 to 180 words."""
     for number in range(WINDOWS):
         many = draw.randint(60, 180)
         begin = draw.randrange(0, max(1, len(words) - many)) if number else 0

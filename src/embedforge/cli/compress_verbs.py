@@ -78,14 +78,14 @@ def vectors(
     """
     from embedforge.curate.sources import sources_of
     from embedforge.data.task_folder import require_tasks
-    from embedforge.model.folder import require_model
+    from embedforge.model.folder import find_folder
 
     lengths = None if dims is None else _whole_numbers("--dims", dims)
     if save_rotated is not None and not rotate:
         raise EmbedforgeError("--save-rotated needs a rotation: name texts for it with --rotate FILE")
     sources = sources_of(rotate or [])
     instructions = pairs_of("--instruction", "TASK=TEXT", instruction or [])
-    require_model(model)  # before torch is imported: a mistake in it shows at once
+    find_folder(model)  # before torch is imported: a mistake in it shows at once
     require_tasks(tasks, split)
     from embedforge.compress.page import sentences, terminal_table
     from embedforge.compress.run import Asked, compress
@@ -149,12 +149,12 @@ def weights(
     quarter of the memory of float32 ones. Run the same command again to go on.
     """
     from embedforge.curate.sources import sources_of
-    from embedforge.model.folder import require_model
+    from embedforge.model.folder import find_folder
 
     if prune not in (None, "magnitude", "wanda"):
         raise EmbedforgeError(f"--prune {prune}: there is magnitude and wanda")
     sources = sources_of(texts or [])
-    require_model(model)  # before torch is imported: a mistake in it shows at once
+    find_folder(model)  # before torch is imported: a mistake in it shows at once
     from embedforge.compress.weights import MODEL, WeightSettings, compress_weights, told
 
     settings = WeightSettings(

@@ -132,11 +132,11 @@ def export(
     """
     from embedforge.data.marks import copy_mark_of_model
     from embedforge.files import refuse_file
-    from embedforge.model.folder import require_model
+    from embedforge.model.folder import find_folder
 
     refuse_file(out)
     for name in (source, *(adapter or ())):  # before torch is imported: a mistake in it shows at once
-        require_model(name)
+        find_folder(name)
     checkpoint = {
         "pooling": pooling,
         "chat_template": chat_template,
@@ -236,7 +236,7 @@ def prune(
     from embedforge.curate.sources import sources_of
     from embedforge.data.convert import read_source
     from embedforge.files import refuse_file
-    from embedforge.model.folder import require_model
+    from embedforge.model.folder import find_folder
 
     refuse_file(out)
     kept = None if layers is None else _layers(layers)
@@ -245,7 +245,7 @@ def prune(
     if vocabulary is None and min_count > 1:
         raise EmbedforgeError("--min-count is for the texts of --vocabulary; name a file of them")
     sources = sources_of(vocabulary or [])
-    require_model(base)  # before torch is imported: a mistake in it, or in the texts, shows at once
+    find_folder(base)  # before torch is imported: a mistake in it, or in the texts, shows at once
     examples = [row for source in sources for row in read_source(source, seed=0)]
     from embedforge.model.prune import prune as run
     from embedforge.train.prune import texts_of
@@ -290,11 +290,11 @@ def merge(
     """
     from embedforge.data.readers import require_file
     from embedforge.files import refuse_file
-    from embedforge.model.folder import require_model
+    from embedforge.model.folder import find_folder
 
     refuse_file(out)
     for name in models:  # before torch is imported: a mistake in it shows at once
-        require_model(name)
+        find_folder(name)
     for file in dev or ():
         require_file(Path(file))
     shares = () if weights is None else _numbers("--weights", weights)

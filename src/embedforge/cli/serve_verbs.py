@@ -50,13 +50,13 @@ def serve(
 
     Every answer names the contract it was made under. SIGTERM answers what was accepted, then ends.
     """
-    from embedforge.model.folder import require_model
+    from embedforge.model.folder import find_folder
     from embedforge.serve.settings import Limits
 
     limits = Limits(
         tokens_per_batch=tokens_per_batch, queue_tokens=queue_tokens, texts=max_texts, body_bytes=max_body
     )
-    require_model(model)  # before torch is imported: a mistake in it shows at once
+    find_folder(model)  # before torch is imported: a mistake in it shows at once
     if index is not None and "://" not in index:
         _require_folder(Path(index))
     from embedforge.serve.run import serve as run

@@ -52,7 +52,7 @@ def _check(
     """Find what is wrong with a folder, a base or a recipe before torch is imported."""
     from embedforge.documents.folder import readable_files
     from embedforge.files import refuse_file
-    from embedforge.model.folder import require_model
+    from embedforge.model.folder import find_folder
     from embedforge.recipe import load_recipe
 
     refuse_file(out)
@@ -63,7 +63,7 @@ def _check(
     if folder is not None:
         readable_files(folder)
     if base is not None:
-        require_model(base)
+        find_folder(base)
     if recipe is not None:
         load_recipe(recipe, overrides or ())
 
@@ -190,13 +190,13 @@ def distill(
     """
     _check(text, None, recipe, set_, out, minutes)
     from embedforge.endpoint import is_address
-    from embedforge.model.folder import require_model
+    from embedforge.model.folder import find_folder
     from embedforge.prove.taught import with_teacher
     from embedforge.recipe import load_recipe
 
     for name in (student, teacher):
         if not is_address(name) and not name.startswith("file:"):
-            require_model(name)
+            find_folder(name)
     with_teacher(load_recipe(recipe, set_ or ()), teacher)
     from embedforge.prove.run import distill as run
 
@@ -292,10 +292,10 @@ def probe(
     device: Device = None,
 ) -> None:
     """Show, layer by layer, whether a decoder's attention can be made bidirectional."""
-    from embedforge.model.folder import require_model
+    from embedforge.model.folder import find_folder
     from embedforge.show import show_probe
 
-    require_model(base)
+    find_folder(base)
 
     show_probe(base, attention, device)
 

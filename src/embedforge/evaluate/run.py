@@ -24,7 +24,7 @@ from embedforge.evaluate.decontamination import unchecked_tasks
 from embedforge.evaluate.instructions import check_names, instruction_of
 from embedforge.evaluate.results import EvaluationSettings, Results, versions
 from embedforge.files import read_json, write_json
-from embedforge.model.folder import BUNDLED, find_folder, require_model
+from embedforge.model.folder import BUNDLED, find_folder
 from embedforge.run_folder import hold
 from embedforge.text.contract import FILE_NAME as CONTRACT
 
@@ -84,7 +84,7 @@ def evaluate(
     labels = model_labels(names)
     for model in names:
         if model != BM25:
-            require_model(decoder_of(model))
+            find_folder(decoder_of(model))
     require_tasks(tasks, split)
     from embedforge.evaluate.summary import write_summary
     from embedforge.evaluate.tasks import find_tasks

@@ -105,7 +105,7 @@ class EmbeddingModel(ExactRotary):
             return self.pooler(self.token_states(input_ids, attention_mask), pooling_mask).float()
         where = rectangles.tolist()
         states = self.token_states(input_ids, attention_mask, where)
-        if self.pooler.stock:  # Few operations, so that many calls cost less than padding to the longest does.
+        if self.pooler.stock:  # Of few operations: many calls of it cost less than padding to the longest.
             parts = zip(split(states, where), split(pooling_mask, where), strict=True)
             return torch.cat([self.pooler(*part).float() for part in parts])
         return self.pooler(unpacked(states, where), unpacked(pooling_mask, where)).float()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from importlib import resources
 from pathlib import Path
 
@@ -42,12 +43,8 @@ def find_folder(base: str) -> Path:
         return named_folder(base)
     if is_gguf(base):
         return gguf_folder(folder)
-    import huggingface_hub  # its HTTP client, of use for hub ids only
-
     try:
-        return Path(
-            huggingface_hub.snapshot_download(base, allow_patterns=HUB_FILES, ignore_patterns=NOT_HUB_FILES)
-        )
+        return _hub_folder(base)
     except Exception as error:  # A connection that breaks is the hub client's HTTP library's own class.
         reason = " ".join(str(error).split()) or type(error).__name__
         raise EmbedforgeError(
@@ -56,8 +53,19 @@ def find_folder(base: str) -> Path:
         ) from None
 
 
+@cache  # The hub is asked once: a verb looks for its model before torch is imported, and loads it after.
+def _hub_folder(name: str) -> Path:
+    import huggingface_hub  # its HTTP client, of use for hub ids only
+
+    return Path(
+        huggingface_hub.snapshot_download(name, allow_patterns=HUB_FILES, ignore_patterns=NOT_HUB_FILES)
+    )
+
+
 def require_model(base: str) -> None:
     """Refuse a model that cannot be there, as far as that shows without the network.
+
+    What is going to load the model calls `find_folder` instead, which refuses the same and asks the hub.
 
     Raises:
         EmbedforgeError: a file, or neither a folder nor a name that a hub could know; a folder whose
