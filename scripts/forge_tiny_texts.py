@@ -22,7 +22,6 @@ from embedforge.files import write_jsonl
 from embedforge.text.same import stable_hash
 
 SHARD = 50_000
-WINDOWS = 3
 SHORT_SOURCES = ("squad", "medquad", "techdoc_titles", "wiki_ict")
 LABELLED = ("classification/banking77", "classification/clinc150", "clustering/stackoverflow_titles")
 
@@ -36,11 +35,12 @@ def main() -> None:
     parser.add_argument("--open", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--texts", type=int, default=600_000)
+    parser.add_argument("--long", type=int, default=0, help="and so many long passages of each document")
     args = parser.parse_args()
     opened = list(dict.fromkeys(open_texts(args.open)))
     texts = dict.fromkeys(opened)
     print(f"{len(texts):,} texts of the open train splits")
-    drawn = pretrain_texts(args.pretrain)
+    drawn = pretrain_texts(args.pretrain, args.long)
     while len(texts) < args.texts and (text := next(drawn, None)) is not None:
         texts[text] = None
     ordered = sorted(texts, key=lambda text: stable_hash("forge-tiny", text))
@@ -74,16 +74,16 @@ def open_texts(root: Path) -> Iterator[str]:
         yield from draw.sample(found, min(8, len(found)))
 
 
-def pretrain_texts(root: Path) -> Iterator[str]:
+def pretrain_texts(root: Path, long: int) -> Iterator[str]:
     """Yield texts of a few hundred documents at a time, without end of the shards in one of them."""
     for path in sorted(root.glob("train-*.jsonl*")):
         for record in read_records(path):
             text, source = record.text("text"), record.text("source").split(":")[0]
-            yield from document_texts(text, source)
+            yield from document_texts(text, source, long)
 
 
-def document_texts(text: str, source: str) -> Iterator[str]:
-    """Yield some sentences, phrases and passages of a document, and its title."""
+def document_texts(text: str, source: str, long: int) -> Iterator[str]:
+    """Yield some sentences, phrases and passages of a document, its title, and `long` windows of it."""
     draw = random.Random(stable_hash(source, text))
     lines = [line.strip() for line in text.split("\n") if line.strip()]
     if source == "wikipedia":
@@ -102,12 +102,12 @@ def document_texts(text: str, source: str) -> Iterator[str]:
         if len(words := line.split()) >= 40:
             begin = draw.randrange(0, max(1, len(words) - 100))
             yield " ".join(words[begin : begin + draw.randint(40, 100)])
-    yield from windows(" ".join(lines).split(), draw)
+    yield from windows(" ".join(lines).split(), long, draw)
 
 
-def windows(words: list[str], draw: random.Random) -> Iterator[str]:
+def windows(words: list[str], count: int, draw: random.Random) -> Iterator[str]:
     """Yield the beginning of a document and parts of it, across its lines, of 60 to 180 words."""
-    for number in range(WINDOWS):
+    for number in range(count):
         many = draw.randint(60, 180)
         begin = draw.randrange(0, max(1, len(words) - many)) if number else 0
         if len(words) - begin >= 40:

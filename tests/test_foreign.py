@@ -17,6 +17,7 @@ from transformers import AutoModel, OPTConfig, OPTForCausalLM, PreTrainedTokeniz
 from conftest import spread_weights
 from embedforge.errors import EmbedforgeError
 from embedforge.evaluate.encoders import Encoder
+from embedforge.mine import teachers
 from embedforge.mine.settings import Prompts
 from embedforge.mine.teachers import open_model
 from embedforge.model.encoder import load, save
@@ -88,9 +89,25 @@ def test_every_verb_reads_them_alike(tmp_path: Path) -> None:
     folder = publish(tmp_path / "model", "bos", add_bos_token=True, add_eos_token=True)
     want = expected(folder, True, True)
     np.testing.assert_allclose(Encoder(str(folder), device="cpu")._st.encode(TEXTS), want, atol=2e-6)
-    teacher = open_model(str(folder), prompts=Prompts(), device="cpu")
+    teacher = open_model(str(folder), prompts=Prompts(), device="cpu", dtype="float32")
     np.testing.assert_allclose(teacher.documents(TEXTS), want, atol=2e-6)
     assert load_llm2vec(str(folder)).contract.add_eos
+
+
+def test_a_teacher_computes_in_bfloat16_where_that_is_fast_and_no_dtype_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = publish(tmp_path / "model", "bos", add_bos_token=True, add_eos_token=True)
+    found, identities = [], []
+    for fast, dtype in ((False, None), (True, "float32"), (True, None)):
+        monkeypatch.setattr(teachers, "fast_bfloat16", lambda _, fast=fast: fast)
+        teacher = open_model(str(folder), prompts=Prompts(), device="cpu", dtype=dtype)
+        found.append(teacher.documents(TEXTS))
+        identities.append(teacher.identity)
+    np.testing.assert_array_equal(found[0], found[1])
+    assert identities[0] == identities[1] != identities[2]
+    assert (found[0] != found[2]).any()
+    assert (found[0] * found[2]).sum(axis=1).min() > 0.999
 
 
 def test_what_cannot_be_mended_is_refused(tmp_path: Path) -> None:

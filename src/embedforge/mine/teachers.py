@@ -19,7 +19,7 @@ from embedforge.model.encoder import EmbeddingModel, embedding_model, load
 from embedforge.model.identity import weights_hash
 from embedforge.ranking import Floats
 from embedforge.recipe import Teacher
-from embedforge.runtime import fast_bfloat16, pick_device
+from embedforge.runtime import bfloat16_autocast, fast_bfloat16, pick_device
 
 logger = logging.getLogger(__name__)
 
@@ -47,8 +47,9 @@ def open_model(
         EmbedforgeError: the model cannot be loaded, or prompts for one that has a contract.
     """
     st = load(name, device=str(pick_device(device)), dtype=dtype)
+    bfloat16 = dtype in (None, "bfloat16") and fast_bfloat16(st.device)
     if not _is_ours(st):
-        return PlainTeacher(name, st, prompts, max_tokens)
+        return PlainTeacher(name, st, prompts, max_tokens, bfloat16=bfloat16 and dtype is None)
     if prompts != Prompts():
         raise EmbedforgeError(
             f"{name}: has a contract, whose templates say what stands before a text; "
@@ -58,7 +59,7 @@ def open_model(
         name,
         embedding_model(st),
         document_instruction=document_instruction,
-        bfloat16=dtype in (None, "bfloat16") and fast_bfloat16(st.device),
+        bfloat16=bfloat16,
         max_tokens=max_tokens,
     )
 
@@ -130,15 +131,30 @@ class ContractTeacher:
 
 
 class PlainTeacher:
-    """A sentence-transformers model, with its own prompts or those given."""
+    """A sentence-transformers model, with its own prompts or those given.
+
+    Args:
+        name: for messages.
+        model: on its device.
+        prompts: instead of the model's own.
+        max_tokens: shorter than the model's limit.
+        bfloat16: autocast, as our own models are encoded where that is fast.
+    """
 
     def __init__(
-        self, name: str, model: SentenceTransformer, prompts: Prompts, max_tokens: int | None = None
+        self,
+        name: str,
+        model: SentenceTransformer,
+        prompts: Prompts,
+        max_tokens: int | None = None,
+        *,
+        bfloat16: bool = False,
     ) -> None:
         prompts.check()
         self.name = name
         self._model = model
         self._prompts = prompts
+        self._bfloat16 = bfloat16
         if max_tokens is not None:
             model.max_seq_length = min(max_tokens, model.max_seq_length or max_tokens)
         self.identity = {
@@ -149,7 +165,7 @@ class PlainTeacher:
             "document prompt": prompts.document,
             "model's own prompts": {key: value for key, value in model.prompts.items() if value},
             "weights": weights_hash(model),
-        }
+        } | ({"bfloat16": True} if bfloat16 else {})
 
     def queries(self, texts: Sequence[str], instructions: Sequence[str]) -> Floats:
         """Embed queries; the model's own query prompt has no place for an instruction."""
@@ -166,7 +182,8 @@ class PlainTeacher:
         return self._encoded(self._model.encode, self._prompts.document_texts(texts), prompt="")
 
     def _encoded(self, embed: Callable[..., Any], texts: Sequence[str], **options: Any) -> Floats:
-        vectors = embed(list(texts), show_progress_bar=False, convert_to_numpy=True, **options)
+        with bfloat16_autocast(self._model.device, self._bfloat16):
+            vectors = embed(list(texts), show_progress_bar=False, convert_to_numpy=True, **options)
         return _unit(np.asarray(vectors, dtype=np.float32))
 
 
