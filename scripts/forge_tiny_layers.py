@@ -2,9 +2,8 @@
 
     python scripts/forge_tiny_layers.py --layers 2 --out runs/forge/layers-base
 
-The layers are of SmolLM2's shape and have hardly an effect at first: their last products are close to zero,
-not zero, since whether a decoder sees ahead is measured. The map behind the pooling is left to the recipe,
-scripts/forge_tiny/layers.yaml, whose ridge regression finds it anew. docs/forge-tiny.md says what it brings.
+The layers are of SmolLM2's shape and have no effect at first: their last products are zero. The map behind the
+pooling is left to the recipe, scripts/forge_tiny/layers.yaml, whose ridge regression finds it anew.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ def main() -> None:
     weights = LlamaModel(LlamaConfig(**settings)).bfloat16().state_dict()
     for name, weight in weights.items():
         if name.endswith(SILENT):
-            weight.mul_(1e-2)
+            weight.zero_()
     weights |= load_file(PACKAGED / "model.safetensors")
     weights["embed_tokens.weight"] *= LOUDER
     save_file(weights, args.out / "model.safetensors", metadata={"format": "pt"})

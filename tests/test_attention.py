@@ -269,6 +269,19 @@ def test_half_precision_with_a_huge_residual_hides_nothing(dtype):
     assert not probe(model).causal_layers
 
 
+def test_layers_that_have_no_effect_yet_are_seen_through():
+    """Such are those that come in later: their last products are zero, and so is every gradient."""
+    model = build("llama")
+    silent = [layer.self_attn.o_proj.weight for layer in model.layers]
+    with torch.no_grad():
+        for weight in silent:
+            weight.zero_()
+    assert probe(model).is_causal
+    make_bidirectional(model)
+    assert not probe(model).causal_layers
+    assert not any(weight.any() for weight in silent)
+
+
 def test_the_probe_leaves_no_trace():
     model = build("mistral").train()
     model.layers[0].eval()

@@ -120,12 +120,13 @@ def probe(model: PreTrainedModel) -> ProbeReport:
     """
     layers = decoder_layers(model)
     results, errors = [], {}
-    for condition in CONDITIONS:
-        try:
-            results.append(_look(model, layers, condition))
-        except Exception as error:  # whatever the family's code raises here is a finding of the probe
-            errors[condition] = f"{type(error).__name__}: {error}".splitlines()[0]
-            results.append([("error", False)] * len(layers))
+    with _nothing_silent(layers):
+        for condition in CONDITIONS:
+            try:
+                results.append(_look(model, layers, condition))
+            except Exception as error:  # whatever the family's code raises here is a finding of the probe
+                errors[condition] = f"{type(error).__name__}: {error}".splitlines()[0]
+                results.append([("error", False)] * len(layers))
     kinds = _kinds(model, layers)
     return ProbeReport(
         model_type=model.config.model_type,
@@ -220,6 +221,27 @@ def _verdict(influence: Tensor, mask: Tensor) -> tuple[Sight, bool]:
         worst = min(worst, 2 if later[-1] else 1 if later.any() else 0)
         leaks = leaks or bool((row[~real] > 0).any())
     return order[worst], leaks
+
+
+@contextlib.contextmanager
+@torch.no_grad()
+def _nothing_silent(layers: Sequence[nn.Module]) -> Iterator[None]:
+    """Fill matrices of zeros for a while: a layer that has no effect yet would seem to see nothing."""
+    silent = [
+        weight
+        for layer in layers
+        for weight in layer.parameters()
+        if weight.dim() > 1 and weight.numel() and weight.is_floating_point() and not weight.is_meta
+        # The first row tells nearly always, and a large decoder takes seconds to read.
+        if not bool(weight[0].any()) and not bool(weight.any())
+    ]
+    try:
+        for weight in silent:
+            weight.fill_(0.01)
+        yield
+    finally:
+        for weight in silent:
+            weight.zero_()
 
 
 @contextlib.contextmanager
