@@ -2,8 +2,8 @@
 
     python scripts/forge_tiny_layers.py --layers 2 --out runs/forge/layers-base
 
-The layers are of SmolLM2's shape and have no effect at first: their last products are zero. The map behind the
-pooling is left to the recipe, scripts/forge_tiny/layers.yaml, whose ridge regression finds it anew.
+The layers are of SmolLM2's shape and have no effect at first: their last products are zero. The map behind
+the pooling is left to the recipe, scripts/forge_tiny/layers.yaml, whose ridge regression finds it anew.
 """
 
 from __future__ import annotations

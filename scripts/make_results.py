@@ -1,11 +1,12 @@
 """Make the tables of docs/results.md: train on the standard library, then compare before and after.
 
     python scripts/make_results.py --out runs/results
-    python scripts/make_results.py --out runs/results --tasks FOLDER_OF_DATASETS
+    python scripts/make_results.py --out runs/decoder --base embedforge:base --tasks FOLDER_OF_DATASETS
 
-The first table is that of `embedforge quickstart`, with five seeds; the second scores the first seed's model
-on a folder of datasets (docs/evaluation.md), whose text it has never seen. Each table stands between two
-comments of docs/results.md and only what is between them is replaced. Run again to go on where it stopped.
+The first table of a base is that of `embedforge quickstart`, with several seeds; the second scores the
+first seed's model on a folder of datasets (docs/evaluation.md), whose text it has never seen. Each table
+stands between two comments of docs/results.md and only what is between them is replaced. Run again to go on
+where it stopped.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ from sections import replace_section
 
 from embedforge.evaluate.run import evaluate
 from embedforge.files import read_json
-from embedforge.model.folder import BUNDLED
+from embedforge.model.folder import BUNDLED, DEFAULT_MODEL
 from embedforge.prove.run import quickstart
 
-BASE_MEAN, BM25 = "embedforge:base@mean", "bm25"
+BM25 = "bm25"
 MAX_TOKENS = 192
-"""What the model of recipe `tiny` reads; its untrained decoder gets no more."""
+"""What the model of recipe `tiny` reads; the untrained base gets no more."""
 Figures = dict[str, Any]
 
 
@@ -37,22 +38,26 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--tasks", type=Path, help="folder of datasets; without it only the first table")
     parser.add_argument("--results", type=Path, default=Path("docs/results.md"))
+    parser.add_argument("--base", default=DEFAULT_MODEL, help=f"{DEFAULT_MODEL} or {BUNDLED}")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     args = parser.parse_args()
+    where = "" if args.base == DEFAULT_MODEL else f", {args.base}"
 
     runs = [args.out / f"stdlib-{seed}" for seed in args.seeds]
     reports = [
-        quickstart(None, run, base=BUNDLED, seed=seed) for run, seed in zip(runs, args.seeds, strict=True)
+        quickstart(None, run, base=args.base, seed=seed) for run, seed in zip(runs, args.seeds, strict=True)
     ]
-    replace_section(args.results, "standard library", stdlib_table(reports))
+    replace_section(args.results, f"standard library{where}", stdlib_table(reports))
     if args.tasks is None:
         return
     model = str(runs[0] / "run" / "model")
-    evaluate([BASE_MEAN, model, BM25], str(args.tasks), args.out / "open", max_tokens=MAX_TOKENS)
+    before = f"{BUNDLED}@mean" if args.base == BUNDLED else args.base
+    evaluate([before, model, BM25], str(args.tasks), args.out / "open", max_tokens=MAX_TOKENS)
     results = read_json(args.out / "open" / "results.json")
     trained = next(label for label in results["mean"] if label.endswith("model"))
-    systems = {"BM25": BM25, "base, mean": BASE_MEAN, "trained": trained}
-    replace_section(args.results, "open test sets", open_table(results, systems, "base, mean", "trained"))
+    systems = {"BM25": BM25, "base": before, "trained": trained}
+    table = open_table(results, systems, "base", "trained")
+    replace_section(args.results, f"open test sets{where}", table)
 
 
 def stdlib_table(reports: Sequence[Figures]) -> str:
