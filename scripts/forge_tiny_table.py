@@ -29,9 +29,8 @@ VARIANTS = {  # the first is what the others are compared with
     "as-made": "as it is made, in small",
     "closed-form": "closed form, no training",
     "static": "distillation, no pairs",
-    "no-distillation": "closed form and pairs",
-    "contrastive": "pairs without the teacher",
     "spread-out": "and the spread-out term",
+    "contrastive": "pairs without the teacher",
     "no-code": "no code",
 }
 MERGED = "two runs merged"

@@ -13,7 +13,8 @@ from conftest import Run
 from embedforge.errors import EmbedforgeError
 from embedforge.evaluate.compare import difference, interval, mean_of, scores_of
 from embedforge.files import read_json
-from embedforge.sweep.grid import cells_of, parse_grid
+from embedforge.sweep.grid import Judged, cells_of, parse_grid
+from embedforge.sweep.run import sweep
 from embedforge.train.run import train
 from embedforge.train.trainer import StageTrainer
 from stages_for_tests import recipe_of, supervised
@@ -119,6 +120,34 @@ def test_a_sweep_trains_shared_stages_once_and_goes_on_with_more_seeds(
     folder = tmp_path / "out" / "runs" / results["variants"][1]["folder"] / "seed-1"
     alone = cells_of([str(recipe)], {}, ["stages.two.learning_rate=0.3"])[0].seeded(1)
     assert_same_weights(folder / "model", train(alone, tmp_path / "alone", device="cpu", quiet=True))
+
+
+def test_a_run_that_is_the_beginning_of_another_is_not_trained_again_and_a_pruned_base_changes_nothing(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[str] = []
+    honest = StageTrainer.training_step
+
+    def counted(self: StageTrainer, *arguments):  # type: ignore[no-untyped-def]
+        steps.append(self.work.stage.name)
+        return honest(self, *arguments)
+
+    monkeypatch.setattr(StageTrainer, "training_step", counted)
+    pruned = yaml.safe_load(recipe.read_text())
+    vocabulary = {"texts": [{"path": str(tmp_path / "pairs.jsonl")}]}
+    pruned["model"]["prune"] = {"layers": 1, "vocabulary": vocabulary}
+    changed = pruned | {"stages": [pruned["stages"][0], pruned["stages"][1] | {"learning_rate": 0.3}]}
+    begun = pruned | {"stages": pruned["stages"][:1]}
+    files = []
+    for name, content in (("whole", pruned), ("changed", changed), ("begun", begun)):
+        files.append(tmp_path / f"{name}.yaml")
+        files[-1].write_text(yaml.safe_dump(content | {"name": name}))
+    cells = cells_of([str(file) for file in files], {}, [])
+    judged = Judged(dev=(str(tmp_path / "dev.jsonl"),))
+    sweep(cells, 1, tmp_path / "out", judged=judged, device="cpu", quiet=True)
+    assert steps == ["one"] * 2 + ["two"] * 4
+    alone = train(cells[2].seeded(0), tmp_path / "alone", device="cpu", quiet=True)
+    assert_same_weights(tmp_path / "out" / "runs" / cells[2].folder / "seed-0" / "model", alone)
 
 
 def test_nothing_to_compare_on_is_said_before_anything_is_trained(

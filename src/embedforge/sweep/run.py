@@ -32,6 +32,7 @@ from embedforge.mine.refresh import refresh_stage
 from embedforge.mine.teachers import open_teacher
 from embedforge.model.encoder import embedding_model, load
 from embedforge.recipe import Recipe, source_of
+from embedforge.recipe.objectives import Mntp
 from embedforge.run_folder import claim, facts, hold
 from embedforge.runtime import pick_device
 from embedforge.sweep.grid import Cell, Judged, completed
@@ -41,6 +42,7 @@ from embedforge.train.decontamination import MERGED
 from embedforge.train.metrics import held_out_ranks, reciprocal
 from embedforge.train.mixtures import read_mixture
 from embedforge.train.prune import FOLDER as BASE
+from embedforge.train.prune import always_kept
 from embedforge.train.run import DONE, stage_folder, train
 
 PLAN = "sweep.json"
@@ -175,7 +177,7 @@ class _Shelf:
             _link_folder(base, run / BASE)
         if (run / "stages").exists():
             return
-        for count in range(len(recipe.stages) - 1, 0, -1):
+        for count in range(len(recipe.stages), 0, -1):
             known = self._runs.get(_key(recipe, count))
             if known is not None and self._same_data(recipe, known[1], count):
                 self._link(*known, run, count)
@@ -202,22 +204,19 @@ class _Shelf:
 def _key(recipe: Recipe, count: int) -> str:
     """Return the hash of what the first stages of a run depend on, the data in its files apart.
 
-    What a later stage asks of the base counts too: mask tokens, and the texts that its vocabulary is cut to.
+    What a later stage asks of the base counts too: mask tokens, and what else a pruned vocabulary must have.
     """
     training = recipe.training.model_dump(mode="json", exclude=set(UNSEEN))
     whole = {"model": recipe.model, "contract": recipe.contract}
-    parts: dict[str, Any] = {name: part.model_dump(mode="json") for name, part in whole.items()}
-    stages = [stage.model_dump(mode="json") for stage in recipe.stages]
-    shapes_base = recipe.model.prune is not None or any(
-        stage["objective"].get("add_mask_token") for stage in stages
-    )
+    objectives = [stage.objective for stage in recipe.stages]
     return hash_of(
         {
-            **parts,
+            **{name: part.model_dump(mode="json") for name, part in whole.items()},
             "seed": recipe.seed,
             "training": training,
-            "stages": stages[:count],
-            "all": stages if shapes_base else [],
+            "stages": [stage.model_dump(mode="json") for stage in recipe.stages[:count]],
+            "kept": always_kept(recipe, ()) if recipe.model.prune is not None else [],
+            "added": [one.mask_token for one in objectives if isinstance(one, Mntp) and one.add_mask_token],
         }
     )
 

@@ -66,7 +66,7 @@ def with_pruned_base(recipe: Recipe, out: Path, examples: Sequence[Example]) -> 
     if settings is None:
         return recipe
     folder = (out / FOLDER).resolve()
-    always = _always_kept(recipe, examples)
+    always = always_kept(recipe, examples)
     record = {
         "made from": recipe.model.base,
         "settings": settings.model_dump(mode="json"),
@@ -103,8 +103,8 @@ def _texts(recipe: Recipe, examples: Iterable[Example]) -> Iterator[str]:
                 yield contract.document_prefix() + text
 
 
-def _always_kept(recipe: Recipe, examples: Iterable[Example]) -> list[str]:
-    """Return what a run writes beside its texts: templates, instructions, mask tokens."""
+def always_kept(recipe: Recipe, examples: Iterable[Example]) -> list[str]:
+    """Return what a run writes beside its texts, and a vocabulary needs: templates, instructions, masks."""
     contract = recipe.contract
     sources = [source for stage in recipe.stages for source in stage.mix.sources]
     instructions = {contract.default_instruction, *(source.instruction for source in sources)}
