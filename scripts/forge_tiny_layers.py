@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaModel
 
 from embedforge.files import read_json, write_json
+from embedforge.model.depth import without_effect
 
-SILENT = ("o_proj.weight", "down_proj.weight")
 LOUDER = 8
 """By how much token vectors grow, which no norm sees: what new layers say at first is small beside them."""
 
@@ -39,11 +39,10 @@ def main() -> None:
     settings = read_json(PACKAGED / "config.json") | {"num_hidden_layers": args.layers}
     write_json(args.out / "config.json", settings)
     torch.manual_seed(args.seed)
-    weights = LlamaModel(LlamaConfig(**settings)).bfloat16().state_dict()
-    for name, weight in weights.items():
-        if name.endswith(SILENT):
-            weight.zero_()
-    weights |= load_file(PACKAGED / "model.safetensors")
+    decoder = LlamaModel(LlamaConfig(**settings)).bfloat16()
+    for layer in decoder.layers:
+        without_effect(layer)
+    weights = decoder.state_dict() | load_file(PACKAGED / "model.safetensors")
     weights["embed_tokens.weight"] *= LOUDER
     save_file(weights, args.out / "model.safetensors", metadata={"format": "pt"})
     size = sum(weight.nbytes for weight in weights.values())

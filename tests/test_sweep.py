@@ -31,6 +31,20 @@ def recipe(tiny_base: Path, tmp_path: Path) -> Path:
     return file
 
 
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The stage of each step that is trained, as they come."""
+    steps: list[str] = []
+    honest = StageTrainer.training_step
+
+    def counted(self: StageTrainer, *arguments):  # type: ignore[no-untyped-def]
+        steps.append(self.work.stage.name)
+        return honest(self, *arguments)
+
+    monkeypatch.setattr(StageTrainer, "training_step", counted)
+    return steps
+
+
 def test_a_grid_is_every_combination_told_by_the_shortest_names(recipe: Path) -> None:
     grid = parse_grid(["stages.one.steps=1,2", "stages.two.steps=3", "stages.two.negatives=0,1"])
     labels = [cell.label for cell in cells_of([str(recipe)], grid)]
@@ -92,16 +106,8 @@ def test_the_interval_of_one_seed_is_the_bootstrap_over_queries_and_that_of_seed
 
 
 def test_a_sweep_trains_shared_stages_once_and_goes_on_with_more_seeds(
-    run: Run, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, recipe: Path, tmp_path: Path, steps: list[str]
 ) -> None:
-    steps: list[str] = []
-    honest = StageTrainer.training_step
-
-    def counted(self: StageTrainer, *arguments):  # type: ignore[no-untyped-def]
-        steps.append(self.work.stage.name)
-        return honest(self, *arguments)
-
-    monkeypatch.setattr(StageTrainer, "training_step", counted)
     command = ["sweep", recipe, "--out", tmp_path / "out", "--dev", tmp_path / "dev.jsonl", "--device", "cpu"]
     grid = ("--grid", "stages.two.learning_rate=0.003,0.3")
     code, said, error = run(*command, *grid, "--seeds", "1")
@@ -123,16 +129,8 @@ def test_a_sweep_trains_shared_stages_once_and_goes_on_with_more_seeds(
 
 
 def test_a_run_that_is_the_beginning_of_another_is_not_trained_again_and_a_pruned_base_changes_nothing(
-    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe: Path, tmp_path: Path, steps: list[str]
 ) -> None:
-    steps: list[str] = []
-    honest = StageTrainer.training_step
-
-    def counted(self: StageTrainer, *arguments):  # type: ignore[no-untyped-def]
-        steps.append(self.work.stage.name)
-        return honest(self, *arguments)
-
-    monkeypatch.setattr(StageTrainer, "training_step", counted)
     pruned = yaml.safe_load(recipe.read_text())
     vocabulary = {"texts": [{"path": str(tmp_path / "pairs.jsonl")}]}
     pruned["model"]["prune"] = {"layers": 1, "vocabulary": vocabulary}

@@ -47,9 +47,9 @@ def open_model(
         EmbedforgeError: the model cannot be loaded, or prompts for one that has a contract.
     """
     st = load(name, device=str(pick_device(device)), dtype=dtype)
-    bfloat16 = dtype in (None, "bfloat16") and fast_bfloat16(st.device)
+    fast = fast_bfloat16(st.device)
     if not _is_ours(st):
-        return PlainTeacher(name, st, prompts, max_tokens, bfloat16=bfloat16 and dtype is None)
+        return PlainTeacher(name, st, prompts, max_tokens, bfloat16=fast and dtype is None)
     if prompts != Prompts():
         raise EmbedforgeError(
             f"{name}: has a contract, whose templates say what stands before a text; "
@@ -59,7 +59,7 @@ def open_model(
         name,
         embedding_model(st),
         document_instruction=document_instruction,
-        bfloat16=bfloat16,
+        bfloat16=fast and dtype in (None, "bfloat16"),
         max_tokens=max_tokens,
     )
 

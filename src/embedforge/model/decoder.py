@@ -35,6 +35,7 @@ from embedforge.model.folder import find_folder
 from embedforge.model.int8 import FILE_NAME as INT8
 from embedforge.model.int8 import read_int8
 from embedforge.model.memory import require_memory
+from embedforge.model.packing import split
 from embedforge.model.quick import quick_states
 from embedforge.model.shards import TensorEntry, list_tensors
 
@@ -186,9 +187,8 @@ def stock_states(decoder: PreTrainedModel, input_ids: Tensor, attention_mask: Te
 def _packed_states(
     decoder: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, rectangles: Sequence[Sequence[int]]
 ) -> Tensor:
-    parts = attention_mask[0].split([texts * tokens for texts, tokens in rectangles])
-    shaped = zip(parts, rectangles, strict=True)
-    positions = torch.cat([position_ids(part.view(*shape)).flatten() for part, shape in shaped])[None]
+    parts = split(attention_mask, rectangles)
+    positions = torch.cat([position_ids(part).flatten() for part in parts])[None]
     # Four dimensions, which transformers takes for finished: a mask of the whole row would be its square.
     real = attention_mask.bool()[:, None, None]
     output = decoder(

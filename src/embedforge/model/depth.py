@@ -44,7 +44,7 @@ class Depth:
         running = len(self._list)
         for number, layer in enumerate(self._all[running:wanted], start=running):
             _anew(self._decoder, layer, number)
-            _without_effect(layer)
+            without_effect(layer)
         while len(self._list) > wanted:
             del self._list[-1]
         self._list.extend(self._all[len(self._list) : wanted])
@@ -64,7 +64,7 @@ def _anew(decoder: Any, layer: nn.Module, number: int) -> None:
 
 
 @torch.no_grad()
-def _without_effect(layer: nn.Module) -> None:
+def without_effect(layer: nn.Module) -> None:
     """Make a layer hand on the states that it gets."""
     outputs = [module for name, module in layer.named_modules() if name.rpartition(".")[2] in _OUTPUTS]
     if len(outputs) != len(_OUTPUTS):

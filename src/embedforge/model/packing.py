@@ -89,7 +89,7 @@ def joined(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     return batch | {PACKED: torch.tensor([tuple(shape) for shape in shapes])}
 
 
-def split(states: Tensor, rectangles: Sequence[tuple[int, int]]) -> list[Tensor]:
+def split(states: Tensor, rectangles: Sequence[Sequence[int]]) -> list[Tensor]:
     """Cut values [1, tokens, ...] of a packed batch into its rectangles, [texts, tokens, ...] each."""
     parts = states[0].split([texts * tokens for texts, tokens in rectangles])
     return [part.unflatten(0, shape) for part, shape in zip(parts, rectangles, strict=True)]

@@ -233,7 +233,7 @@ def _nothing_silent(layers: Sequence[nn.Module]) -> Iterator[None]:
         for weight in layer.parameters()
         if weight.dim() > 1 and weight.numel() and weight.is_floating_point() and not weight.is_meta
         # The first row tells nearly always, and a large decoder takes seconds to read.
-        if not bool(weight[0].any()) and not bool(weight.any())
+        if not (weight[0].any() or weight.any())
     ]
     try:
         for weight in silent:
