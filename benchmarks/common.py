@@ -129,8 +129,19 @@ def _work(entry: Entry, threads: int, warm_up: int, pipe: Connection) -> None:
         pipe.send(traceback.format_exc())
 
 
-def gemm_peak(dtype: str = "bfloat16") -> Callable[[], float]:
+def native_dtype() -> str:
+    """The dtype that this CPU multiplies fastest: bfloat16 where it has instructions for it, else float32."""
+    import torch
+
+    from embedforge.runtime import fast_bfloat16
+
+    return "bfloat16" if fast_bfloat16(torch.device("cpu")) else "float32"
+
+
+def gemm_peak(dtype: str | None = None) -> Callable[[], float]:
     """Return what measures the machine's best product of matrices, in TFLOP/s: the values of its rounds.
+
+    In the dtype that is native here when None.
 
     Shapes of a model's own layers would reach less: a share of it is of what the machine can, not of what the
     shapes allow.
@@ -138,7 +149,7 @@ def gemm_peak(dtype: str = "bfloat16") -> Callable[[], float]:
     import torch
 
     rows, size = 2048, 2048
-    kind = getattr(torch, dtype)
+    kind = getattr(torch, dtype or native_dtype())
     a, b = torch.randn(rows, size).to(kind), torch.randn(size, size).to(kind)
 
     def run() -> float:

@@ -215,7 +215,8 @@ MISTAKES = {
     f"merge embedforge:forge-tiny embedforge:base --out {__file__}/x": "is a file, and a folder",
     f"sweep tiny --grid training.log_steps=1,2 --out {__file__}/x": "is a file, and a folder",
     "catalog none": "there is no 'none'",
-    "evaluate no-such-model --tasks .": "could not be fetched from the hub",
+    "evaluate no-such-model --tasks .": "no datasets",
+    "evaluate no-such-model --tasks STSBenchmark": "could not be fetched from the hub",
     "serve nobody/no-such-model": "could not be fetched from the hub",
 }
 """Command lines with a mistake that shows before any model is loaded, and what is said of it."""

@@ -78,15 +78,16 @@ def vectors(
     """
     from embedforge.curate.sources import sources_of
     from embedforge.data.task_folder import require_tasks
-    from embedforge.model.folder import find_folder
+    from embedforge.model.folder import find_folder, require_model
 
     lengths = None if dims is None else _whole_numbers("--dims", dims)
     if save_rotated is not None and not rotate:
         raise EmbedforgeError("--save-rotated needs a rotation: name texts for it with --rotate FILE")
     sources = sources_of(rotate or [])
     instructions = pairs_of("--instruction", "TASK=TEXT", instruction or [])
-    find_folder(model)  # before torch is imported: a mistake in it shows at once
+    require_model(model)
     require_tasks(tasks, split)
+    find_folder(model)  # before torch is imported, but last, as the hub may have much to send
     from embedforge.compress.page import sentences, terminal_table
     from embedforge.compress.run import Asked, compress
     from embedforge.console import say, stdout

@@ -236,7 +236,7 @@ def prune(
     from embedforge.curate.sources import sources_of
     from embedforge.data.convert import read_source
     from embedforge.files import refuse_file
-    from embedforge.model.folder import find_folder
+    from embedforge.model.folder import find_folder, require_model
 
     refuse_file(out)
     kept = None if layers is None else _layers(layers)
@@ -245,8 +245,9 @@ def prune(
     if vocabulary is None and min_count > 1:
         raise EmbedforgeError("--min-count is for the texts of --vocabulary; name a file of them")
     sources = sources_of(vocabulary or [])
-    find_folder(base)  # before torch is imported: a mistake in it, or in the texts, shows at once
+    require_model(base)
     examples = [row for source in sources for row in read_source(source, seed=0)]
+    find_folder(base)  # before torch is imported, but last, as the hub may have much to send
     from embedforge.model.prune import prune as run
     from embedforge.train.prune import texts_of
 
@@ -290,14 +291,16 @@ def merge(
     """
     from embedforge.data.readers import require_file
     from embedforge.files import refuse_file
-    from embedforge.model.folder import find_folder
+    from embedforge.model.folder import find_folder, require_model
 
     refuse_file(out)
-    for name in models:  # before torch is imported: a mistake in it shows at once
-        find_folder(name)
+    for name in models:
+        require_model(name)
     for file in dev or ():
         require_file(Path(file))
     shares = () if weights is None else _numbers("--weights", weights)
+    for name in models:  # before torch is imported, but last, as the hub may have much to send
+        find_folder(name)
     from embedforge.train.merge import merge as run
     from embedforge.train.merge import print_parts
 

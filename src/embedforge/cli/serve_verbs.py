@@ -50,15 +50,16 @@ def serve(
 
     Every answer names the contract it was made under. SIGTERM answers what was accepted, then ends.
     """
-    from embedforge.model.folder import find_folder
+    from embedforge.model.folder import find_folder, require_model
     from embedforge.serve.settings import Limits
 
     limits = Limits(
         tokens_per_batch=tokens_per_batch, queue_tokens=queue_tokens, texts=max_texts, body_bytes=max_body
     )
-    find_folder(model)  # before torch is imported: a mistake in it shows at once
+    require_model(model)
     if index is not None and "://" not in index:
         _require_folder(Path(index))
+    find_folder(model)  # before torch is imported, but last, as the hub may have much to send
     from embedforge.serve.run import serve as run
 
     run(

@@ -52,7 +52,7 @@ def _check(
     """Find what is wrong with a folder, a base or a recipe before torch is imported."""
     from embedforge.documents.folder import readable_files
     from embedforge.files import refuse_file
-    from embedforge.model.folder import find_folder
+    from embedforge.model.folder import find_folder, require_model
     from embedforge.recipe import load_recipe
 
     refuse_file(out)
@@ -63,9 +63,11 @@ def _check(
     if folder is not None:
         readable_files(folder)
     if base is not None:
-        find_folder(base)
+        require_model(base)
     if recipe is not None:
         load_recipe(recipe, overrides or ())
+    if base is not None:  # last, as the hub may have much to send
+        find_folder(base)
 
 
 @app.command(epilog="Example: embedforge quickstart docs --out mine --minutes 10")
@@ -190,14 +192,16 @@ def distill(
     """
     _check(text, None, recipe, set_, out, minutes)
     from embedforge.endpoint import is_address
-    from embedforge.model.folder import find_folder
+    from embedforge.model.folder import find_folder, require_model
     from embedforge.prove.taught import with_teacher
     from embedforge.recipe import load_recipe
 
-    for name in (student, teacher):
-        if not is_address(name) and not name.startswith("file:"):
-            find_folder(name)
+    folders = [name for name in (student, teacher) if not is_address(name) and not name.startswith("file:")]
+    for name in folders:
+        require_model(name)
     with_teacher(load_recipe(recipe, set_ or ()), teacher)
+    for name in folders:  # last, as the hub may have much to send
+        find_folder(name)
     from embedforge.prove.run import distill as run
 
     run(

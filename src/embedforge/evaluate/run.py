@@ -24,7 +24,7 @@ from embedforge.evaluate.decontamination import unchecked_tasks
 from embedforge.evaluate.instructions import check_names, instruction_of
 from embedforge.evaluate.results import EvaluationSettings, Results, versions
 from embedforge.files import read_json, write_json
-from embedforge.model.folder import BUNDLED, find_folder
+from embedforge.model.folder import BUNDLED, find_folder, require_model
 from embedforge.run_folder import hold
 from embedforge.text.contract import FILE_NAME as CONTRACT
 
@@ -82,10 +82,12 @@ def evaluate(
     require_mteb()
     out, names = Path(out), [str(model) for model in models]
     labels = model_labels(names)
-    for model in names:
-        if model != BM25:
-            find_folder(decoder_of(model))
+    decoders = [decoder_of(model) for model in names if model != BM25]
+    for decoder in decoders:
+        require_model(decoder)
     require_tasks(tasks, split)
+    for decoder in decoders:  # last, as the hub may have much to send
+        find_folder(decoder)
     from embedforge.evaluate.summary import write_summary
     from embedforge.evaluate.tasks import find_tasks
 
