@@ -2,6 +2,7 @@
 
     python benchmarks/encode.py                              # the bundled decoder, 300 passages
     python benchmarks/encode.py --model smollm2-135m --passages 40
+    python benchmarks/encode.py --int8                       # and the same model with int8 weights
     python benchmarks/encode.py --openvino                   # and the exported int8 graph
 
 sentence-transformers is first tried with every batch size from 1 to 64 in the dtype that is native here
@@ -25,7 +26,8 @@ from common import Entry, clock, gemm_peak, measure, native_dtype, peak_of, repo
 from texts import passages
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
-GEMM, OURS, PEER, PLAIN, GRAPH = "gemm", "embedforge", "best", "default", "openvino int8"
+GEMM, OURS, BYTES, PEER, PLAIN = "gemm", "embedforge", "embedforge int8", "best", "default"
+GRAPH = "openvino int8"
 
 
 # --- competitors, each in a process of its own ----------------------------------------------------------
@@ -116,6 +118,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, help="with one, the clock is the processor's")
     parser.add_argument("--peer", help="a setting found before (bfloat16:8), instead of the sweep")
+    parser.add_argument("--int8", action="store_true", help="also embedforge compress weights --int8")
     parser.add_argument("--openvino", action="store_true", help="also embedforge export --to openvino --int8")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as work:
@@ -133,6 +136,10 @@ def main() -> None:
             Entry(PEER, sentence_transformers, (str(folder), texts, dtype, batch)),
             Entry(PLAIN, sentence_transformers, (str(folder), texts, "float32", 32)),
         ]
+        if arguments.int8:
+            command = ["compress", "weights", str(folder), "--int8", "--out", str(Path(work) / "int8")]
+            subprocess.run([sys.executable, "-m", "embedforge", *command], check=True)
+            entries.insert(2, Entry(BYTES, embedforge, (str(Path(work) / "int8" / "model"), texts)))
         if arguments.openvino:
             graph = Path(work) / "openvino"
             command = ["export", str(folder), str(graph), "--to", "openvino", "--int8"]
@@ -142,6 +149,7 @@ def main() -> None:
     peak, exact = peak_of(timings[GEMM]), timings[PLAIN].values[0]
     names = {
         OURS: f"embedforge, {native_dtype()}",
+        BYTES: "embedforge compress weights --int8",
         GRAPH: "embedforge export, OpenVINO int8",
         PEER: f"sentence-transformers, {dtype}, batch {batch} ({'given' if arguments.peer else 'its best'})",
         PLAIN: "sentence-transformers, float32, batch 32 (its default)",

@@ -11,7 +11,7 @@ from collections import Counter
 from typing import Any
 
 import torch
-from common import Timing, report
+from common import Timing, native_dtype, report
 from texts import passages
 
 PARTS = ("_normed", "_rotated", "_attended", "_states")
@@ -24,7 +24,8 @@ def main() -> None:
     from embedforge.model import quick
 
     torch.set_num_threads(1)
-    contract = embedforge.Contract(pooling="mean", max_tokens=512, dtype="bfloat16")
+    native = native_dtype()
+    contract = embedforge.Contract(pooling="mean", max_tokens=512, dtype=native)
     model = embedforge.build(base="embedforge:base", contract=contract).eval()
     window = model.renderer.render(passages(20))
     tokens = sum(len(text.input_ids) for text in window)
@@ -41,7 +42,7 @@ def main() -> None:
 
         setattr(owner, name, timed)
 
-    encode_rendered(model, window, 8192, bfloat16=True)
+    encode_rendered(model, window, 8192, bfloat16=native == "bfloat16")
     for name in PARTS:
         wrap(quick, name)
     wrap(torch.nn.Linear, "forward")
@@ -49,7 +50,7 @@ def main() -> None:
     rounds: list[dict[str, float]] = []
     for _ in range(ROUNDS):
         spent.clear()
-        encode_rendered(model, window, 8192, bfloat16=True)
+        encode_rendered(model, window, 8192, bfloat16=native == "bfloat16")
         rounds.append({name: 1e6 * seconds / tokens for name, seconds in spent.items()})
     part = {name: statistics.median(each[name] for each in rounds) for name in rounds[0]}
     row = {
@@ -61,7 +62,7 @@ def main() -> None:
         "in all": part["_states"],
     }
     timing = Timing([each["_states"] for each in rounds])
-    report("encode-parts", [row], {"microseconds": timing}, tokens=tokens, threads=1)
+    report("encode-parts", [row], {"microseconds": timing}, tokens=tokens, threads=1, dtype=native)
 
 
 if __name__ == "__main__":

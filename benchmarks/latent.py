@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from common import Entry, gemm_peak, measure, peak_of, report
+from common import Entry, gemm_peak, measure, native_dtype, peak_of, report
 
 LATENTS, HEADS, TEXT = 512, 8, 128
 FORMS = ("official", "shared", "embedforge")
@@ -54,9 +54,10 @@ def make(form: str, hidden: int, tokens: int, train: bool, device: str) -> Calla
     """Return a pass over `tokens` tokens, with its backward pass in training; its value is the seconds."""
     import torch
 
-    block, all_forms = forms(hidden, device, "bfloat16")
+    dtype = "bfloat16" if device != "cpu" else native_dtype()
+    block, all_forms = forms(hidden, device, dtype)
     block.train(train)
-    states = torch.randn(max(1, tokens // TEXT), TEXT, hidden, device=device, dtype=torch.bfloat16)
+    states = torch.randn(max(1, tokens // TEXT), TEXT, hidden, device=device, dtype=getattr(torch, dtype))
 
     def run() -> float:
         began = time.process_time() if device == "cpu" else time.perf_counter()

@@ -4,9 +4,10 @@
     python benchmarks/memory.py embedforge:base embedforge:forge-tiny --texts 100000
     python benchmarks/memory.py --call model.encode     # sentence-transformers' loop instead of ours
 
-Each model is a process of its own, in bfloat16. Slices are new texts of many lengths, so that batches come in
-many shapes, which is what made memory grow once: oneDNN keeps what it has compiled for a shape. Tells what
-each process holds after each tenth, and fails where one has grown by more than `--most-mb` since the first.
+Each model is a process of its own, in the dtype that is native here. Slices are new texts of many lengths,
+so that batches come in many shapes, which is what made memory grow once: oneDNN keeps what it has compiled
+for a shape. Tells what each process holds after each tenth, and fails where one has grown by more than
+`--most-mb` since the first.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from common import Entry, measure, report, resident
+from common import Entry, measure, native_dtype, report, resident
 from texts import passages
 
 CALLS = ("embedforge.encode", "model.encode")
@@ -34,7 +35,7 @@ def encoder(name: str, call: str) -> Callable[[list[str]], Any]:
     if (find_folder(name) / "contract.json").exists():
         model = embedding_model(embedforge.load(name, device="cpu"))
     else:
-        contract = embedforge.Contract(pooling="mean", max_tokens=512, dtype="bfloat16")
+        contract = embedforge.Contract(pooling="mean", max_tokens=512, dtype=native_dtype())
         model = embedforge.build(base=name, contract=contract).eval()
     if call == "model.encode":
         whole = to_sentence_transformer(model)

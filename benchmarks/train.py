@@ -10,7 +10,7 @@ The same decoder, texts, precision, loss, clipping and AdamW on both sides; a st
 back-propagated and applied. Texts are the descriptions and code of Python's standard library. What is
 compared: `MultipleNegativesRankingLoss` and its cached form, each at the best setting of a sweep, and other
 trainers (train_peers.py), against `embedforge`'s step with its defaults, in autocast (the peers' precision)
-and in pure bfloat16.
+and in pure bfloat16; all in float32 where this processor has no instructions for bfloat16.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import train_peers
-from common import Entry, gemm_peak, measure, peak_of, report
+from common import Entry, gemm_peak, measure, native_dtype, peak_of, report
 from train_peers import NEGATIVES, TEMPERATURE, mixture_of
 
 QUERIES = 16
@@ -38,7 +38,11 @@ SWEEP = [f"mnrl {attention}" for attention in ("sdpa", "eager")] + [
 ]
 """The peer's settings: which attention, and for the cached loss how many texts go through at once."""
 BEST = ["mnrl sdpa", "mnrl eager", "cached sdpa 8", "cached eager 8"]
-OURS = ["ours bfloat16_autocast", "ours bfloat16"]
+
+
+def ours_here() -> list[str]:
+    """Our precisions: the peers' own first."""
+    return ["ours bfloat16_autocast", "ours bfloat16"] if native_dtype() == "bfloat16" else ["ours float32"]
 
 
 # --- the data ----------------------------------------------------------------------------------------
@@ -162,7 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--sweep", action="store_true", help="all settings of the peer")
     parser.add_argument("--only", nargs="*", help="entries whose name contains one of these")
-    parser.add_argument("--ours", nargs="*", default=OURS, help="ours PRECISION")
+    parser.add_argument("--ours", nargs="*", default=ours_here(), help="ours PRECISION")
     parser.add_argument(
         "--peers", nargs="*", help='entries of train_peers.py: "flag SIZE", tevatron, "mnrl sdpa"'
     )

@@ -2,10 +2,10 @@
 
     python benchmarks/train_kinds.py
 
-All in pure bfloat16 on the same texts (benchmarks/train.py). Distillation has its teacher's vectors in the
-cache, here random ones: what a step does with them does not depend on their values. "data" is all of a step
-that is done without the model: drawing, rendering, packing; once with texts that are new, once when all have
-been tokenised.
+All in pure bfloat16, or float32 where that is not native, on the same texts (benchmarks/train.py).
+Distillation has its teacher's vectors in the cache, here random ones: what a step does with them does not
+depend on their values. "data" is all of a step that is done without the model: drawing, rendering, packing;
+once with texts that are new, once when all have been tokenised.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from common import Entry, gemm_peak, measure, peak_of, report
+from common import Entry, gemm_peak, measure, native_dtype, peak_of, report
 from train import ours, write_examples
 from train_peers import NEGATIVES, read_rows
 
@@ -31,7 +31,7 @@ def kind(settings: dict[str, Any], name: str) -> Callable[[], Any]:
         return data(settings, known=name.endswith("known"))
     if name in ("full", "lora"):
         chosen = {**settings, "model": LORA if name == "lora" else {}}
-        return ours(chosen, "bfloat16")
+        return ours(chosen, native_dtype())
     return distillation(settings, with_teacher=name == "distillation")
 
 
@@ -98,7 +98,7 @@ def distillation(settings: dict[str, Any], *, with_teacher: bool) -> Callable[[]
             "model": {"base": settings["base"], "pooling": {"kind": "mean"}},
             "contract": {"max_tokens": settings["max_tokens"], "default_instruction": ""},
             "stages": [stage],
-            "training": {"precision": "bfloat16"},
+            "training": {"precision": native_dtype()},
         },
         "benchmark",
     )
@@ -108,7 +108,7 @@ def distillation(settings: dict[str, Any], *, with_teacher: bool) -> Callable[[]
     work.prepare(Teaching(None, folder / "cache", folder), folder, False)
     work.begin(StageContext(model.device, 0, 1, False, torch.Tensor.backward, lambda _: torch.no_grad()))
     groups = parameter_groups(work.module, learning_rate=1e-5, weight_decay=0.01)
-    optimizer = build_optimizer(groups, fp32_master=True)
+    optimizer = build_optimizer(groups, fp32_master=native_dtype() == "bfloat16")
     if not with_teacher:  # the student alone: a fixed gradient, and nothing looked up
         work._loss = lambda step, per_query: lambda embeddings: embeddings.sum()  # type: ignore[attr-defined]
     number = 0

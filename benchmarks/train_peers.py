@@ -1,9 +1,9 @@
 """The step of `train.py` by other trainers: sentence-transformers, FlagEmbedding, Tevatron, LLM2Vec.
 
 Each gets the same queries and passages, tokenises, pads and embeds them by its own code with its own loss;
-what is no part of it is shared: the decoder without its mask, bfloat16 autocast over float32 weights,
-clipping and AdamW. The mean is pooled, and by Tevatron the first token, which is all that its only release
-on the index (0.1.0) knows; that one also pads every text to the limit.
+what is no part of it is shared: the decoder without its mask, bfloat16 autocast over float32 weights (where
+that is native), clipping and AdamW. The mean is pooled, and by Tevatron the first token, which is all that
+its only release on the index (0.1.0) knows; that one also pads every text to the limit.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
+
+from common import native_dtype
 
 if TYPE_CHECKING:
     import torch
@@ -68,6 +70,7 @@ def stepping(
     import torch
 
     mixture, queries, device = mixture_of(settings), settings["queries"], settings["device"] or "cpu"
+    autocast = device != "cpu" or native_dtype() == "bfloat16"
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=0.01, fused=True)
     number = 0
 
@@ -80,7 +83,7 @@ def stepping(
             {name: value.to(device) for name, value in part.items() if isinstance(value, torch.Tensor)}
             for part in features_of(texts[:queries], texts[queries:])
         ]
-        with torch.autocast(torch.device(device).type, dtype=torch.bfloat16):
+        with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=autocast):
             value = loss_of(features)
         value.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

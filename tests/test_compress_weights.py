@@ -7,19 +7,33 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from torch import nn
 
 from conftest import Run
 from embedforge.errors import EmbedforgeError
 from embedforge.model.encoder import EmbeddingModel, embedding_model, load, save
-from embedforge.model.int8 import Int8Linear, to_int8
+from embedforge.model.int8 import (
+    FILE_NAME,
+    Int8Linear,
+    maps_of,
+    multiplies_bytes,
+    multiply_bytes,
+    to_int8,
+)
 from embedforge.model.probe import decoder_layers
 from embedforge.model.sparsity import Sparsity, kept_mask, linear_layers, sparsify
 from embedforge.recipe import parse_recipe
+from embedforge.text.contract import Contract
 from embedforge.train.stages import prepare_model
 from models_for_tests import TEXTS, embed
 from stages_for_tests import write_texts
+
+needs_bytes = pytest.mark.skipif(
+    not torch.backends.cpu.get_cpu_capability().startswith("AVX"),
+    reason="products of bytes are oneDNN's, for x86",
+)
 
 
 def zeros(model: EmbeddingModel) -> list[torch.Tensor]:
@@ -98,7 +112,8 @@ def test_an_int8_model_is_saved_loaded_and_found_by_no_loader_that_would_get_it_
     vectors = embed(tiny_model, TEXTS)
     assert (vectors * before).sum(1).min() > 0.99
     save(tiny_model, tmp_path / "int8")
-    again = embedding_model(load(str(tmp_path / "int8"), device="cpu"))
+    assert Contract.load(tmp_path / "int8").dtype == "int8"
+    again = embedding_model(load(str(tmp_path / "int8"), device="cpu", dtype="float32"))
     assert np.array_equal(embed(again.eval(), TEXTS), vectors)
     assert "int8 weights" in (tmp_path / "int8" / "README.md").read_text()
     with pytest.raises(Exception, match=r"int8|trust_remote_code|model\.safetensors"):
@@ -109,9 +124,89 @@ def test_an_int8_model_is_saved_loaded_and_found_by_no_loader_that_would_get_it_
     recipe = {"name": "r", "model": {"base": str(tmp_path / "int8")}, "contract": {"max_tokens": 64}}
     with pytest.raises(EmbedforgeError, match="int8, which cannot be trained"):
         prepare_model(parse_recipe({**recipe, "stages": [stage]}, "r"), "cpu")
+    named = {**recipe, "model": {}, "contract": {"max_tokens": 64, "dtype": "int8"}, "stages": [stage]}
+    with pytest.raises(EmbedforgeError, match="compress weights --int8"):
+        parse_recipe(named, "r")
     (tmp_path / "int8" / "model.int8.safetensors").write_bytes(b"short")
     with pytest.raises(EmbedforgeError, match=r"int8\.safetensors"):
         load(str(tmp_path / "int8"))
+
+
+def test_what_is_beside_int8_weights_is_saved_in_the_dtype_that_the_contract_wants(
+    tiny_model: EmbeddingModel, tmp_path: Path
+) -> None:
+    tiny_model.contract = tiny_model.contract.model_copy(update={"dtype": "bfloat16"})
+    to_int8(tiny_model.decoder)
+    save(tiny_model, tmp_path / "int8")
+    kinds = {name: tensor.dtype for name, tensor in load_file(tmp_path / "int8" / FILE_NAME).items()}
+    assert kinds["embed_tokens.weight"] == torch.bfloat16
+    assert kinds["layers.0.mlp.up_proj.scale"] == torch.float32
+    assert kinds["layers.0.mlp.up_proj.weight"] == torch.int8
+    again = embedding_model(load(str(tmp_path / "int8"), device="cpu"))
+    save(again, tmp_path / "again", dtype="bfloat16")
+    assert (tmp_path / "again" / FILE_NAME).read_bytes() == (tmp_path / "int8" / FILE_NAME).read_bytes()
+
+
+@needs_bytes
+def test_products_of_bytes_do_not_overflow() -> None:
+    """Every byte of a row at its largest, of either sign, times weights of 127: exact in whole numbers."""
+    linear = Int8Linear(8, 512, None)
+    linear.weight = torch.full((8, 512), 127, dtype=torch.int8)
+    linear.weight[1::2] = -127
+    multiply_bytes(linear)
+    given = torch.ones(6, 512)
+    given[3:] = -1
+    with torch.no_grad():
+        found = linear(given)
+    assert torch.allclose(found, given @ linear.weight.float().T, rtol=1e-6)
+
+
+@needs_bytes
+def test_products_of_bytes_round_each_token_by_itself() -> None:
+    linear = Int8Linear.of(nn.Linear(64, 16))
+    exact = (
+        torch.randn(3, 7, 64, generator=torch.Generator().manual_seed(0)) * torch.logspace(-4, 4, 7)[:, None]
+    )
+    exact[1, 2] = 0
+    with torch.no_grad():
+        expected = linear(exact)
+        multiply_bytes(linear)
+        found = linear(exact)
+        assert torch.equal(linear(exact[2]), found[2])
+        assert torch.equal(maps_of(exact, [linear, linear])[1], found)
+    step = exact.abs().amax(dim=2, keepdim=True) / 63 / 2
+    most = step * linear.weight.float().abs().sum(dim=1) * linear.scale
+    assert ((found - expected).abs() <= most + 1e-5).all()
+    assert not torch.equal(found, expected)
+    exact.requires_grad_()
+    assert torch.equal(linear(exact), expected)  # with a gradient nothing is rounded
+    exact.detach()[0, 0, 0] = torch.nan
+    with torch.no_grad():
+        assert linear(exact)[0, 0].isnan().all()
+    assert linear.double().packed is None
+
+
+@needs_bytes
+def test_a_loaded_model_multiplies_bytes_where_that_is_fast_and_the_goldens_allow(
+    tiny_model: EmbeddingModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    to_int8(tiny_model.decoder)
+    save(tiny_model, tmp_path / "int8")
+    folder = str(tmp_path / "int8")
+
+    def loaded(dtype: str | None = None) -> EmbeddingModel:
+        return embedding_model(load(folder, device="cpu", dtype=dtype))
+
+    monkeypatch.setattr("embedforge.model.int8.fast_bfloat16", lambda _: True)
+    assert not multiplies_bytes(loaded().decoder)
+    monkeypatch.setattr("embedforge.model.int8.fast_bfloat16", lambda _: False)
+    exact, by_bytes = loaded("float32"), loaded()
+    assert not multiplies_bytes(exact.decoder)
+    assert multiplies_bytes(by_bytes.decoder)
+    cosines = (embed(by_bytes, TEXTS) * embed(exact, TEXTS)).sum(1)
+    assert 0.995 < cosines.min() < 1 - 1e-7
+    monkeypatch.setattr("embedforge.model.encoder.BYTES_COSINE", 1.1)
+    assert not multiplies_bytes(loaded().decoder)
 
 
 @pytest.mark.parametrize("how", ["magnitude", "wanda"])

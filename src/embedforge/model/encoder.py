@@ -23,6 +23,7 @@ from embedforge.model.decoder import load_decoder, quiet, require_state_width, s
 from embedforge.model.embedding_model import EmbeddingModel
 from embedforge.model.folder import DEFAULT_MODEL, find_folder
 from embedforge.model.foreign import load_foreign
+from embedforge.model.int8 import bytes_are_fast, multiply_bytes
 from embedforge.model.modules import Pool, TextEncoder
 from embedforge.model.nvembed import is_nvembed, load_nvembed
 from embedforge.model.pooling import STATELESS, build_pooler
@@ -32,7 +33,7 @@ from embedforge.model.sentence_transformer import SentenceTransformer
 from embedforge.model.trained_base import require_own_attention, take_over_pooler
 from embedforge.text.contract import FILE_NAME as CONTRACT
 from embedforge.text.contract import Contract
-from embedforge.text.goldens import check_goldens, make_goldens
+from embedforge.text.goldens import check_goldens, golden_batch, make_goldens
 
 __all__ = [
     "EmbeddingModel",
@@ -45,6 +46,9 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
+
+BYTES_COSINE = 0.995
+"""Least cosine of a golden's vector by products of bytes with that by exact ones."""
 
 
 def build(
@@ -179,7 +183,8 @@ def load(
         path_or_id: a folder that embedforge saved, an official NV-Embed folder, or any model that
             sentence-transformers knows; the embedder in the package, `embedforge:forge-tiny`, by default.
         device: "cuda", "cpu", ...; CUDA where there is one when None.
-        dtype: of the weights; as saved when None, but float32 on a CPU that is slow at 16 bits.
+        dtype: of the weights; as saved when None, but float32 on a CPU that is slow at 16 bits. There int8
+            weights are multiplied as bytes, where the goldens allow; with a dtype they are not.
 
     Raises:
         EmbedforgeError: no such model; files missing or damaged; a bare decoder; token ids, masks or vectors
@@ -196,6 +201,8 @@ def load(
             check_goldens(model.renderer, model.contract, _unit_vectors(model), _tolerance(model))
         except EmbedforgeError as error:
             raise EmbedforgeError(f"{folder / CONTRACT}: {error}") from None
+        if dtype is None:
+            _multiply_bytes(model)
         st.origin = folder.resolve()
         return st
     if is_nvembed(folder):
@@ -308,6 +315,24 @@ def _unit_vectors(model: EmbeddingModel) -> Callable[[dict[str, Tensor]], Tensor
         return functional.normalize(vectors, dim=-1)
 
     return embed
+
+
+def _multiply_bytes(model: EmbeddingModel) -> None:
+    """Let int8 layers multiply bytes where that is faster, and the goldens keep `BYTES_COSINE`."""
+    if not (bytes_are_fast(model.decoder) and model.contract.goldens):
+        return
+    embed, batch = _unit_vectors(model), golden_batch(model.renderer, model.contract)
+    with torch.no_grad():
+        exact = embed(batch)
+        multiply_bytes(model.decoder)
+        least = float((exact * embed(batch)).sum(dim=1).min())
+    if not least >= BYTES_COSINE:
+        multiply_bytes(model.decoder, on=False)
+        logger.info(
+            "int8 weights are multiplied as %s: bytes would bring a golden text to a cosine of %.4f",
+            model.decoder.dtype,
+            least,
+        )
 
 
 def _tolerance(model: EmbeddingModel) -> float:

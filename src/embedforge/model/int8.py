@@ -1,13 +1,16 @@
 """Linear layers with int8 weights and a scale for each row: a quarter of float32, in memory and on disk.
 
-Products are computed in the dtype of what comes in, so nothing but the weights is rounded. The file has a
-name of its own: a loader that does not know of the scales finds no weights, instead of wrong ones.
+Products are computed in the dtype of what comes in, so nothing but the weights is rounded. On a CPU they can
+be products of bytes (`multiply_bytes`), by oneDNN: what comes in is rounded too, each token's state with a
+scale of its own. The file has a name of its own: a loader that does not know of the scales finds no weights,
+instead of wrong ones.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -17,12 +20,52 @@ from torch.nn import functional
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 from embedforge.errors import EmbedforgeError
+from embedforge.files import read_object, write_json
 from embedforge.model.probe import decoder_layers
 from embedforge.model.shards import WEIGHTS, read_header
+from embedforge.runtime import fast_bfloat16, fast_bytes
 
 FILE_NAME = "model.int8.safetensors"
 LARGEST = 127
 _ONE_FILE = "1000TB"
+
+
+class Rounded(NamedTuple):
+    """States as bytes, each row with a scale of its own."""
+
+    numbers: Tensor
+    """uint8 [rows, width]; `zero_byte()` stands for 0."""
+    scale: Tensor
+    """float32 [rows, 1]: what 1 is worth."""
+    dtype: torch.dtype
+    """Of the states."""
+
+
+def zero_byte() -> int:
+    """Return the byte that stands for 0: 128, or 64 where a processor would not hold products of 8 bits.
+
+    Without VNNI it adds two products of a byte and a signed byte in 16 bits, which 255 * 127 * 2 exceeds, and
+    127 * 127 * 2 does not.
+    """
+    return 128 if fast_bytes() else 64
+
+
+def rounded(states: Tensor) -> Rounded:
+    """Round states [..., width], each row by its largest number."""
+    exact, zero = states.flatten(0, -2).float(), zero_byte()
+    largest = torch.maximum(exact.amax(1, keepdim=True), exact.amin(1, keepdim=True).neg_())
+    scale = largest.clamp_min_(1e-12).div_(zero - 1)
+    numbers = exact.mul(scale.reciprocal()).add_(zero + 0.5).to(torch.uint8)  # cut off, so rounded
+    return Rounded(numbers, scale, states.dtype)
+
+
+def maps_of(states: Tensor, linears: Sequence[nn.Module]) -> list[Tensor]:
+    """Apply linear layers to the same states, which those that multiply bytes have rounded once."""
+    own = [linear for linear in linears if isinstance(linear, Int8Linear) and linear.takes_bytes(states)]
+    if len(own) == len(linears):
+        given = rounded(states)
+        return [linear.of_bytes(given).view(*states.shape[:-1], -1) for linear in own]
+    return [linear(states) for linear in linears]
 
 
 class Int8Linear(nn.Module):
@@ -36,6 +79,8 @@ class Int8Linear(nn.Module):
         self.register_buffer("weight", torch.zeros(out_features, in_features, dtype=torch.int8))
         self.register_buffer("scale", torch.ones(out_features, dtype=torch.float32))
         self.bias = bias
+        self.packed: Tensor | None = None
+        """The weights as oneDNN has them, where products are those of bytes."""
 
     @classmethod
     def of(cls, linear: nn.Linear) -> Int8Linear:
@@ -49,12 +94,40 @@ class Int8Linear(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         """Map states [..., in] to [..., out], in their dtype."""
+        if self.takes_bytes(states):
+            return self.of_bytes(rounded(states)).view(*states.shape[:-1], -1)
         product = functional.linear(states, self.weight.to(states.dtype))
         product = product * self.scale.to(product.dtype)
         return product if self.bias is None else product + self.bias.to(product.dtype)
 
+    def takes_bytes(self, states: Tensor) -> bool:
+        """Tell whether states are multiplied as bytes: where asked for, without a gradient, on a CPU."""
+        return self.packed is not None and states.device.type == "cpu" and not torch.is_grad_enabled()
+
+    def of_bytes(self, given: Rounded) -> Tensor:
+        """Map rounded states to [rows, out], in the dtype that the states had."""
+        zeros = torch.zeros(self.out_features, dtype=torch.int32)
+        product: Tensor = torch.ops.onednn.qlinear_pointwise(
+            given.numbers,
+            1.0,
+            zero_byte(),
+            self.packed,
+            self.scale,
+            zeros,
+            None,
+            1.0,
+            0,
+            torch.float32,
+            "none",
+            [],
+            "",
+        )
+        product.mul_(given.scale)
+        return (product if self.bias is None else product.add_(self.bias)).to(given.dtype)
+
     def _apply(self, fn: Any, recurse: bool = True) -> Int8Linear:
         """Move with the model, but leave the scales in float32: a bfloat16 one would round every weight."""
+        self.packed = None
         super()._apply(fn, recurse)
         self.scale = self.scale.float()
         return self
@@ -84,10 +157,44 @@ def is_int8(decoder: nn.Module) -> bool:
     return any(isinstance(part, Int8Linear) for part in decoder.modules())
 
 
-def save_int8(decoder: PreTrainedModel, folder: Path) -> None:
-    """Write config and weights of a decoder with int8 layers."""
-    decoder.save_pretrained(folder, max_shard_size=_ONE_FILE)
+def multiply_bytes(decoder: nn.Module, on: bool = True) -> None:
+    """Let a decoder's int8 layers multiply bytes on a CPU, without a gradient; or no longer.
+
+    Until they are moved or cast. The packed weights take as much memory as the weights.
+    """
+    for part in decoder.modules():
+        if isinstance(part, Int8Linear):
+            part.packed = torch.ops.onednn.qlinear_prepack(part.weight, None) if on else None
+
+
+def multiplies_bytes(decoder: nn.Module) -> bool:
+    """Tell whether `multiply_bytes` is on."""
+    return any(isinstance(part, Int8Linear) and part.packed is not None for part in decoder.modules())
+
+
+def bytes_are_fast(decoder: nn.Module) -> bool:
+    """Tell whether products of bytes are worth their rounding: int8 layers, on a CPU without fast bfloat16.
+
+    With bfloat16 they gained 9 %, without it 34 to 55 % (docs/performance.md).
+    """
+    device = next(decoder.parameters()).device
+    known = torch.backends.cpu.get_cpu_capability().startswith("AVX") and hasattr(
+        torch.ops.onednn, "qlinear_prepack"
+    )
+    return is_int8(decoder) and device.type == "cpu" and known and not fast_bfloat16(device)
+
+
+def save_int8(decoder: PreTrainedModel, folder: Path, dtype: str) -> None:
+    """Write config and weights of a decoder with int8 layers, in `dtype` what is neither int8 nor a scale."""
+    state = decoder.state_dict()
+    scales = {f"{n}.scale" for n, part in decoder.named_modules() if isinstance(part, Int8Linear)}
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and name not in scales:
+            state[name] = tensor.to(getattr(torch, dtype))
+    decoder.save_pretrained(folder, max_shard_size=_ONE_FILE, state_dict=state)
     (folder / WEIGHTS).rename(folder / FILE_NAME)
+    config = folder / "config.json"
+    write_json(config, read_object(config) | {"dtype": dtype})
 
 
 def read_int8(folder: Path, config: PreTrainedConfig, dtype: Any, attention: str | None) -> PreTrainedModel:

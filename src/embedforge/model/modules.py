@@ -35,7 +35,7 @@ from embedforge.model.inputs import render_inputs, warn_once
 from embedforge.model.int8 import is_int8, save_int8
 from embedforge.model.memory import parameter_bytes
 from embedforge.model.pooling import LatentAttention, Pooler, pooler_class
-from embedforge.model.precision import ExactRotary, save_decoder, saved_dtype
+from embedforge.model.precision import INT8, ExactRotary, named_dtype, save_decoder, saved_dtype
 from embedforge.model.shards import WEIGHTS, read_header
 from embedforge.text.contract import Contract
 from embedforge.text.render import Renderer
@@ -146,9 +146,10 @@ class TextEncoder(ExactRotary, InputModule):
             raise EmbedforgeError("embedforge saves safetensors only; leave safe_serialization at True")
         goldens = tuple(golden.model_copy(update={"vector": ()}) for golden in self.contract.goldens)
         dtype = dtype or saved_dtype(self.decoder, self.contract.dtype)
-        contract = self.contract.model_copy(update={"goldens": goldens, "dtype": dtype})
+        named = INT8 if is_int8(self.decoder) else dtype
+        contract = self.contract.model_copy(update={"goldens": goldens, "dtype": named})
         if is_int8(self.decoder):
-            save_int8(self.decoder, Path(output_path))
+            save_int8(self.decoder, Path(output_path), dtype)
         else:
             save_decoder(self.decoder, output_path, dtype)
         self.tokenizer.save_pretrained(output_path)
@@ -184,11 +185,12 @@ class TextEncoder(ExactRotary, InputModule):
         folder = Path(path)
         contract = Contract.load(folder)
         options = dict(model_kwargs or {})
-        dtype = options.pop("dtype", None) or options.pop("torch_dtype", None) or contract.dtype
+        saved = named_dtype(folder) if contract.dtype == INT8 else contract.dtype
+        dtype = options.pop("dtype", None) or options.pop("torch_dtype", None) or saved
         decoder = read_decoder(
             folder,
             trust_remote_code=trust_remote_code,
-            dtype=torch_dtype(contract.dtype if dtype == "auto" else dtype),
+            dtype=torch_dtype(saved if dtype == "auto" else dtype),
             **options,
         )
         if contract.attention == "bidirectional":

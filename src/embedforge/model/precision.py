@@ -18,6 +18,7 @@ from embedforge.model.shards import list_tensors
 from embedforge.runtime import fast_bfloat16
 
 HALVES = (torch.bfloat16, torch.float16)
+INT8 = "int8"
 _STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
@@ -27,16 +28,23 @@ def stored_dtype(folder: Path) -> str:
     for entry in list_tensors(folder):
         sizes[entry.dtype] += entry.end - entry.begin
     most = sizes.most_common(1)[0][0]
-    if most in _STORED:
-        return _STORED[most]
+    return _STORED[most] if most in _STORED else named_dtype(folder)
+
+
+def named_dtype(folder: Path) -> str:
+    """Return the dtype that config.json names: of int8 weights that of what is beside them."""
     values = read_object(folder / "config.json")
     named = str(values.get("dtype") or values.get("torch_dtype")).removeprefix("torch.")
     return named if named in DTYPES else "float32"
 
 
 def saved_dtype(decoder: PreTrainedModel, wanted: str) -> str:
-    """Return the dtype to save in: what the contract wants, and never more bits than the weights have."""
-    return str(decoder.dtype).removeprefix("torch.") if decoder.dtype in HALVES else wanted
+    """Return the dtype to save in: what the contract wants, and never more bits than the weights have.
+
+    Of int8 weights what is beside them keeps its own.
+    """
+    own = str(decoder.dtype).removeprefix("torch.")
+    return own if decoder.dtype in HALVES or wanted == INT8 else wanted
 
 
 def memory_dtype(folder: Path, saved: str, device: str) -> str:
@@ -44,8 +52,10 @@ def memory_dtype(folder: Path, saved: str, device: str) -> str:
 
     A CPU without instructions for 16-bit products computes them many times slower than float32, which is the
     same numbers. Where they would take more than half of the machine's memory, they stay as saved. A model
-    without layers, a static embedder, has no products that would be worth the rounding.
+    without layers, a static embedder, has no products that would be worth the rounding. Of int8 weights it is
+    the dtype of what is beside them, and of what they are multiplied with.
     """
+    saved = named_dtype(folder) if saved == INT8 else saved
     if saved == "float32" or torch.device(device).type != "cpu":
         return saved
     has_layers = read_object(folder / "config.json").get("num_hidden_layers") != 0

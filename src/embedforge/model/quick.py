@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from embedforge.model.int8 import Int8Linear
+from embedforge.model.int8 import Int8Linear, maps_of, multiplies_bytes
 from embedforge.model.short_attention import attend_by_products
 from embedforge.runtime import keep_freed_memory, release_freed_memory
 
@@ -126,7 +126,8 @@ def _is_proven(decoder: Any, stock: Stock) -> bool:
     if decoder not in _PROVEN:
         keep_freed_memory()  # of a layer's states, for the next one's
     found = _PROVEN.setdefault(decoder, {})
-    key = (_is_causal(decoder), decoder.dtype, len(decoder.layers), torch.is_autocast_enabled("cpu"))
+    how = torch.is_autocast_enabled("cpu"), multiplies_bytes(decoder)
+    key = (_is_causal(decoder), decoder.dtype, len(decoder.layers), *how)
     if key not in found:
         ids = (torch.arange(3 * 40).view(3, 40) * 7919 + 13) % decoder.embed_tokens.num_embeddings
         mask = (torch.arange(40) < torch.tensor([[40], [33], [5]])).long()
@@ -252,15 +253,14 @@ def _normed(norm: Any, states: Tensor) -> Tensor:
 
 
 def _network(mlp: Any, states: Tensor) -> Tensor:
-    gate = functional.silu(mlp.gate_proj(states), inplace=True)
-    return mlp.down_proj(gate.mul_(mlp.up_proj(states)))
+    gate, up = maps_of(states, (mlp.gate_proj, mlp.up_proj))
+    return mlp.down_proj(functional.silu(gate, inplace=True).mul_(up))
 
 
 def _attention(module: Any, states: Tensor, batch: _Batch) -> Tensor:
     width = module.head_dim
-    query, key, value = (
-        getattr(module, name)(states).unflatten(-1, (-1, width)) for name in ("q_proj", "k_proj", "v_proj")
-    )
+    linears = module.q_proj, module.k_proj, module.v_proj
+    query, key, value = (part.unflatten(-1, (-1, width)) for part in maps_of(states, linears))
     if hasattr(module, "q_norm"):
         query, key = _normed(module.q_norm, query), _normed(module.k_norm, key)
     scale = float(getattr(module, "scaling", width**-0.5))

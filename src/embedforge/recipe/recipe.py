@@ -85,6 +85,15 @@ class Recipe(Section):
         return {key: value for key, value in serialize(contract).items() if key not in left_out}
 
     @model_validator(mode="after")
+    def _trains_no_bytes(self) -> Recipe:
+        if self.contract.dtype == "int8":
+            raise ValueError(
+                "contract.dtype int8 is made of a finished model, by embedforge compress weights --int8; "
+                "a recipe has float32, bfloat16 or float16"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _names_differ(self) -> Recipe:
         names = [stage.name for stage in self.stages]
         if len(set(names)) < len(names):

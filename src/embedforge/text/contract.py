@@ -87,8 +87,11 @@ class Contract(BaseModel):
     attention: Literal["bidirectional", "causal"] = "bidirectional"
     pooling: str = "mean"
     normalize: bool = True
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """The dtype of the saved weights; the base's, where a recipe does not set it."""
+    dtype: Literal["float32", "bfloat16", "float16", "int8"] = "float32"
+    """The dtype of the saved weights; the base's, where a recipe does not set it.
+
+    int8 is what `embedforge compress weights --int8` makes; CPUs may multiply them as bytes.
+    """
     goldens: tuple[Golden, ...] = ()
 
     @field_validator("*", mode="before")

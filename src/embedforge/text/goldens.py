@@ -40,6 +40,13 @@ _CAUSES = {
 }
 
 
+def golden_batch(renderer: Renderer, contract: Contract) -> dict[str, Tensor]:
+    """Return the contract's golden texts as a token batch of int64 tensors [texts, tokens]."""
+    return renderer.pad(
+        [_render(renderer, golden.text, golden.prefix, golden.suffix) for golden in contract.goldens]
+    )
+
+
 def make_goldens(renderer: Renderer, embed: Embed | None = None) -> tuple[Golden, ...]:
     """Render each golden text as a document and as a query with the default instruction, and embed it.
 
