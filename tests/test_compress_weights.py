@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -183,7 +184,9 @@ def test_products_of_bytes_round_each_token_by_itself() -> None:
     exact.detach()[0, 0, 0] = torch.nan
     with torch.no_grad():
         assert linear(exact)[0, 0].isnan().all()
-    assert linear.double().packed is None
+    with torch.no_grad():
+        assert torch.equal(copy.deepcopy(linear)(exact[2]), found[2])
+        assert not linear.takes_bytes(exact.double())
 
 
 @needs_bytes
@@ -205,6 +208,8 @@ def test_a_loaded_model_multiplies_bytes_where_that_is_fast_and_the_goldens_allo
     assert multiplies_bytes(by_bytes.decoder)
     cosines = (embed(by_bytes, TEXTS) * embed(exact, TEXTS)).sum(1)
     assert 0.995 < cosines.min() < 1 - 1e-7
+    st = load(folder, device="cpu")  # whose `encode` moves the model to where it is
+    assert np.allclose(st.encode(TEXTS), embed(by_bytes, TEXTS), atol=1e-5)
     monkeypatch.setattr("embedforge.model.encoder.BYTES_COSINE", 1.1)
     assert not multiplies_bytes(loaded().decoder)
 

@@ -79,8 +79,9 @@ class Int8Linear(nn.Module):
         self.register_buffer("weight", torch.zeros(out_features, in_features, dtype=torch.int8))
         self.register_buffer("scale", torch.ones(out_features, dtype=torch.float32))
         self.bias = bias
-        self.packed: Tensor | None = None
-        """The weights as oneDNN has them, where products are those of bytes."""
+        self.by_bytes = False
+        self._packed: Tensor | None = None
+        """The weights as oneDNN has them, from the first product of bytes on."""
 
     @classmethod
     def of(cls, linear: nn.Linear) -> Int8Linear:
@@ -102,16 +103,19 @@ class Int8Linear(nn.Module):
 
     def takes_bytes(self, states: Tensor) -> bool:
         """Tell whether states are multiplied as bytes: where asked for, without a gradient, on a CPU."""
-        return self.packed is not None and states.device.type == "cpu" and not torch.is_grad_enabled()
+        known = states.device.type == "cpu" and states.dtype in (torch.float32, torch.bfloat16)
+        return self.by_bytes and known and not torch.is_grad_enabled()
 
     def of_bytes(self, given: Rounded) -> Tensor:
         """Map rounded states to [rows, out], in the dtype that the states had."""
+        if self._packed is None:
+            self._packed = torch.ops.onednn.qlinear_prepack(self.weight, None)
         zeros = torch.zeros(self.out_features, dtype=torch.int32)
         product: Tensor = torch.ops.onednn.qlinear_pointwise(
             given.numbers,
             1.0,
             zero_byte(),
-            self.packed,
+            self._packed,
             self.scale,
             zeros,
             None,
@@ -127,10 +131,16 @@ class Int8Linear(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Int8Linear:
         """Move with the model, but leave the scales in float32: a bfloat16 one would round every weight."""
-        self.packed = None
+        before = self.weight
         super()._apply(fn, recurse)
+        if self.weight is not before:
+            self._packed = None
         self.scale = self.scale.float()
         return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what oneDNN has packed, which can be neither copied nor sent to another process."""
+        return {**self.__dict__, "_packed": None}
 
 
 def to_int8(decoder: PreTrainedModel) -> int:
@@ -160,16 +170,16 @@ def is_int8(decoder: nn.Module) -> bool:
 def multiply_bytes(decoder: nn.Module, on: bool = True) -> None:
     """Let a decoder's int8 layers multiply bytes on a CPU, without a gradient; or no longer.
 
-    Until they are moved or cast. The packed weights take as much memory as the weights.
+    They keep their weights a second time, as oneDNN wants them.
     """
     for part in decoder.modules():
         if isinstance(part, Int8Linear):
-            part.packed = torch.ops.onednn.qlinear_prepack(part.weight, None) if on else None
+            part.by_bytes = on
 
 
 def multiplies_bytes(decoder: nn.Module) -> bool:
     """Tell whether `multiply_bytes` is on."""
-    return any(isinstance(part, Int8Linear) and part.packed is not None for part in decoder.modules())
+    return any(isinstance(part, Int8Linear) and part.by_bytes for part in decoder.modules())
 
 
 def bytes_are_fast(decoder: nn.Module) -> bool:
