@@ -191,7 +191,10 @@ def test_products_of_bytes_round_each_token_by_itself() -> None:
 
 @needs_bytes
 def test_a_loaded_model_multiplies_bytes_where_that_is_fast_and_the_goldens_allow(
-    tiny_model: EmbeddingModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_model: EmbeddingModel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     to_int8(tiny_model.decoder)
     save(tiny_model, tmp_path / "int8")
@@ -210,8 +213,9 @@ def test_a_loaded_model_multiplies_bytes_where_that_is_fast_and_the_goldens_allo
     assert 0.995 < cosines.min() < 1 - 1e-7
     st = load(folder, device="cpu")  # whose `encode` moves the model to where it is
     assert np.allclose(st.encode(TEXTS), embed(by_bytes, TEXTS), atol=1e-5)
-    monkeypatch.setattr("embedforge.model.encoder.BYTES_COSINE", 1.1)
+    monkeypatch.setattr("embedforge.model.int8.LEAST_COSINE", 1.1)
     assert not multiplies_bytes(loaded().decoder)
+    assert "multiplied as floats, which is slower" in caplog.text
 
 
 @pytest.mark.parametrize("how", ["magnitude", "wanda"])

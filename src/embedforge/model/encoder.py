@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +24,7 @@ from embedforge.model.decoder import load_decoder, quiet, require_state_width, s
 from embedforge.model.embedding_model import EmbeddingModel
 from embedforge.model.folder import DEFAULT_MODEL, find_folder
 from embedforge.model.foreign import load_foreign
-from embedforge.model.int8 import bytes_are_fast, multiply_bytes
+from embedforge.model.int8 import multiply_bytes_where_near
 from embedforge.model.modules import Pool, TextEncoder
 from embedforge.model.nvembed import is_nvembed, load_nvembed
 from embedforge.model.pooling import STATELESS, build_pooler
@@ -46,9 +47,6 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
-
-BYTES_COSINE = 0.995
-"""Least cosine of a golden's vector by products of bytes with that by exact ones."""
 
 
 def build(
@@ -201,8 +199,9 @@ def load(
             check_goldens(model.renderer, model.contract, _unit_vectors(model), _tolerance(model))
         except EmbedforgeError as error:
             raise EmbedforgeError(f"{folder / CONTRACT}: {error}") from None
-        if dtype is None:
-            _multiply_bytes(model)
+        if dtype is None and model.contract.goldens:
+            goldens = golden_batch(model.renderer, model.contract)
+            multiply_bytes_where_near(model.decoder, partial(_unit_vectors(model), goldens), str(folder))
         st.origin = folder.resolve()
         return st
     if is_nvembed(folder):
@@ -315,24 +314,6 @@ def _unit_vectors(model: EmbeddingModel) -> Callable[[dict[str, Tensor]], Tensor
         return functional.normalize(vectors, dim=-1)
 
     return embed
-
-
-def _multiply_bytes(model: EmbeddingModel) -> None:
-    """Let int8 layers multiply bytes where that is faster, and the goldens keep `BYTES_COSINE`."""
-    if not (bytes_are_fast(model.decoder) and model.contract.goldens):
-        return
-    embed, batch = _unit_vectors(model), golden_batch(model.renderer, model.contract)
-    with torch.no_grad():
-        exact = embed(batch)
-        multiply_bytes(model.decoder)
-        least = float((exact * embed(batch)).sum(dim=1).min())
-    if not least >= BYTES_COSINE:
-        multiply_bytes(model.decoder, on=False)
-        logger.info(
-            "int8 weights are multiplied as %s: bytes would bring a golden text to a cosine of %.4f",
-            model.decoder.dtype,
-            least,
-        )
 
 
 def _tolerance(model: EmbeddingModel) -> float:

@@ -8,7 +8,8 @@ instead of wrong ones.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +28,9 @@ from embedforge.runtime import fast_bfloat16, fast_bytes
 
 FILE_NAME = "model.int8.safetensors"
 LARGEST = 127
+LEAST_COSINE = 0.995
+"""Of a golden's vector by products of bytes with that by exact ones."""
+logger = logging.getLogger(__name__)
 _ONE_FILE = "1000TB"
 
 
@@ -180,6 +184,30 @@ def multiply_bytes(decoder: nn.Module, on: bool = True) -> None:
 def multiplies_bytes(decoder: nn.Module) -> bool:
     """Tell whether `multiply_bytes` is on."""
     return any(isinstance(part, Int8Linear) and part.by_bytes for part in decoder.modules())
+
+
+def multiply_bytes_where_near(decoder: nn.Module, embed: Callable[[], Tensor], name: str) -> None:
+    """Let int8 layers multiply bytes where that is faster, and unit vectors keep `LEAST_COSINE`; or warn.
+
+    Args:
+        decoder: on its device.
+        embed: embeds the model's goldens, [texts, dim].
+        name: of the model, for the warning.
+    """
+    if not bytes_are_fast(decoder):
+        return
+    with torch.no_grad():
+        exact = embed()
+        multiply_bytes(decoder)
+        least = float((exact * embed()).sum(dim=1).min())
+    if not least >= LEAST_COSINE:
+        multiply_bytes(decoder, on=False)
+        logger.warning(
+            "%s: its int8 weights are multiplied as floats, which is slower: as bytes they would bring a "
+            "golden text's vector to a cosine of %.4f with the exact one (a dtype says that this is meant)",
+            name,
+            least,
+        )
 
 
 def bytes_are_fast(decoder: nn.Module) -> bool:
