@@ -188,9 +188,16 @@ def _processor() -> str:
     except OSError:
         return platform.processor()
     values = dict(part for line in lines if len(part := [word.strip() for word in line.split(":", 1)]) == 2)
-    wanted = ("avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8")
+    wanted = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8")
     kinds = [flag for flag in wanted if flag in values.get("flags", "").split()]
-    return f"{values.get('model name', platform.processor())} ({', '.join(kinds) or 'no AVX-512'})"
+    return f"{values.get('model name', platform.processor())} ({', '.join(kinds)})"
+
+
+def kind_of_processor() -> str:
+    """What decides about speed, and names the folder of results: amx, avx512_bf16, avx512f, avx2 or other."""
+    named = _processor()
+    known = {"amx_bf16": "amx", "avx512_bf16": "avx512_bf16", "avx512f": "avx512f", "avx2": "avx2"}
+    return next((kind for flag, kind in known.items() if flag in named), "other")
 
 
 def _version(package: str) -> str | None:
@@ -217,10 +224,14 @@ def report(
     name: str,
     rows: Sequence[Mapping[str, Any]],
     timings: Mapping[str, Timing],
-    folder: Path = RESULTS,
+    folder: Path | None = None,
     **facts: Any,
 ) -> None:
-    """Print the table; write it, with the machine and every figure, to `folder`/NAME.json and NAME.md."""
+    """Print the table; write it, with the machine and every figure, to NAME.json and NAME.md.
+
+    They go to `folder`, or that of the processor's kind in `RESULTS` when None.
+    """
+    folder = folder or RESULTS / kind_of_processor()
     figures = {
         key: {"seconds": t.seconds, "processor": t.processor, "peak_mb": t.peak_mb}
         for key, t in timings.items()

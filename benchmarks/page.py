@@ -1,9 +1,9 @@
 """Put the tables of benchmarks into a page, each between `<!-- begin NAME -->` and `<!-- end NAME -->`.
 
-    python benchmarks/page.py docs/performance.md memory int8
-    python benchmarks/page.py docs/performance-training.md train_kinds latent precision_curve
+    python benchmarks/page.py docs/performance.md avx2/memory
+    python benchmarks/page.py docs/performance-training.md avx2/train_kinds avx512_bf16/latent
 
-NAME is that of a run's `benchmarks/results/NAME.md`.
+NAME is that of a run's `benchmarks/results/NAME.md`, the kind of processor first.
 """
 
 from __future__ import annotations
