@@ -42,7 +42,7 @@ tests: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
 bench: $(VENV)/.installed
-	$(BIN)/python benchmarks/encode.py --passages 200
+	$(BIN)/python benchmarks/encode.py --passages 200 --int8
 	$(BIN)/python benchmarks/cold.py
 	$(BIN)/python benchmarks/memory.py
 
