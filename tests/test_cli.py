@@ -218,6 +218,9 @@ MISTAKES = {
     "evaluate no-such-model --tasks .": "no datasets",
     "evaluate no-such-model --tasks STSBenchmark": "could not be fetched from the hub",
     "serve nobody/no-such-model": "could not be fetched from the hub",
+    "export nobody/no-such-model out": "could not be fetched from the hub",
+    "export nobody/no-such-model out --to nonsense": "nonsense",
+    f"distill nobody/a --text {SOURCES} --student nobody/b": "'nobody/b' is no folder here",
 }
 """Command lines with a mistake that shows before any model is loaded, and what is said of it."""
 

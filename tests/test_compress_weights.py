@@ -14,19 +14,21 @@ from torch import nn
 
 from conftest import Run
 from embedforge.errors import EmbedforgeError
-from embedforge.model.encoder import EmbeddingModel, embedding_model, load, save
+from embedforge.model.encoder import EmbeddingModel, build, embedding_model, load, save
 from embedforge.model.int8 import (
-    FILE_NAME,
     Int8Linear,
+    is_int8,
     maps_of,
     multiplies_bytes,
     multiply_bytes,
     to_int8,
 )
 from embedforge.model.probe import decoder_layers
+from embedforge.model.shards import INT8_WEIGHTS
 from embedforge.model.sparsity import Sparsity, kept_mask, linear_layers, sparsify
 from embedforge.recipe import parse_recipe
 from embedforge.text.contract import Contract
+from embedforge.train.merge import merge
 from embedforge.train.stages import prepare_model
 from models_for_tests import TEXTS, embed
 from stages_for_tests import write_texts
@@ -102,7 +104,8 @@ def test_int8_rounds_rows_and_nothing_else() -> None:
     states = torch.randn(3, 5, 32)
     expected = states.double() @ stored.T + linear.bias.double()
     assert torch.allclose(rounded(states).double(), expected, atol=1e-5)
-    assert rounded.bfloat16().scale.dtype == torch.float32
+    scales = rounded.scale.clone()
+    assert torch.equal(rounded.bfloat16().scale, scales)
 
 
 def test_an_int8_model_is_saved_loaded_and_found_by_no_loader_that_would_get_it_wrong(
@@ -139,13 +142,28 @@ def test_what_is_beside_int8_weights_is_saved_in_the_dtype_that_the_contract_wan
     tiny_model.contract = tiny_model.contract.model_copy(update={"dtype": "bfloat16"})
     to_int8(tiny_model.decoder)
     save(tiny_model, tmp_path / "int8")
-    kinds = {name: tensor.dtype for name, tensor in load_file(tmp_path / "int8" / FILE_NAME).items()}
+    kinds = {name: tensor.dtype for name, tensor in load_file(tmp_path / "int8" / INT8_WEIGHTS).items()}
     assert kinds["embed_tokens.weight"] == torch.bfloat16
     assert kinds["layers.0.mlp.up_proj.scale"] == torch.float32
     assert kinds["layers.0.mlp.up_proj.weight"] == torch.int8
-    again = embedding_model(load(str(tmp_path / "int8"), device="cpu"))
-    save(again, tmp_path / "again", dtype="bfloat16")
-    assert (tmp_path / "again" / FILE_NAME).read_bytes() == (tmp_path / "int8" / FILE_NAME).read_bytes()
+    again = embedding_model(load(str(tmp_path / "int8"), device="cpu", dtype="float32"))
+    save(again, tmp_path / "again")
+    assert (tmp_path / "again" / INT8_WEIGHTS).read_bytes() == (tmp_path / "int8" / INT8_WEIGHTS).read_bytes()
+
+
+def test_int8_models_are_not_merged_built_or_written_as_what_they_are_not(
+    tiny_model: EmbeddingModel, tmp_path: Path
+) -> None:
+    to_int8(tiny_model.decoder)
+    for name in ("one", "two"):
+        save(tiny_model, tmp_path / name)
+    with pytest.raises(EmbedforgeError, match="between which there is no mean"):
+        merge([str(tmp_path / "one"), str(tmp_path / "two")], tmp_path / "merged")
+    contract = Contract.load(tmp_path / "one")
+    assert is_int8(build(base=str(tmp_path / "one"), contract=contract).decoder)
+    assert build(base=str(tmp_path / "one"), contract=Contract(max_tokens=64)).contract.dtype == "float32"
+    with pytest.raises(EmbedforgeError, match="compress weights --int8"):
+        build(base="embedforge:base", contract=contract)
 
 
 @needs_bytes
@@ -184,8 +202,15 @@ def test_products_of_bytes_round_each_token_by_itself() -> None:
     exact.detach()[0, 0, 0] = torch.nan
     with torch.no_grad():
         assert linear(exact)[0, 0].isnan().all()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert linear(exact[2]).dtype == torch.bfloat16
+        assert linear(exact[:, :0]).shape == (3, 0, 16)
     with torch.no_grad():
         assert torch.equal(copy.deepcopy(linear)(exact[2]), found[2])
+        other = Int8Linear.of(nn.Linear(64, 16))
+        linear.load_state_dict(other.state_dict())
+        other.by_bytes = True
+        assert torch.allclose(linear(exact), other(exact), equal_nan=True)
         assert not linear.takes_bytes(exact.double())
 
 
@@ -215,7 +240,10 @@ def test_a_loaded_model_multiplies_bytes_where_that_is_fast_and_the_goldens_allo
     assert np.allclose(st.encode(TEXTS), embed(by_bytes, TEXTS), atol=1e-5)
     monkeypatch.setattr("embedforge.model.int8.LEAST_COSINE", 1.1)
     assert not multiplies_bytes(loaded().decoder)
-    assert "multiplied as floats, which is slower" in caplog.text
+    assert "would bring a golden text's vector to" in caplog.text
+    monkeypatch.setattr("embedforge.model.int8.memory_at_hand", lambda: 1000)
+    assert not multiplies_bytes(loaded().decoder)
+    assert "memory is short" in caplog.text
 
 
 @pytest.mark.parametrize("how", ["magnitude", "wanda"])

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from embedforge.errors import EmbedforgeError
 from embedforge.ranking import NOTHING, Floats, Indices
-from embedforge.runtime import fast_bfloat16
+from embedforge.runtime import fast_bfloat16, keep_freed_memory
 
-QUERIES_PER_BLOCK = 512
+QUERIES_PER_BLOCK = 2048
 DOCUMENTS_PER_BLOCK = 8192
 FEWEST_FOR_BFLOAT16 = 32
 """Queries below which rounding the documents costs more than the faster product saves."""
@@ -77,6 +77,7 @@ class Nearest:
         bfloat16: bool | None = None,
     ) -> None:
         self.device = torch.device(device)
+        keep_freed_memory()  # of a block's products, for the next one's
         if bfloat16 is None:
             bfloat16 = len(queries) >= FEWEST_FOR_BFLOAT16 and fast_bfloat16(self.device)
         self._queries = _finite(queries, self.device)
@@ -106,7 +107,7 @@ class Nearest:
         """Take in the next documents, [any number, dimensions] of any float dtype.
 
         Some thousands at once are best. The memory used grows with their number: about four float32 copies
-        of them, and [512, number] products.
+        of them, and [2048, number] products.
 
         Raises:
             EmbedforgeError: a vector is not finite, or has another number of dimensions than the queries.

@@ -75,7 +75,7 @@ def encode(
     from embedforge.bulk.run import encode_files, parse_part
     from embedforge.bulk.settings import EncodeSettings
     from embedforge.console import advancing, progress_bar, say, stdout
-    from embedforge.model.folder import DEFAULT_MODEL, require_model
+    from embedforge.model.folder import DEFAULT_MODEL, find_folder, require_model
 
     part = None if shard is None else parse_part(shard)
     settings = EncodeSettings(
@@ -93,7 +93,7 @@ def encode(
         rows_per_shard=rows_per_shard,
     )
     model, inputs = _model_and_inputs(names, DEFAULT_MODEL)
-    require_model(model)
+    (find_folder if "-" in inputs else require_model)(model)  # before standard input is used up
     with progress_bar(transient=True) as bar:
         done = encode_files(
             inputs,

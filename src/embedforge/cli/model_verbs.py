@@ -131,12 +131,14 @@ def export(
     published checkpoint is read.
     """
     from embedforge.data.marks import copy_mark_of_model
+    from embedforge.export.forms import require_form
     from embedforge.files import refuse_file
-    from embedforge.model.folder import find_folder
+    from embedforge.model.folder import find_folder, require_model
 
     refuse_file(out)
-    for name in (source, *(adapter or ())):  # before torch is imported: a mistake in it shows at once
-        find_folder(name)
+    names = source, *(adapter or ())
+    for name in names:
+        require_model(name)
     checkpoint = {
         "pooling": pooling,
         "chat_template": chat_template,
@@ -150,9 +152,14 @@ def export(
     }
     if to != "embedforge":
         _refuse_options(to, checkpoint | {"adapter": adapter or None})
-        _export_to(source, out, to, int8, texts, min_cosine)
+        require_form(to, int8)
     else:
         _refuse_options(to, {"int8": int8 or None, "texts": texts, "min_cosine": min_cosine})
+    for name in names:  # before torch is imported, but last, as the hub may have much to send
+        find_folder(name)
+    if to != "embedforge":
+        _export_to(source, out, to, int8, texts, min_cosine)
+    else:
         from embedforge.model.export import export as run
 
         run(source, out, adapters=adapter or (), **checkpoint)  # type: ignore[arg-type]
@@ -175,9 +182,6 @@ def _refuse_options(to: str, options: Mapping[str, object]) -> None:
 def _export_to(
     source: str, out: Path, to: str, int8: bool, texts: Path | None, min_cosine: float | None
 ) -> None:
-    from embedforge.export.forms import require_form
-
-    require_form(to, int8)
     from embedforge.console import note, say, stdout
     from embedforge.export.run import export_to
 

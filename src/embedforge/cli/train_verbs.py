@@ -199,9 +199,10 @@ def distill(
     folders = [name for name in (student, teacher) if not is_address(name) and not name.startswith("file:")]
     for name in folders:
         require_model(name)
-    with_teacher(load_recipe(recipe, set_ or ()), teacher)
-    for name in folders:  # last, as the hub may have much to send
-        find_folder(name)
+    chosen = load_recipe(recipe, set_ or ())
+    if student in folders:  # before the teacher, of which the hub has much more to send
+        find_folder(student)
+    with_teacher(chosen, teacher)
     from embedforge.prove.run import distill as run
 
     run(

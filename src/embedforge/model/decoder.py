@@ -32,12 +32,11 @@ from embedforge.files import read_object
 from embedforge.model.attention import position_ids, require_decoder, takes_position_ids
 from embedforge.model.config_check import culprit
 from embedforge.model.folder import find_folder
-from embedforge.model.int8 import FILE_NAME as INT8
 from embedforge.model.int8 import read_int8
 from embedforge.model.memory import require_memory
 from embedforge.model.packing import split
 from embedforge.model.quick import quick_states
-from embedforge.model.shards import TensorEntry, list_tensors
+from embedforge.model.shards import INT8_WEIGHTS, TensorEntry, list_tensors
 
 _VOCABULARIES = ("*.model", "vocab*", "*.tiktoken", "tekken.json", "*vocab*", "*.bpe")
 """Files of tokenizers other than tokenizer.json."""
@@ -77,7 +76,7 @@ def read_decoder(folder: Path, *, trust_remote_code: bool = False, **model_optio
     """Load the decoder of a local folder; `model_options` go to transformers' `from_pretrained`."""
     config = read_config(folder, trust_remote_code)
     trust_remote_code = trust_remote_code and config.model_type not in CONFIG_MAPPING_NAMES
-    if (folder / INT8).exists():
+    if (folder / INT8_WEIGHTS).exists():
         options = model_options.get("dtype"), model_options.get("attn_implementation")
         with quiet():
             return read_int8(folder, config, *options).eval()

@@ -28,9 +28,10 @@ from embedforge.model.int8 import multiply_bytes_where_near
 from embedforge.model.modules import Pool, TextEncoder
 from embedforge.model.nvembed import is_nvembed, load_nvembed
 from embedforge.model.pooling import STATELESS, build_pooler
-from embedforge.model.precision import memory_dtype, saved_dtype, stored_dtype
+from embedforge.model.precision import INT8, memory_dtype, saved_dtype, stored_dtype
 from embedforge.model.projection import Dense, dense_of, load_projection, save_projection
 from embedforge.model.sentence_transformer import SentenceTransformer
+from embedforge.model.shards import INT8_WEIGHTS
 from embedforge.model.trained_base import require_own_attention, take_over_pooler
 from embedforge.text.contract import FILE_NAME as CONTRACT
 from embedforge.text.contract import Contract
@@ -92,6 +93,12 @@ def build(
     kind = options.pop("kind", contract.pooling)
     folder = find_folder(base)
     asked = contract.dtype if "dtype" in contract.model_fields_set else None
+    if asked == INT8 and not (folder / INT8_WEIGHTS).exists():
+        raise EmbedforgeError(
+            "contract.dtype int8 is made of a finished model, by embedforge compress weights --int8; "
+            "build one in float32, bfloat16 or float16"
+        )
+    asked = None if asked == INT8 else asked
     update = {"pooling": kind, "goldens": (), "dtype": asked or stored_dtype(folder)}
     contract = contract.model_copy(update=update)
     require_own_attention(folder, contract)

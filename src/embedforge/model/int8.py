@@ -1,4 +1,4 @@
-"""Linear layers with int8 weights and a scale for each row: a quarter of float32, in memory and on disk.
+"""Linear layers with int8 weights and a scale for each row: a quarter of float32.
 
 Products are computed in the dtype of what comes in, so nothing but the weights is rounded. On a CPU they can
 be products of bytes (`multiply_bytes`), by oneDNN: what comes in is rounded too, each token's state with a
@@ -22,14 +22,16 @@ from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 from embedforge.errors import EmbedforgeError
 from embedforge.files import read_object, write_json
+from embedforge.model.memory import memory_at_hand
 from embedforge.model.probe import decoder_layers
-from embedforge.model.shards import WEIGHTS, read_header
+from embedforge.model.shards import INT8_WEIGHTS, WEIGHTS, read_header
 from embedforge.runtime import fast_bfloat16, fast_bytes
 
-FILE_NAME = "model.int8.safetensors"
 LARGEST = 127
 LEAST_COSINE = 0.995
 """Of a golden's vector by products of bytes with that by exact ones."""
+BESIDE_INT8 = "dtype_beside_int8"
+"""Attribute of a decoder that was read with int8 weights: the dtype that the others have in the file."""
 logger = logging.getLogger(__name__)
 _ONE_FILE = "1000TB"
 
@@ -42,7 +44,7 @@ class Rounded(NamedTuple):
     scale: Tensor
     """float32 [rows, 1]: what 1 is worth."""
     dtype: torch.dtype
-    """Of the states."""
+    """Of the states, or of autocast: what their products have."""
 
 
 def zero_byte() -> int:
@@ -60,7 +62,8 @@ def rounded(states: Tensor) -> Rounded:
     largest = torch.maximum(exact.amax(1, keepdim=True), exact.amin(1, keepdim=True).neg_())
     scale = largest.clamp_min_(1e-12).div_(zero - 1)
     numbers = exact.mul(scale.reciprocal()).add_(zero + 0.5).to(torch.uint8)  # cut off, so rounded
-    return Rounded(numbers, scale, states.dtype)
+    autocast = torch.is_autocast_enabled("cpu")
+    return Rounded(numbers, scale, torch.get_autocast_dtype("cpu") if autocast else states.dtype)
 
 
 def maps_of(states: Tensor, linears: Sequence[nn.Module]) -> list[Tensor]:
@@ -68,7 +71,7 @@ def maps_of(states: Tensor, linears: Sequence[nn.Module]) -> list[Tensor]:
     own = [linear for linear in linears if isinstance(linear, Int8Linear) and linear.takes_bytes(states)]
     if len(own) == len(linears):
         given = rounded(states)
-        return [linear.of_bytes(given).view(*states.shape[:-1], -1) for linear in own]
+        return [linear.of_bytes(given).view(*states.shape[:-1], linear.out_features) for linear in own]
     return [linear(states) for linear in linears]
 
 
@@ -84,8 +87,8 @@ class Int8Linear(nn.Module):
         self.register_buffer("scale", torch.ones(out_features, dtype=torch.float32))
         self.bias = bias
         self.by_bytes = False
-        self._packed: Tensor | None = None
-        """The weights as oneDNN has them, from the first product of bytes on."""
+        self._packed: tuple[Any, Tensor] | None = None
+        """The weights as oneDNN has them, from the first product of bytes on, and which weights they were."""
 
     @classmethod
     def of(cls, linear: nn.Linear) -> Int8Linear:
@@ -100,7 +103,7 @@ class Int8Linear(nn.Module):
     def forward(self, states: Tensor) -> Tensor:
         """Map states [..., in] to [..., out], in their dtype."""
         if self.takes_bytes(states):
-            return self.of_bytes(rounded(states)).view(*states.shape[:-1], -1)
+            return self.of_bytes(rounded(states)).view(*states.shape[:-1], self.out_features)
         product = functional.linear(states, self.weight.to(states.dtype))
         product = product * self.scale.to(product.dtype)
         return product if self.bias is None else product + self.bias.to(product.dtype)
@@ -112,14 +115,16 @@ class Int8Linear(nn.Module):
 
     def of_bytes(self, given: Rounded) -> Tensor:
         """Map rounded states to [rows, out], in the dtype that the states had."""
-        if self._packed is None:
-            self._packed = torch.ops.onednn.qlinear_prepack(self.weight, None)
+        version = 0 if self.weight.is_inference() else self.weight._version
+        key = (self.weight.data_ptr(), version)
+        if self._packed is None or self._packed[0] != key:
+            self._packed = key, torch.ops.onednn.qlinear_prepack(self.weight, None)
         zeros = torch.zeros(self.out_features, dtype=torch.int32)
         product: Tensor = torch.ops.onednn.qlinear_pointwise(
             given.numbers,
             1.0,
             zero_byte(),
-            self._packed,
+            self._packed[1],
             self.scale,
             zeros,
             None,
@@ -135,11 +140,11 @@ class Int8Linear(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Int8Linear:
         """Move with the model, but leave the scales in float32: a bfloat16 one would round every weight."""
-        before = self.weight
+        exact = self.scale
         super()._apply(fn, recurse)
-        if self.weight is not before:
+        self.scale = exact.to(self.weight.device)
+        if self.weight.device.type != "cpu":
             self._packed = None
-        self.scale = self.scale.float()
         return self
 
     def __getstate__(self) -> dict[str, Any]:
@@ -179,6 +184,7 @@ def multiply_bytes(decoder: nn.Module, on: bool = True) -> None:
     for part in decoder.modules():
         if isinstance(part, Int8Linear):
             part.by_bytes = on
+            part._packed = part._packed if on else None
 
 
 def multiplies_bytes(decoder: nn.Module) -> bool:
@@ -196,24 +202,30 @@ def multiply_bytes_where_near(decoder: nn.Module, embed: Callable[[], Tensor], n
     """
     if not bytes_are_fast(decoder):
         return
-    with torch.no_grad():
-        exact = embed()
-        multiply_bytes(decoder)
-        least = float((exact * embed()).sum(dim=1).min())
-    if not least >= LEAST_COSINE:
-        multiply_bytes(decoder, on=False)
-        logger.warning(
-            "%s: its int8 weights are multiplied as floats, which is slower: as bytes they would bring a "
-            "golden text's vector to a cosine of %.4f with the exact one (a dtype says that this is meant)",
-            name,
-            least,
-        )
+    size = sum(part.weight.numel() for part in decoder.modules() if isinstance(part, Int8Linear))
+    if 4 * size > memory_at_hand():
+        obstacle = "as bytes oneDNN would need them a second time, and memory is short"
+    else:
+        with torch.no_grad():
+            exact = embed()
+            multiply_bytes(decoder)
+            least = float((exact * embed()).sum(dim=1).min())
+        if least >= LEAST_COSINE:
+            return
+        obstacle = f"as bytes they would bring a golden text's vector to a cosine of {least:.4f}"
+    multiply_bytes(decoder, on=False)
+    logger.warning(
+        "%s: its int8 weights are multiplied as floats, which is slower: %s (dtype float32 says that this is "
+        "meant)",
+        name,
+        obstacle,
+    )
 
 
 def bytes_are_fast(decoder: nn.Module) -> bool:
     """Tell whether products of bytes are worth their rounding: int8 layers, on a CPU without fast bfloat16.
 
-    With bfloat16 they gained 9 %, without it 34 to 55 % (docs/performance.md).
+    With bfloat16 they gained 9 %, without it a third (docs/performance.md).
     """
     device = next(decoder.parameters()).device
     known = torch.backends.cpu.get_cpu_capability().startswith("AVX") and hasattr(
@@ -230,7 +242,7 @@ def save_int8(decoder: PreTrainedModel, folder: Path, dtype: str) -> None:
         if tensor.is_floating_point() and name not in scales:
             state[name] = tensor.to(getattr(torch, dtype))
     decoder.save_pretrained(folder, max_shard_size=_ONE_FILE, state_dict=state)
-    (folder / WEIGHTS).rename(folder / FILE_NAME)
+    (folder / WEIGHTS).rename(folder / INT8_WEIGHTS)
     config = folder / "config.json"
     write_json(config, read_object(config) | {"dtype": dtype})
 
@@ -239,7 +251,7 @@ def read_int8(folder: Path, config: PreTrainedConfig, dtype: Any, attention: str
     """Read what `save_int8` wrote.
 
     Args:
-        folder: with `FILE_NAME` in it.
+        folder: with `INT8_WEIGHTS` in it.
         config: of the decoder.
         dtype: of all that is not int8; as stored when None or "auto".
         attention: implementation, transformers' choice when None.
@@ -247,7 +259,7 @@ def read_int8(folder: Path, config: PreTrainedConfig, dtype: Any, attention: str
     Raises:
         EmbedforgeError: the file is damaged, or of another model.
     """
-    file = folder / FILE_NAME
+    file = folder / INT8_WEIGHTS
     read_header(file)  # refuses one that was cut off
     try:
         stored = load_file(file)
@@ -264,6 +276,7 @@ def read_int8(folder: Path, config: PreTrainedConfig, dtype: Any, attention: str
                 if isinstance(part, nn.Linear):
                     layer.set_submodule(name, Int8Linear(part.out_features, part.in_features, part.bias))
         model.load_state_dict(stored)
+        setattr(model, BESIDE_INT8, own)
     except (OSError, ValueError, RuntimeError, SafetensorError, StopIteration) as error:
         raise EmbedforgeError(
             f"{file}: these are not the weights of config.json beside it: {error}"

@@ -14,6 +14,7 @@ from embedforge.errors import EmbedforgeError
 from embedforge.files import replace_folder, whole_or_nothing, write_json
 from embedforge.model.attention import UNLIMITED
 from embedforge.model.embedding_model import EmbeddingModel
+from embedforge.model.int8 import is_int8
 from embedforge.model.latent import LatentAttention
 from embedforge.model.nvembed import CONTRACT_KEY, DECODER_KEYS, DECODER_PREFIX, FIXED, POOLER_PREFIX
 from embedforge.model.shards import write_index
@@ -42,6 +43,10 @@ def save_nvembed(model: EmbeddingModel, folder: Path, max_shard_bytes: int = 5 *
             "the NV-Embed layout holds a Mistral decoder with latent pooling; this model is "
             f"{type(decoder).__name__} with {type(pooler).__name__}. Merge an adapter first, or save in "
             "embedforge's own format"
+        )
+    if is_int8(decoder):
+        raise EmbedforgeError(
+            "the NV-Embed layout has no place for int8 weights; save the model that they were made of"
         )
     if model.projection is not None:
         raise EmbedforgeError(

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from embedforge.files import read_object, write_json
 from embedforge.model.decoder import DTYPES, torch_dtype
+from embedforge.model.int8 import BESIDE_INT8
 from embedforge.model.shards import list_tensors
 from embedforge.runtime import fast_bfloat16
 
@@ -43,8 +44,9 @@ def saved_dtype(decoder: PreTrainedModel, wanted: str) -> str:
 
     Of int8 weights what is beside them keeps its own.
     """
-    own = str(decoder.dtype).removeprefix("torch.")
-    return own if decoder.dtype in HALVES or wanted == INT8 else wanted
+    if wanted == INT8:
+        return str(getattr(decoder, BESIDE_INT8, decoder.dtype)).removeprefix("torch.")
+    return str(decoder.dtype).removeprefix("torch.") if decoder.dtype in HALVES else wanted
 
 
 def memory_dtype(folder: Path, saved: str, device: str) -> str:

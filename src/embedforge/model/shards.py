@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import torch
 
 WEIGHTS = "model.safetensors"
+INT8_WEIGHTS = "model.int8.safetensors"
+"""Of model/int8.py."""
 INDEX = "model.safetensors.index.json"
 _CHUNK_BYTES = 16 * 2**20
 _ALIGNMENT = 8
@@ -59,7 +61,7 @@ def list_tensors(folder: Path) -> list[TensorEntry]:
                 f"({', '.join(lost[:5])}); download them again"
             )
     else:
-        files = [folder / WEIGHTS]
+        files = [folder / (INT8_WEIGHTS if (folder / INT8_WEIGHTS).exists() else WEIGHTS)]
         if not files[0].exists():
             raise EmbedforgeError(
                 f"{folder}: there is neither {INDEX} nor {WEIGHTS}, and only safetensors are read: download "

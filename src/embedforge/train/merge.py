@@ -28,6 +28,7 @@ from embedforge.errors import EmbedforgeError
 from embedforge.files import write_json
 from embedforge.model.encoder import EmbeddingModel, embedding_model, load, save
 from embedforge.model.folder import find_folder
+from embedforge.model.shards import INT8_WEIGHTS
 from embedforge.recipe import source_of
 from embedforge.run_folder import first_difference
 from embedforge.text.contract import FILE_NAME as CONTRACT
@@ -353,6 +354,11 @@ def check_contracts(models: Sequence[str], first: Contract | None = None) -> Non
             raise EmbedforgeError(
                 f"{name}: there is no {CONTRACT}, so this is no model that embedforge saved; an official "
                 "checkpoint can be made one: embedforge export"
+            )
+        if (folder / INT8_WEIGHTS).exists():
+            raise EmbedforgeError(
+                f"{name}: its weights are int8, between which there is no mean; merge the models that they "
+                "were made of, then round the result"
             )
         contract = Contract.load(folder).model_dump(mode="json", exclude=ignored)
         common = common or contract

@@ -16,9 +16,9 @@ from embedforge.model.adapter import add_lora, merge_lora, stack_lora
 from embedforge.model.depth import Depth
 from embedforge.model.encoder import EmbeddingModel, build
 from embedforge.model.folder import find_folder
-from embedforge.model.int8 import FILE_NAME as INT8
 from embedforge.model.language_head import load_head
 from embedforge.model.mask_token import add_mask_token
+from embedforge.model.shards import INT8_WEIGHTS
 from embedforge.model.short_attention import use_short_attention
 from embedforge.model.sparsity import keep_zeros
 from embedforge.recipe import Recipe, Stage
@@ -48,7 +48,7 @@ def prepare_model(recipe: Recipe, device: str | None = None) -> EmbeddingModel:
             f"the recipe '{recipe.name}' prunes its base, and the pruned one lies in the run's folder: give "
             "the recipe that with_pruned_base of embedforge.train.prune returns"
         )
-    if (find_folder(spec.base) / INT8).exists():
+    if (find_folder(spec.base) / INT8_WEIGHTS).exists():
         raise EmbedforgeError(
             f"{spec.base}: its weights are int8, which cannot be trained; train the model that it was made of"
         )
