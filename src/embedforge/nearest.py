@@ -16,6 +16,10 @@ from embedforge.ranking import NOTHING, Floats, Indices
 from embedforge.runtime import fast_bfloat16, keep_freed_memory
 
 QUERIES_PER_BLOCK = 2048
+QUERIES_WITHOUT_LIMIT = 512
+"""Queries whose products with a whole block are held at once, to find a limit in them."""
+_TILE = 1024
+"""Documents whose products with a block of queries are computed together, so that they stay in the cache."""
 DOCUMENTS_PER_BLOCK = 8192
 FEWEST_FOR_BFLOAT16 = 32
 """Queries below which rounding the documents costs more than the faster product saves."""
@@ -107,7 +111,7 @@ class Nearest:
         """Take in the next documents, [any number, dimensions] of any float dtype.
 
         Some thousands at once are best. The memory used grows with their number: about four float32 copies
-        of them, and [2048, number] products.
+        of them, and [512, number] products.
 
         Raises:
             EmbedforgeError: a vector is not finite, or has another number of dimensions than the queries.
@@ -125,21 +129,52 @@ class Nearest:
 
     def _add(self, rows: slice, block: _Block) -> None:
         """Take a block in for some queries; shapes below: Q queries, B documents, P pairs of them."""
-        queries, least = self._queries[rows], self._scores[rows, -1]
-        products = self._rounded[rows] @ block.rounded.T
         error = block.error(self._lengths[rows], self._lost[rows])
-        shift = queries @ block.centre
-        limit = least - shift - error
-        pairs = None if limit.isneginf().any() else _at_least(products, limit)
+        limit = self._scores[rows, -1] - self._queries[rows] @ block.centre - error
+        pairs = self._not_below(rows, block, limit)
+        if pairs is not None:
+            self._take(rows, block, *pairs)
+            return
+        for start in range(0, len(limit), QUERIES_WITHOUT_LIMIT):
+            some = slice(start, start + QUERIES_WITHOUT_LIMIT)
+            part = slice(rows.start + start, min(rows.start + some.stop, len(self._queries)))
+            products = self._rounded[part] @ block.rounded.T
+            self._take(part, block, *self._best_of(products, block, limit[some], error[some]))
+
+    def _not_below(self, rows: slice, block: _Block, limit: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Return pairs of some queries with a block that are not below the limits [Q]; None if they are many.
+
+        Tile by tile: [2048, 8192] products would be written to memory, and read again.
+        """
+        most = 4 * self._scores.shape[1] * len(limit)
+        found: list[tuple[Tensor, Tensor]] = []
+        if limit.isneginf().any():
+            return None
+        for start in range(0, len(block.rounded), _TILE):
+            row, column = _at_least(self._rounded[rows] @ block.rounded[start : start + _TILE].T, limit)
+            found.append((row, column + start))
+            most -= len(row)
+            if most < 0 and len(block.vectors) > self._scores.shape[1]:
+                return None
+        return torch.cat([row for row, _ in found]), torch.cat([column for _, column in found])
+
+    def _best_of(
+        self, products: Tensor, block: _Block, limit: Tensor, error: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return pairs where nothing is there to compare with so far, or all of it is worse than a block.
+
+        The block's own k-th best is a better limit then.
+        """
         k = self._scores.shape[1]
-        if (pairs is None or len(pairs[0]) > 4 * k * len(queries)) and len(block.vectors) > k:
-            # Nothing to compare with so far, or worse documents: the block's own k-th best is a better limit.
+        if len(block.vectors) > k:
             kth = products[:, : len(block.vectors)].topk(k, dim=1).values[:, -1].float()
             kth -= kth.abs() * 2**-8  # what rounding the product itself may have added
-            pairs = _at_least(products, torch.maximum(limit, kth - 2 * error))
-        if pairs is None:
-            pairs = _at_least(products, limit)
-        row, column = pairs
+            limit = torch.maximum(limit, kth - 2 * error)
+        return _at_least(products, limit)
+
+    def _take(self, rows: slice, block: _Block, row: Tensor, column: Tensor) -> None:
+        """Score pairs exactly, and keep the best; those of padding are left out."""
+        queries, least = self._queries[rows], self._scores[rows, -1]
         inside = column < len(block.vectors)
         row, column = row[inside], column[inside]
         scores = _pair_scores(queries, block.vectors, row, column)
