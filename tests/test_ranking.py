@@ -27,17 +27,24 @@ def test_top_k_refuses_nan():
         top_k(np.array([[0.0, np.nan]], dtype=np.float32), 1)
 
 
-@pytest.mark.parametrize("documents_per_block", [1, 3, 7, 100])
+@pytest.mark.parametrize("documents_per_block", [1, 3, 7, 50, 100])
 @pytest.mark.parametrize("queries", [5, 40])
+@pytest.mark.parametrize(("together", "without_limit"), [(2, 512), (7, 3), (100, 16)])
 def test_blocks_do_not_change_a_search(
-    monkeypatch: pytest.MonkeyPatch, documents_per_block: int, queries: int
+    monkeypatch: pytest.MonkeyPatch,
+    documents_per_block: int,
+    queries: int,
+    together: int,
+    without_limit: int,
 ):
     random = np.random.default_rng(0)
     asked = random.integers(-3, 4, size=(queries, 4)).astype(np.float32)  # whole numbers: many ties
-    documents = random.integers(-3, 4, size=(20, 4)).astype(np.float32)
+    documents = random.integers(-3, 4, size=(120, 4)).astype(np.float32)
     expected = top_k(asked @ documents.T, 6)
     monkeypatch.setattr(search, "DOCUMENTS_PER_BLOCK", documents_per_block)
-    monkeypatch.setattr(search, "QUERIES_PER_BLOCK", 2)
+    monkeypatch.setattr(search, "QUERIES_PER_BLOCK", together)
+    monkeypatch.setattr(search, "QUERIES_WITHOUT_LIMIT", without_limit)
+    monkeypatch.setattr(search, "_TILE", 32)
     for found, wanted in zip(exact_search(asked, documents, 6), expected, strict=True):
         np.testing.assert_array_equal(found, wanted)
 

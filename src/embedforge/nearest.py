@@ -136,8 +136,8 @@ class Nearest:
             self._take(rows, block, *pairs)
             return
         for start in range(0, len(limit), QUERIES_WITHOUT_LIMIT):
-            some = slice(start, start + QUERIES_WITHOUT_LIMIT)
-            part = slice(rows.start + start, min(rows.start + some.stop, len(self._queries)))
+            some = slice(start, min(start + QUERIES_WITHOUT_LIMIT, len(limit)))
+            part = slice(rows.start + start, rows.start + some.stop)
             products = self._rounded[part] @ block.rounded.T
             self._take(part, block, *self._best_of(products, block, limit[some], error[some]))
 
