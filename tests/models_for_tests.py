@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from embedforge.model.encoder import EmbeddingModel, build
@@ -14,6 +15,11 @@ from embedforge.text.contract import Contract
 SHAPE = {"latents": 8, "heads": 2, "head_dim": 16, "feed_forward_multiple": 2}
 
 KINDS = ["last", "mean", "weighted_mean", "cls", "latent", "self_attention"]
+
+needs_bytes = pytest.mark.skipif(
+    not torch.backends.cpu.get_cpu_capability().startswith("AVX"),
+    reason="products of bytes are oneDNN's, for x86",
+)
 
 TEXTS = ["how deep is the river?", "", " odd\n🙂", "bread and music " * 40]
 

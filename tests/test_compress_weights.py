@@ -30,13 +30,8 @@ from embedforge.recipe import parse_recipe
 from embedforge.text.contract import Contract
 from embedforge.train.merge import merge
 from embedforge.train.stages import prepare_model
-from models_for_tests import TEXTS, embed
+from models_for_tests import TEXTS, embed, needs_bytes
 from stages_for_tests import write_texts
-
-needs_bytes = pytest.mark.skipif(
-    not torch.backends.cpu.get_cpu_capability().startswith("AVX"),
-    reason="products of bytes are oneDNN's, for x86",
-)
 
 
 def zeros(model: EmbeddingModel) -> list[torch.Tensor]:

@@ -20,6 +20,7 @@ from embedforge.model.attention import make_bidirectional
 from embedforge.model.decoder import token_states
 from embedforge.model.encoder import EmbeddingModel
 from embedforge.model.int8 import multiply_bytes, to_int8
+from models_for_tests import needs_bytes
 from work_for_tests import compiled, copied_bytes, operations
 
 TINY = {
@@ -89,11 +90,9 @@ def test_long_texts_go_by_torchs_own_attention(monkeypatch: pytest.MonkeyPatch) 
     torch.testing.assert_close(ours[mask.bool()], stock(model, ids, mask)[mask.bool()], atol=2e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("by_bytes", [False, True])
+@pytest.mark.parametrize("by_bytes", [False, pytest.param(True, marks=needs_bytes)])
 @torch.no_grad()
 def test_int8_weights_go_the_quick_way_too(by_bytes: bool) -> None:
-    if by_bytes and not torch.backends.cpu.get_cpu_capability().startswith("AVX"):
-        pytest.skip("products of bytes are oneDNN's, for x86")
     model = decoder_of("llama")
     make_bidirectional(model)
     to_int8(model)

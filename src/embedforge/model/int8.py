@@ -25,6 +25,7 @@ from embedforge.files import read_object, write_json
 from embedforge.model.memory import memory_at_hand
 from embedforge.model.probe import decoder_layers
 from embedforge.model.shards import INT8_WEIGHTS, WEIGHTS, read_header
+from embedforge.model.versions import version_of
 from embedforge.runtime import fast_bfloat16, fast_bytes
 
 LARGEST = 127
@@ -115,8 +116,7 @@ class Int8Linear(nn.Module):
 
     def of_bytes(self, given: Rounded) -> Tensor:
         """Map rounded states to [rows, out], in the dtype that the states had."""
-        version = 0 if self.weight.is_inference() else self.weight._version
-        key = (self.weight.data_ptr(), version)
+        key = version_of(self.weight)
         if self._packed is None or self._packed[0] != key:
             self._packed = key, torch.ops.onednn.qlinear_prepack(self.weight, None)
         zeros = torch.zeros(self.out_features, dtype=torch.int32)

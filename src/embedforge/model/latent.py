@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from embedforge.model.pooler import Pooler
+from embedforge.model.versions import version_of
 
 CacheKey = tuple[tuple[Any, ...], ...]
 
@@ -245,16 +246,10 @@ class LatentAttention(Pooler):
         attention, fn = self.attention, self.attention.fn
         norm = attention.norm_context
         sources = (self.latents, norm.weight, norm.bias, fn.to_q.weight, fn.to_kv.weight, fn.to_out.weight)
-        key = tuple(_fingerprint(parameter) for parameter in sources)
+        key = tuple(version_of(parameter) for parameter in sources)
         if self._cache is None or self._cache[0] != key:
             self._cache = (key, attention.fold(self.latents))
         return self._cache[1]
-
-
-def _fingerprint(parameter: Tensor) -> tuple[Any, ...]:
-    """Return what changes when a parameter is replaced, moved, cast or written to in place."""
-    version = 0 if parameter.is_inference() else parameter._version
-    return parameter.data_ptr(), version, parameter.dtype, parameter.device
 
 
 def _at_least_float32(dtype: torch.dtype) -> torch.dtype:

@@ -146,12 +146,12 @@ class TextEncoder(ExactRotary, InputModule):
             raise EmbedforgeError("embedforge saves safetensors only; leave safe_serialization at True")
         goldens = tuple(golden.model_copy(update={"vector": ()}) for golden in self.contract.goldens)
         dtype = dtype or saved_dtype(self.decoder, self.contract.dtype)
-        named = INT8 if is_int8(self.decoder) else dtype
-        contract = self.contract.model_copy(update={"goldens": goldens, "dtype": named})
         if is_int8(self.decoder):
             save_int8(self.decoder, Path(output_path), dtype)
+            dtype = INT8
         else:
             save_decoder(self.decoder, output_path, dtype)
+        contract = self.contract.model_copy(update={"goldens": goldens, "dtype": dtype})
         self.tokenizer.save_pretrained(output_path)
         contract.save(Path(output_path))
 

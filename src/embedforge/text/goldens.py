@@ -42,9 +42,7 @@ _CAUSES = {
 
 def golden_batch(renderer: Renderer, contract: Contract) -> dict[str, Tensor]:
     """Return the contract's golden texts as a token batch of int64 tensors [texts, tokens]."""
-    return renderer.pad(
-        [_render(renderer, golden.text, golden.prefix, golden.suffix) for golden in contract.goldens]
-    )
+    return renderer.pad(_rendered(renderer, contract))
 
 
 def make_goldens(renderer: Renderer, embed: Embed | None = None) -> tuple[Golden, ...]:
@@ -89,7 +87,7 @@ def check_goldens(
     Raises EmbedforgeError with the text, the expected and the found values, and the likely causes.
     """
     goldens = contract.goldens
-    rendered = [_render(renderer, golden.text, golden.prefix, golden.suffix) for golden in goldens]
+    rendered = _rendered(renderer, contract)
     for golden, row in zip(goldens, rendered, strict=True):
         if tuple(row.input_ids) != golden.input_ids:
             tokens = renderer.tokenizer.convert_ids_to_tokens
@@ -112,6 +110,10 @@ def check_vectors(contract: Contract, vectors: Sequence[tuple[float, ...]], tole
 
 def _render(renderer: Renderer, text: str, prefix: str, suffix: str) -> Rendered:
     return renderer.render([text], prefix, suffix=suffix)[0]
+
+
+def _rendered(renderer: Renderer, contract: Contract) -> list[Rendered]:
+    return [_render(renderer, golden.text, golden.prefix, golden.suffix) for golden in contract.goldens]
 
 
 def _vectors(renderer: Renderer, rendered: list[Rendered], embed: Embed) -> list[tuple[float, ...]]:
