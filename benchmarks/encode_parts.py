@@ -14,7 +14,7 @@ import torch
 from common import Timing, native_dtype, report
 from texts import passages
 
-PARTS = ("_normed", "_rotated", "_attended", "_states")
+PARTS = ("_normed", "_rotated", "_mixed", "_states")
 ROUNDS = 5
 
 

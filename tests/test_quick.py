@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from embedforge import runtime
 from embedforge.encode import encode
-from embedforge.model import quick
+from embedforge.model import quick, quick_batch
 from embedforge.model.attention import make_bidirectional
 from embedforge.model.decoder import token_states
 from embedforge.model.encoder import EmbeddingModel
@@ -81,7 +81,8 @@ def test_states_are_those_of_the_stock_forward(kind: str, causal: bool, side: st
 
 @torch.no_grad()
 def test_long_texts_go_by_torchs_own_attention(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quick, "LONGEST_BY_PRODUCTS", 16)
+    for module in (quick, quick_batch):
+        monkeypatch.setattr(module, "LONGEST_BY_PRODUCTS", 16)
     model = decoder_of("llama")
     make_bidirectional(model)
     ids, mask = batch_of()
@@ -100,7 +101,11 @@ def test_int8_weights_go_the_quick_way_too(by_bytes: bool) -> None:
     ids, mask = batch_of()
     ours = states_of(model, ids, mask)
     assert ours is not None
-    torch.testing.assert_close(ours[mask.bool()], stock(model, ids, mask)[mask.bool()], atol=2e-5, rtol=1e-4)
+    ours, theirs = ours[mask.bool()], stock(model, ids, mask)[mask.bool()]
+    if by_bytes:  # a state in the middle between two bytes goes to either
+        assert functional.cosine_similarity(ours, theirs, dim=-1).min() > 0.99999
+    else:
+        torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-4)
 
 
 @torch.no_grad()
@@ -111,11 +116,17 @@ def test_autocast_and_bfloat16_weights_stay_near_float32() -> None:
     expected = stock(exact, ids, mask)[mask.bool()]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         cast = states_of(exact, ids, mask)
-    half = states_of(copy.deepcopy(exact).bfloat16(), ids, mask)
-    for found in (cast, half):
+    half = copy.deepcopy(exact).bfloat16()
+
+    def error(found: Tensor | None) -> float:
         assert found is not None
         assert found.dtype == torch.bfloat16
-        assert functional.cosine_similarity(found[mask.bool()].float(), expected, dim=-1).min() > 0.999
+        return float(1 - functional.cosine_similarity(found[mask.bool()].float(), expected, dim=-1).mean())
+
+    theirs = error(stock(half, ids, mask))
+    assert theirs < 2e-4
+    assert error(cast) < 1.1 * theirs
+    assert error(states_of(half, ids, mask)) < 1.1 * theirs
 
 
 @pytest.mark.parametrize(
@@ -225,13 +236,15 @@ def test_copies_are_held(dtype: torch.dtype, most: float) -> None:
 
 
 def test_shapes_are_few_whatever_the_lengths() -> None:
-    rows = {quick._rounded_rows(rows) for rows in range(1, 8193)}
-    widths = {quick._rounded_width(tokens) for tokens in range(1, 513)}
+    rows = {quick_batch.rounded_rows(rows) for rows in range(1, 8193)}
+    widths = {quick_batch.rounded_width(tokens) for tokens in range(1, 513)}
     assert len(rows) <= 90
     assert len(widths) <= 20
-    groups = [len(group.lengths) for texts in range(1, 60) for group in quick._groups([12] * texts, 0)]
-    assert set(groups) == {1, 2, 4, 8, 16}
-    waste = [quick._rounded_rows(rows) / rows - 1 for rows in range(256, 8193)]
+    together = [
+        len(group.lengths) for texts in range(1, 200) for group in quick_batch.groups_of([12] * texts, 0)
+    ]
+    assert set(together) == {1, 2, 4, 8, 16, 32, 64}
+    waste = [quick_batch.rounded_rows(rows) / rows - 1 for rows in range(256, 8193)]
     assert max(waste) <= 0.13
     assert sum(waste) / len(waste) <= 0.04
 

@@ -108,12 +108,12 @@ def fast_bfloat16(device: torch.device) -> bool:
     return "AMX" in capabilities or (capabilities.startswith("AVX512") and _has_cpu_flag("bf16"))
 
 
-@cache
 def fast_bytes() -> bool:
     """Say whether this CPU sums products of bytes in 32 bits at once (VNNI): AVX-512 or AVX2 with it, AMX."""
     return _has_cpu_flag("vnni")
 
 
+@cache
 def _has_cpu_flag(word: str) -> bool:
     try:
         with open("/proc/cpuinfo", encoding="ascii", errors="ignore") as lines:  # noqa: PTH123

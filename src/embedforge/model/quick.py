@@ -16,8 +16,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -26,13 +25,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from embedforge.model.int8 import Int8Linear, maps_of, multiplies_bytes
-from embedforge.model.short_attention import attend_by_products
-from embedforge.runtime import keep_freed_memory, release_freed_memory
+from embedforge.model.quick_batch import LONGEST_BY_PRODUCTS, Batch, batch_of
+from embedforge.model.short_attention import products
+from embedforge.runtime import fast_bfloat16, keep_freed_memory, release_freed_memory
 
-LONGEST_BY_PRODUCTS = 1024
-"""Texts above that many tokens are left to torch's own attention, which holds no matrix of all scores."""
-GROUP = 256
-"""Tokens of the texts whose attention is computed together."""
 TOKENS_TO_RELEASE = 2**17
 """After so many tokens freed memory is handed back after all: batches of many sizes leave holes in it."""
 _DECODER = {"embed_tokens", "layers", "norm", "rotary_emb"}
@@ -143,7 +139,7 @@ def _same_steps(decoder: Any, ids: Tensor, mask: Tensor, stock: Stock) -> bool:
         states = given[0] if given else named["hidden_states"]
         steps.append((states, output[0] if isinstance(output, tuple) else output))
 
-    batch = _batch_of(decoder, ids, mask)
+    batch = batch_of(decoder, ids, mask)
     layers = decoder.layers[: decoder.config.num_hidden_layers]
     handles = [layer.register_forward_hook(note, with_kwargs=True) for layer in layers]
     try:
@@ -182,53 +178,8 @@ def _is_causal(decoder: Any) -> bool:
 # --- the forward pass ---------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Group:
-    """Texts whose attention is computed together."""
-
-    rows: Tensor
-    """[texts * width]: where each of their tokens stands among all; the last row, of no text, for padding."""
-    lengths: Sequence[int]
-    width: int
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """Where the tokens of texts stand, and what attention needs to know of them."""
-
-    real: Tensor
-    """[texts, tokens] bool."""
-    tokens: int
-    rows: int
-    """`tokens` and at least one more, rounded up."""
-    rotary: tuple[Tensor, Tensor]
-    groups: Sequence[_Group]
-    causal: bool
-    dtype: torch.dtype
-
-    def packed(self, padded: Tensor) -> Tensor:
-        """Bring [texts, tokens, ...] to [rows, ...], zero behind the last token."""
-        packed = padded.new_zeros((self.rows, *padded.shape[2:]))
-        packed[: self.tokens] = padded[self.real]
-        return packed if packed.dtype == torch.int64 else packed.to(self.dtype)
-
-
-def _batch_of(decoder: Any, input_ids: Tensor, attention_mask: Tensor) -> _Batch:
-    real = attention_mask.bool()
-    lengths = real.sum(dim=1).tolist()
-    tokens = sum(lengths)
-    rows = _rounded_rows(tokens + 1)
-    positions = input_ids.new_zeros(rows)
-    positions[:tokens] = (attention_mask.cumsum(dim=1) - 1)[real]
-    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else decoder.dtype
-    cos, sin = decoder.rotary_emb(torch.empty(0, dtype=dtype), positions[None])
-    groups = list(_groups(lengths, rows - 1))
-    rotary = cos[0, :, None], sin[0, :, None]
-    return _Batch(real, tokens, rows, rotary, groups, _is_causal(decoder), dtype)
-
-
 def _states(decoder: Any, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    batch = _batch_of(decoder, input_ids, attention_mask)
+    batch = batch_of(decoder, input_ids, attention_mask)
     states = decoder.embed_tokens(batch.packed(input_ids)).to(batch.dtype)
     for layer in decoder.layers[: decoder.config.num_hidden_layers]:
         states = _layer(layer, states, batch)
@@ -238,9 +189,27 @@ def _states(decoder: Any, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
     return padded
 
 
-def _layer(layer: Any, states: Tensor, batch: _Batch) -> Tensor:
-    states = _attention(layer.self_attn, _normed(layer.input_layernorm, states), batch).add_(states)
-    return _network(layer.mlp, _normed(layer.post_attention_layernorm, states)).add_(states)
+def _layer(layer: Any, states: Tensor, batch: Batch) -> Tensor:
+    states = _attention(layer.self_attn, _normed(layer.input_layernorm, states), batch, states)
+    return _network(layer.mlp, _normed(layer.post_attention_layernorm, states), states)
+
+
+def _product(linear: nn.Module, states: Tensor, operation: str, other: Tensor) -> Tensor:
+    """Return `linear(states)` plus ("add") or times ("mul") `other`; what is in `other` is not kept.
+
+    In bfloat16 oneDNN does both in one pass, which a product's result would else be read and written for.
+    """
+    if (
+        isinstance(linear, nn.Linear)
+        and states.dtype == linear.weight.dtype == torch.bfloat16
+        and fast_bfloat16(states.device)
+    ):
+        fused: Tensor = torch.ops.mkldnn._linear_pointwise.binary(
+            states, other, linear.weight, linear.bias, operation
+        )
+        return fused
+    made: Tensor = linear(states)
+    return made.add_(other) if operation == "add" else made.mul_(other)
 
 
 def _normed(norm: Any, states: Tensor) -> Tensor:
@@ -252,33 +221,48 @@ def _normed(norm: Any, states: Tensor) -> Tensor:
         return exact.mul_(scale).mul_(norm.weight.float()).to(states.dtype)
 
 
-def _network(mlp: Any, states: Tensor) -> Tensor:
-    gate, up = maps_of(states, (mlp.gate_proj, mlp.up_proj))
-    return mlp.down_proj(functional.silu(gate, inplace=True).mul_(up))
+def _network(mlp: Any, states: Tensor, before: Tensor) -> Tensor:
+    """Return `before` plus what the gated network makes of `states`."""
+    if isinstance(mlp.up_proj, nn.Linear):
+        gate = functional.silu(mlp.gate_proj(states), inplace=True)
+        gated = _product(mlp.up_proj, states, "mul", gate)
+    else:
+        gate, up = maps_of(states, (mlp.gate_proj, mlp.up_proj))
+        gated = functional.silu(gate, inplace=True).mul_(up)
+    return _product(mlp.down_proj, gated, "add", before)
 
 
-def _attention(module: Any, states: Tensor, batch: _Batch) -> Tensor:
+def _attention(module: Any, states: Tensor, batch: Batch, before: Tensor) -> Tensor:
+    """Return `before` plus what attention makes of `states`."""
     width = module.head_dim
     linears = module.q_proj, module.k_proj, module.v_proj
     query, key, value = (part.unflatten(-1, (-1, width)) for part in maps_of(states, linears))
     if hasattr(module, "q_norm"):
         query, key = _normed(module.q_norm, query), _normed(module.k_norm, key)
     scale = float(getattr(module, "scaling", width**-0.5))
-    query, key = _rotated(query, *batch.rotary), _rotated(key, *batch.rotary)
-    mixed = torch.zeros_like(query)
+    query, key = _rotated(query, *batch.rotary(scale)), _rotated(key, *batch.rotary(1.0))
+    mixed = _mixed(query, key, value, batch)
+    return _product(module.o_proj, mixed.flatten(1), "add", before)
+
+
+def _mixed(query: Tensor, key: Tensor, value: Tensor, batch: Batch) -> Tensor:
+    """Attend within each text: [rows, heads, dim] thrice, queries scaled, to the shape of `query`."""
+    heads, kept = query.shape[1], key.shape[1]
+    order = batch.head_rows(heads, kept)
+    queries = query.flatten(0, 1).index_select(0, order.query)
+    keys, values = (part.flatten(0, 1).index_select(0, order.key) for part in (key, value))
+    found = queries.new_empty((len(queries) + 1, queries.shape[1]))
+    found[-1] = 0  # what stands behind the last text: were it left as it is, all would see it as padding
     for group in batch.groups:
-        rows = group.rows
-        found = _attended(
-            query.index_select(0, rows),
-            key.index_select(0, rows),
-            value.index_select(0, rows),
-            group,
-            scale,
+        _attend(
+            group.of(queries, heads),
+            group.of(keys, kept),
+            group.of(values, kept),
+            group.of(found, heads),
+            group.lengths,
             causal=batch.causal,
         )
-        mixed.index_copy_(0, rows, found)
-    mixed[batch.tokens :] = 0  # a text that has overflown leaves NaN there, which all would see as padding
-    return module.o_proj(mixed.flatten(1))
+    return found.index_select(0, order.back).view_as(query)
 
 
 def _rotated(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -290,20 +274,27 @@ def _rotated(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return turned
 
 
-def _attended(
-    query: Tensor, key: Tensor, value: Tensor, group: _Group, scale: float, *, causal: bool
-) -> Tensor:
-    """Attend within each text: [texts * width, heads, head] thrice to the shape of `query`."""
-    texts = len(group.lengths)
-    if not causal and group.width <= LONGEST_BY_PRODUCTS:
-        return attend_by_products(query, key, value, texts, scale, partial(_hide, group.lengths))[0]
-    query, key, value = (
-        part.unflatten(0, (texts, group.width)).transpose(1, 2) for part in (query, key, value)
+def _attend(
+    query: Tensor, key: Tensor, value: Tensor, found: Tensor, lengths: Sequence[int], *, causal: bool
+) -> None:
+    """Attend within texts of one width: [texts, heads, width, dim] thrice, into `found` of queries' shape."""
+    texts, kept, width, dim = key.shape
+    if causal or width > LONGEST_BY_PRODUCTS:
+        found.copy_(
+            functional.scaled_dot_product_attention(
+                query, key, value, scale=1.0, is_causal=causal, enable_gqa=True
+            )
+        )
+        return
+    by_key = (texts * kept, -1, dim)
+    products(
+        query.view(by_key),
+        key.view(by_key),
+        value.view(by_key),
+        texts,
+        partial(_hide, lengths),
+        out=found.view(by_key),
     )
-    found = functional.scaled_dot_product_attention(
-        query, key, value, scale=scale, is_causal=causal, enable_gqa=True
-    )
-    return found.transpose(1, 2).flatten(0, 1)
 
 
 def _hide(lengths: Sequence[int], scores: Tensor) -> None:
@@ -311,38 +302,3 @@ def _hide(lengths: Sequence[int], scores: Tensor) -> None:
     for text, length in enumerate(lengths):
         if length < scores.shape[-1]:
             scores[text, :, :, length:] = -torch.inf
-
-
-# --- few shapes ---------------------------------------------------------------------------------------
-
-
-def _groups(lengths: Sequence[int], spare: int) -> Iterator[_Group]:
-    """Put texts together by length; `spare` is the row that stands for padding."""
-    starts = torch.tensor([0, *lengths]).cumsum(0).tolist()
-    widths: dict[int, list[int]] = {}
-    for text, length in enumerate(lengths):
-        if length:
-            widths.setdefault(_rounded_width(length), []).append(text)
-    for width, texts in sorted(widths.items()):
-        while texts:  # by powers of two, so that there are few shapes of these products too
-            together = min(len(texts), max(1, GROUP // width))
-            together = 1 << (together.bit_length() - 1)
-            some, texts = texts[:together], texts[together:]
-            rows = torch.full((len(some), width), spare)
-            for place, text in enumerate(some):
-                rows[place, : lengths[text]] = torch.arange(starts[text], starts[text] + lengths[text])
-            yield _Group(rows.flatten(), [lengths[text] for text in some], width)
-
-
-def _rounded_rows(rows: int) -> int:
-    """Round up the rows of a product: eight shapes for each doubling, and steps of 256 from 2,048 on."""
-    step = min(256, max(16, 1 << max(0, rows.bit_length() - 4)))
-    return -(-rows // step) * step
-
-
-def _rounded_width(tokens: int) -> int:
-    """Round up the tokens of a text in attention: by 16 to 64, then by 32; exact where nothing is masked."""
-    if tokens > LONGEST_BY_PRODUCTS:
-        return tokens
-    step = 16 if tokens <= 64 else 32
-    return -(-tokens // step) * step

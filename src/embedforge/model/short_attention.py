@@ -255,7 +255,7 @@ class _Attention(torch.autograd.Function):
 def attend_by_products(
     query: Tensor, key: Tensor, value: Tensor, texts: int, scale: float, hide: Callable[[Tensor], None]
 ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Attend within texts of one length by two products and a softmax; training and encoding both do.
+    """Attend within texts of one length by `products`, with what a backward pass needs.
 
     Query heads are stacked below the key head that they share.
 
@@ -274,10 +274,36 @@ def attend_by_products(
     kept, tokens = key.shape[1], len(query) // texts
     keys, values = _heads(key, kept, texts), _heads(value, kept, texts)
     scaled = _heads(query, kept, texts) * scale  # of fewer numbers than the scores, forward and backward
+    mixed, probabilities = products(scaled, keys, values, texts, hide)
+    return _rows(mixed, texts, tokens), (scaled, keys, values, probabilities)
+
+
+def products(
+    scaled: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    texts: int,
+    hide: Callable[[Tensor], None],
+    out: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Attend by two products and a softmax; training and encoding both do.
+
+    Args:
+        scaled: queries, [texts * key heads, heads of one * tokens, dim].
+        keys: [texts * key heads, tokens, dim].
+        values: like `keys`.
+        texts: how many.
+        hide: takes what is not seen out of the scores [texts, heads, tokens, tokens], in place.
+        out: what to write the result to.
+
+    Returns:
+        The result, of the shape of `scaled`, and the probabilities.
+    """
+    tokens = keys.shape[1]
     scores = torch.bmm(scaled, keys.transpose(1, 2))
     hide(scores.view(texts, -1, tokens, tokens))
     probabilities = torch.softmax(scores, dim=-1)
-    return _rows(torch.bmm(probabilities, values), texts, tokens), (scaled, keys, values, probabilities)
+    return torch.bmm(probabilities, values, out=out), probabilities
 
 
 def _hide(scores: Tensor, *, mask: Tensor | None, how: _How) -> None:
