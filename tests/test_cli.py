@@ -198,6 +198,9 @@ MISTAKES = {
     f"index {__file__} --model ''": "there is an empty word after '--model'",
     "quickstart ''": "there is an empty word after 'quickstart'",
     "train tiny --out=": "there is an empty word after '--out'",
+    "evaluate bm25 --tasks . --tasks ..": "--tasks is given twice",
+    "train tiny --device cpu --out=a --device cpu": "--device is given twice",
+    "index files . -o a --out=b": "--out is given twice",
     "adapt ~nosuch/x": "there is no such",
     "evaluate ~nosuch/x --tasks .": "there is no such path: Could not determine home directory",
     "compress embedforge:forge-tiny --tasks . --instruction a": "TASK=TEXT",
@@ -269,6 +272,8 @@ def test_an_error_is_one_message_without_traceback_and_exit_code_1(tmp_path: Pat
         (("convert", "nowhere", "out"), "nowhere/config.json: there is no such file"),
         (("evaluate", "bm25", "--tasks", "x", "--instruction", "no equals sign"), "takes TASK=TEXT"),
         (("probe", "./nowhere"), "./nowhere: there is no such folder"),
+        (("merge", "nobody/a", "nobody/b", "--out", "x", "--how", "max"), "by mean or slerp, not by 'max'"),
+        (("compress", "weights", "nobody/a", "--out", "x"), "nothing is to be done"),
     ],
 )
 def test_bad_input_exits_with_1(

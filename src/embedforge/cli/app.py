@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from embedforge import __version__
 from embedforge.errors import EmbedforgeError
 from embedforge.stopping import exit_code, sigterm_like_ctrl_c
 
+Function = TypeVar("Function", bound=Callable[..., Any])
 _KEPT = {
     "adapt": "The same command goes on from there.",
     "compress": "The same command goes on from there.",
@@ -29,6 +31,33 @@ _KEPT = {
 """What is left of a verb that was stopped."""
 
 
+class _Verb(TyperCommand):
+    """Refuses an option that takes one value and has two, of which the last would count in silence."""
+
+    def make_parser(self, ctx: Any) -> Any:
+        parser: Any = super().make_parser(ctx)
+        parse = parser.parse_args
+
+        def parse_once(args: list[str]) -> tuple[dict[str, Any], list[str], list[Any]]:
+            values, rest, order = parse(args=args)
+            for number, option in enumerate(order):
+                many = getattr(option, "multiple", False) or getattr(option, "count", False)
+                if option in order[:number] and not many and not option.is_eager:
+                    raise EmbedforgeError(f"{option.opts[0]} is given twice; only one can count")
+            return values, rest, order
+
+        parser.parse_args = parse_once
+        return parser
+
+
+class Verbs(typer.Typer):
+    """Verbs, each of which takes an option once."""
+
+    def command(self, name: str | None = None, **options: Any) -> Callable[[Function], Function]:
+        """Make a function a verb, as Typer does."""
+        return super().command(name, cls=_Verb, **options)
+
+
 class _StoppableVerbs(TyperGroup):
     """Says what is left when Ctrl-C or SIGTERM ends a verb, and exits with 130 or 143."""
 
@@ -42,7 +71,7 @@ class _StoppableVerbs(TyperGroup):
                 raise typer.Exit(exit_code(stop)) from None
 
 
-app = typer.Typer(
+app = Verbs(
     name="embedforge",
     cls=_StoppableVerbs,
     help="Turn a decoder-only language model into a text-embedding model, and prove that it got better.",

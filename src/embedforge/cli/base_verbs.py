@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from embedforge.cli.app import app
+from embedforge.cli.app import Verbs, app
 
-base_app = typer.Typer(
+base_app = Verbs(
     help="List the decoders that have a name, or fetch one; any other base is a folder or a hub id.",
     epilog="Start with: embedforge base list",
     no_args_is_help=True,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from embedforge.cli.app import Device, Dtype, FirstWordOptional, MaxTokens, Seed, app, pairs_of
+from embedforge.cli.app import Device, Dtype, FirstWordOptional, MaxTokens, Seed, Verbs, app, pairs_of
 from embedforge.errors import EmbedforgeError
 
 
@@ -17,7 +17,7 @@ class _VectorsFirst(FirstWordOptional):
     default = "vectors"
 
 
-compress_app = typer.Typer(
+compress_app = Verbs(
     cls=_VectorsFirst,
     no_args_is_help=True,
     help="Smaller vectors of a finished model, measured on your tasks: compress MODEL --tasks FOLDER (its "
@@ -150,12 +150,12 @@ def weights(
     quarter of the memory of float32 ones. Run the same command again to go on.
     """
     from embedforge.curate.sources import sources_of
-    from embedforge.model.folder import find_folder
+    from embedforge.model.folder import require_model
 
     if prune not in (None, "magnitude", "wanda"):
         raise EmbedforgeError(f"--prune {prune}: there is magnitude and wanda")
     sources = sources_of(texts or [])
-    find_folder(model)  # before torch is imported: a mistake in it shows at once
+    require_model(model)  # before torch is imported: a mistake in it shows at once
     from embedforge.compress.weights import MODEL, WeightSettings, compress_weights, told
 
     settings = WeightSettings(

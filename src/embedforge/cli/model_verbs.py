@@ -295,7 +295,7 @@ def merge(
     """
     from embedforge.data.readers import require_file
     from embedforge.files import refuse_file
-    from embedforge.model.folder import find_folder, require_model
+    from embedforge.model.folder import require_model
 
     refuse_file(out)
     for name in models:
@@ -303,8 +303,6 @@ def merge(
     for file in dev or ():
         require_file(Path(file))
     shares = () if weights is None else _numbers("--weights", weights)
-    for name in models:  # before torch is imported, but last, as the hub may have much to send
-        find_folder(name)
     from embedforge.train.merge import merge as run
     from embedforge.train.merge import print_parts
 

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from embedforge.cli.app import Overrides, app, source_folder
+from embedforge.cli.app import Overrides, Verbs, app, source_folder
 
-recipe_app = typer.Typer(
+recipe_app = Verbs(
     help="List the shipped recipes, show one with all its defaults, or copy one to edit.",
     epilog="Start with: embedforge recipe list",
     no_args_is_help=True,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from embedforge.cli.app import Device, FirstWordOptional, app
+from embedforge.cli.app import Device, FirstWordOptional, Verbs, app
 from embedforge.errors import EmbedforgeError
 
 Where = Annotated[str, typer.Argument(help="The index: a folder, or a URL (lance://, s3://, db://).")]
@@ -78,7 +78,7 @@ class _FolderFirst(FirstWordOptional):
     default = "files"
 
 
-index_app = typer.Typer(
+index_app = Verbs(
     cls=_FolderFirst,
     no_args_is_help=True,
     help="Make a search index of files, and keep it up to date: index FOLDER (its options: index files "
