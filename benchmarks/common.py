@@ -194,7 +194,12 @@ def _processor() -> str:
 
 
 def kind_of_processor() -> str:
-    """What decides about speed, and names the folder of results: amx, avx512_bf16, avx512f, avx2 or other."""
+    """What decides about speed, and names the folder of results: amx, avx512_bf16, avx512f, avx2 or other.
+
+    Where ONEDNN_MAX_CPU_ISA lets oneDNN take this processor for an older one, that is the kind.
+    """
+    if limit := os.environ.get("ONEDNN_MAX_CPU_ISA"):
+        return f"as_{limit.lower()}"
     named = _processor()
     known = {"amx_bf16": "amx", "avx512_bf16": "avx512_bf16", "avx512f": "avx512f", "avx2": "avx2"}
     return next((kind for flag, kind in known.items() if flag in named), "other")

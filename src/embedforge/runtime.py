@@ -25,6 +25,9 @@ batches hardly ever have a shape twice, so that was a gigabyte for nothing. Enco
 (model/quick.py) has a few hundred in all, which are all kept. Read when the first product is computed.
 """
 
+_WITHOUT_VNNI = ("SSE41", "AVX", "AVX2", "AVX512_CORE")
+_WITHOUT_BFLOAT16 = (*_WITHOUT_VNNI, "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE_VNNI")
+"""What oneDNN may be held to by its environment variable: bfloat16 is emulated then, whatever the CPU has."""
 MOST_SIDE_BY_SIDE = 8
 """Batches in memory at once; beyond that many threads each has several."""
 Given = TypeVar("Given")
@@ -104,13 +107,20 @@ def fast_bfloat16(device: torch.device) -> bool:
     """Say whether bfloat16 matrix products are native here: CUDA, or a CPU with AMX or AVX512-BF16."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
+    if _limit() in _WITHOUT_BFLOAT16:
+        return False
     capabilities = torch.backends.cpu.get_cpu_capability()
     return "AMX" in capabilities or (capabilities.startswith("AVX512") and _has_cpu_flag("bf16"))
 
 
 def fast_bytes() -> bool:
     """Say whether this CPU sums products of bytes in 32 bits at once (VNNI): AVX-512 or AVX2 with it, AMX."""
-    return _has_cpu_flag("vnni")
+    return _limit() not in _WITHOUT_VNNI and _has_cpu_flag("vnni")
+
+
+def _limit() -> str:
+    """Return the processor that oneDNN is told to take this one for, if it is told."""
+    return os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
 
 
 @cache
