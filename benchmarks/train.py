@@ -182,6 +182,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         settings |= {"data": str(data), "stage": asked.stage, "model": asked.model, "training": {}}
         names = [*asked.ours, *(asked.peers or (SWEEP if asked.sweep else BEST))]
         if asked.only:
+            if missed := [part for part in asked.only if not any(part in name for name in names)]:
+                parser.error(f"--only {missed[0]}: there is {', '.join(names)}")
             names = [name for name in names if any(part in name for part in asked.only)]
         entries = [Entry(PEAK, gemm_peak), *(entry_of(name, settings) for name in names)]
         timings = measure(entries, rounds=asked.rounds, threads=asked.threads)

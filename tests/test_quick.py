@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
@@ -80,6 +80,15 @@ def test_states_are_those_of_the_stock_forward(kind: str, causal: bool, side: st
 
 
 @torch.no_grad()
+def test_texts_without_a_token_have_states_of_zero() -> None:
+    model = decoder_of("llama")
+    ids, mask = batch_of((3, 2))
+    states = states_of(model, ids, torch.zeros_like(mask))
+    assert states is not None
+    assert not states.any()
+
+
+@torch.no_grad()
 def test_long_texts_go_by_torchs_own_attention(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (quick, quick_batch):
         monkeypatch.setattr(module, "LONGEST_BY_PRODUCTS", 16)
@@ -106,6 +115,23 @@ def test_int8_weights_go_the_quick_way_too(by_bytes: bool) -> None:
         assert functional.cosine_similarity(ours, theirs, dim=-1).min() > 0.99999
     else:
         torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_gates_and_residuals_are_those_of_separate_passes(dtype: torch.dtype, bias: bool) -> None:
+    torch.manual_seed(2)
+    linear = nn.Linear(64, 48, bias).to(dtype)
+    states, other = torch.randn(33, 64).to(dtype), torch.randn(33, 48).to(dtype)
+    exact = functional.linear(states.double(), linear.weight.double(), linear.bias.double() if bias else None)
+    for operation, expected in (("add", exact + other.double()), ("mul", exact * other.double())):
+        before = other.clone()
+        made = quick._product(linear, states, operation, other)
+        assert made.dtype == dtype
+        allowed = 8 * torch.finfo(dtype).eps
+        torch.testing.assert_close(made.double(), expected, atol=allowed, rtol=allowed)
+        assert torch.equal(other, before)
 
 
 @torch.no_grad()

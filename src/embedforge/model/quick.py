@@ -195,9 +195,9 @@ def _layer(layer: Any, states: Tensor, batch: Batch) -> Tensor:
 
 
 def _product(linear: nn.Module, states: Tensor, operation: str, other: Tensor) -> Tensor:
-    """Return `linear(states)` plus ("add") or times ("mul") `other`; what is in `other` is not kept.
+    """Return `linear(states)` plus ("add") or times ("mul") `other`.
 
-    In bfloat16 oneDNN does both in one pass, which a product's result would else be read and written for.
+    In bfloat16 by oneDNN, which does both before a result leaves the registers.
     """
     if (
         isinstance(linear, nn.Linear)

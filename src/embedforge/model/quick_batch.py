@@ -83,8 +83,9 @@ class Batch:
     def head_rows(self, heads: int, kept: int) -> HeadRows:
         """Return the order of so many heads of queries and of keys, made once for all layers."""
         if (heads, kept) not in self._orders:
-            query = torch.cat([_ordered(group, heads) for group in self.groups])
-            key = torch.cat([_ordered(group, kept) for group in self.groups])
+            none = torch.empty(0, dtype=torch.int64)  # texts may all be empty
+            query = torch.cat([none, *(_ordered(group, heads) for group in self.groups)])
+            key = torch.cat([none, *(_ordered(group, kept) for group in self.groups)])
             back = torch.full((self.rows * heads,), len(query))
             back[query] = torch.arange(len(query))
             back[self.tokens * heads :] = len(query)
