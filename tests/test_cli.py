@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 import types
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -49,14 +50,16 @@ VERBS = {
 }
 
 
-def spawn(code_or_module: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+def spawn(
+    code_or_module: list[str], folder: Path, environment: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, *code_or_module],
         capture_output=True,
         text=True,
         cwd=folder,
         timeout=240,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", **(environment or {})},
     )
 
 
@@ -286,6 +289,17 @@ def test_bad_input_exits_with_1(
     assert err.startswith("embedforge: ")
     assert message in err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_option_twice_is_no_obstacle_where_nothing_is_lost(run: Run, tmp_path: Path) -> None:
+    assert "Usage" in run("evaluate", "--tasks", "a", "--tasks", "b", "--help")[1]
+    flags = run("adapt", str(tmp_path / "none"), "--restart", "--restart")
+    assert "there is no such" in flags[2]
+    complete = {"_EMBEDFORGE_COMPLETE": "complete_bash", "COMP_CWORD": "7"}
+    words = "embedforge train tiny --device cpu --device cpu --"
+    code = "import sys; from embedforge.cli import main; sys.argv = ['embedforge']; main()"
+    done = spawn(["-c", code], tmp_path, complete | {"COMP_WORDS": words})
+    assert "--out" in done.stdout, done.stderr
 
 
 @pytest.mark.parametrize(

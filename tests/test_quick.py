@@ -88,6 +88,25 @@ def test_texts_without_a_token_have_states_of_zero() -> None:
     assert not states.any()
 
 
+@pytest.mark.parametrize("causal", [False, True])
+@torch.no_grad()
+def test_what_overflows_in_one_text_or_in_padding_is_not_seen_by_others(causal: bool) -> None:
+    model = decoder_of("llama")
+    if not causal:
+        make_bidirectional(model)
+    ids, mask = batch_of((40, 5, 38))
+    ids[ids == 96] = 95
+    before = states_of(model, ids, mask)
+    assert before is not None
+    model.embed_tokens.weight[0] = torch.inf  # the token of padding
+    model.embed_tokens.weight[96] = torch.inf
+    ids[2, 3] = 96
+    states = states_of(model, ids, mask)
+    assert states is not None
+    assert torch.equal(states[:2], before[:2])
+    assert not states[2, 3:38].isfinite().any()
+
+
 @torch.no_grad()
 def test_long_texts_go_by_torchs_own_attention(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (quick, quick_batch):
@@ -132,6 +151,16 @@ def test_gates_and_residuals_are_those_of_separate_passes(dtype: torch.dtype, bi
         allowed = 8 * torch.finfo(dtype).eps
         torch.testing.assert_close(made.double(), expected, atol=allowed, rtol=allowed)
         assert torch.equal(other, before)
+
+
+@pytest.mark.skipif(not runtime.fast_bfloat16(torch.device("cpu")), reason="no bfloat16 instructions here")
+@torch.no_grad()
+def test_gates_and_residuals_cost_no_pass_in_bfloat16() -> None:
+    model, batch = work_of_fixed_size()
+    model.bfloat16()
+    states_of(model, *batch)  # the proof of this dtype
+    calls = copied_bytes(lambda: states_of(model, *batch)).calls
+    assert calls["_linear_pointwise"] == 3 * TINY["num_hidden_layers"]
 
 
 @torch.no_grad()

@@ -98,7 +98,7 @@ def test_bfloat16_is_fast_where_the_processor_multiplies_it(
 
     monkeypatch.setattr(builtins, "open", read)
     monkeypatch.setattr(runtime, "_has_cpu_flag", runtime._has_cpu_flag.__wrapped__)
-    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    monkeypatch.setattr(runtime, "_limit", lambda: "")
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     assert fast_bfloat16(CPU) is expected
 
@@ -110,15 +110,20 @@ def test_bfloat16_is_fast_where_the_processor_multiplies_it(
         ("AVX512_CORE_BF16", True, True),
         ("avx512_core_vnni", False, True),
         ("AVX2", False, False),
+        ("AVX2_VNNI", False, False),
     ],
 )
+@pytest.mark.parametrize("name", ["ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"])
 def test_a_processor_that_onednn_takes_for_an_older_one_is_one(
-    monkeypatch: pytest.MonkeyPatch, limit: str, bfloat16: bool, eight_bits: bool
+    monkeypatch: pytest.MonkeyPatch, name: str, limit: str, bfloat16: bool, eight_bits: bool
 ) -> None:
     """Products of 8-bit bytes would else overflow: oneDNN adds two of them in 16 bits then."""
-    monkeypatch.setattr(runtime, "_has_cpu_flag", lambda _: True)
+    flags = "avx512f avx512_bf16 avx512_vnni"
+    monkeypatch.setattr(runtime, "_has_cpu_flag", lambda word: word in flags)
+    for variable in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
+        monkeypatch.delenv(variable, raising=False)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
-    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+    monkeypatch.setenv(name, limit)
     assert (fast_bfloat16(CPU), runtime.fast_bytes()) == (bfloat16, eight_bits)
 
 

@@ -115,12 +115,14 @@ def fast_bfloat16(device: torch.device) -> bool:
 
 def fast_bytes() -> bool:
     """Say whether this CPU sums products of bytes in 32 bits at once (VNNI): AVX-512 or AVX2 with it, AMX."""
+    if _limit().startswith("AVX2_VNNI"):  # its own instructions, which not every one with AVX-512's has
+        return _has_cpu_flag("avx_vnni")
     return _limit() not in _WITHOUT_VNNI and _has_cpu_flag("vnni")
 
 
 def _limit() -> str:
     """Return the processor that oneDNN is told to take this one for, if it is told."""
-    return os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
+    return (os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or "").upper()
 
 
 @cache

@@ -40,14 +40,20 @@ class _Verb(TyperCommand):
 
         def parse_once(args: list[str]) -> tuple[dict[str, Any], list[str], list[Any]]:
             values, rest, order = parse(args=args)
+            if ctx.resilient_parsing or any(option.is_eager for option in order):  # completion, --help
+                return values, rest, order
             for number, option in enumerate(order):
-                many = getattr(option, "multiple", False) or getattr(option, "count", False)
-                if option in order[:number] and not many and not option.is_eager:
+                if option in order[:number] and not option.multiple and not _is_plain_flag(option):
                     raise EmbedforgeError(f"{option.opts[0]} is given twice; only one can count")
             return values, rest, order
 
         parser.parse_args = parse_once
         return parser
+
+
+def _is_plain_flag(option: Any) -> bool:
+    """Tell whether an option has no value and no opposite, so that nothing is lost where it stands twice."""
+    return bool(option.is_flag) and not option.secondary_opts
 
 
 class Verbs(typer.Typer):

@@ -158,7 +158,7 @@ def _same_steps(decoder: Any, ids: Tensor, mask: Tensor, stock: Stock) -> bool:
     ]
     for layer, (given, made) in zip(layers, steps, strict=True):
         states = batch.packed(given)
-        pairs.append((states, _layer(layer, states.clone(), batch), batch.packed(made)))
+        pairs.append((states, _layer(layer, states, batch), batch.packed(made)))
     return all(_is_near(*(states[: batch.tokens] for states in each)) for each in pairs)
 
 
@@ -249,10 +249,12 @@ def _mixed(query: Tensor, key: Tensor, value: Tensor, batch: Batch) -> Tensor:
     """Attend within each text: [rows, heads, dim] thrice, queries scaled, to the shape of `query`."""
     heads, kept = query.shape[1], key.shape[1]
     order = batch.head_rows(heads, kept)
+    key[batch.tokens :] = 0  # what all texts see as padding: at weight 0, but 0 times what overflows is NaN
+    value[batch.tokens :] = 0
     queries = query.flatten(0, 1).index_select(0, order.query)
     keys, values = (part.flatten(0, 1).index_select(0, order.key) for part in (key, value))
     found = queries.new_empty((len(queries) + 1, queries.shape[1]))
-    found[-1] = 0  # what stands behind the last text: were it left as it is, all would see it as padding
+    found[-1] = 0  # for the rows behind the last text
     for group in batch.groups:
         _attend(
             group.of(queries, heads),

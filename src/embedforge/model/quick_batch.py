@@ -18,7 +18,7 @@ from torch import Tensor
 LONGEST_BY_PRODUCTS = 1024
 """Texts above that many tokens are left to torch's own attention, which holds no matrix of all scores."""
 GROUP = 1024
-"""Tokens of the texts whose attention is computed together: fewer calls, and their scores fit the cache."""
+"""Tokens of the texts whose attention is computed together; of more, scores would leave the cache."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Batch:
         return packed if packed.dtype == torch.int64 else packed.to(self.dtype)
 
     def rotary(self, scale: float) -> tuple[Tensor, Tensor]:
-        """Return cosines and sines times `scale` (that of the scores, which so costs nothing), in `dtype`."""
+        """Return cosines and sines times `scale`, that of the scores for queries, in `dtype`."""
         if scale not in self._rotary:
             self._rotary[scale] = (self.cos * scale).to(self.dtype), (self.sin * scale).to(self.dtype)
         return self._rotary[scale]
@@ -108,7 +108,8 @@ def batch_of(decoder: Any, input_ids: Tensor, attention_mask: Tensor) -> Batch:
     positions = input_ids.new_zeros(rows)
     positions[:tokens] = (attention_mask.cumsum(dim=1) - 1)[real]
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else decoder.dtype
-    cos, sin = (part[0, :, None] for part in decoder.rotary_emb(torch.empty(0), positions[None]))
+    exact = torch.empty(0, dtype=torch.float32)
+    cos, sin = (part[0, :, None] for part in decoder.rotary_emb(exact, positions[None]))
     causal = bool(getattr(decoder.config, "is_causal", True))
     return Batch(real, tokens, rows, cos, sin, list(groups_of(lengths, rows - 1)), causal, dtype)
 
