@@ -105,9 +105,18 @@ class Int8Linear(nn.Module):
         """Map states [..., in] to [..., out], in their dtype."""
         if self.takes_bytes(states):
             return self.of_bytes(rounded(states)).view(*states.shape[:-1], self.out_features)
+        if (weight := self.exact_weight(states)) is not None:
+            bias = None if self.bias is None else self.bias.to(states.dtype)
+            return functional.linear(states, weight, bias)
         product = functional.linear(states, self.weight.to(states.dtype))
         product = product * self.scale.to(product.dtype)
         return product if self.bias is None else product + self.bias.to(product.dtype)
+
+    def exact_weight(self, states: Tensor) -> Tensor | None:
+        """Return W in the dtype of states [..., in]; None where scaling their product takes less."""
+        if states.numel() < self.in_features**2 or self.takes_bytes(states):
+            return None
+        return (self.weight.float() * self.scale[:, None]).to(states.dtype)
 
     def takes_bytes(self, states: Tensor) -> bool:
         """Tell whether states are multiplied as bytes: where asked for, without a gradient, on a CPU."""

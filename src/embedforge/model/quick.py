@@ -194,18 +194,16 @@ def _layer(layer: Any, states: Tensor, batch: Batch) -> Tensor:
     return _network(layer.mlp, _normed(layer.post_attention_layernorm, states), states)
 
 
-def _product(linear: nn.Module, states: Tensor, operation: str, other: Tensor) -> Tensor:
+def _product(linear: nn.Linear | Int8Linear, states: Tensor, operation: str, other: Tensor) -> Tensor:
     """Return `linear(states)` plus ("add") or times ("mul") `other`.
 
     In bfloat16 by oneDNN, which does both before a result leaves the registers.
     """
-    if (
-        isinstance(linear, nn.Linear)
-        and states.dtype == linear.weight.dtype == torch.bfloat16
-        and fast_bfloat16(states.device)
-    ):
+    weight = linear.exact_weight(states) if isinstance(linear, Int8Linear) else linear.weight
+    is_bfloat16 = weight is not None and states.dtype == weight.dtype == torch.bfloat16
+    if is_bfloat16 and fast_bfloat16(states.device) and torch.backends.mkldnn.is_available():
         fused: Tensor = torch.ops.mkldnn._linear_pointwise.binary(
-            states, other, linear.weight, linear.bias, operation
+            states, other, weight, linear.bias, operation
         )
         return fused
     made: Tensor = linear(states)
@@ -223,12 +221,12 @@ def _normed(norm: Any, states: Tensor) -> Tensor:
 
 def _network(mlp: Any, states: Tensor, before: Tensor) -> Tensor:
     """Return `before` plus what the gated network makes of `states`."""
-    if isinstance(mlp.up_proj, nn.Linear):
-        gate = functional.silu(mlp.gate_proj(states), inplace=True)
-        gated = _product(mlp.up_proj, states, "mul", gate)
-    else:
+    if isinstance(mlp.up_proj, Int8Linear) and mlp.up_proj.takes_bytes(states):
         gate, up = maps_of(states, (mlp.gate_proj, mlp.up_proj))
         gated = functional.silu(gate, inplace=True).mul_(up)
+    else:
+        gate = functional.silu(mlp.gate_proj(states), inplace=True)
+        gated = _product(mlp.up_proj, states, "mul", gate)
     return _product(mlp.down_proj, gated, "add", before)
 
 
@@ -246,7 +244,10 @@ def _attention(module: Any, states: Tensor, batch: Batch, before: Tensor) -> Ten
 
 
 def _mixed(query: Tensor, key: Tensor, value: Tensor, batch: Batch) -> Tensor:
-    """Attend within each text: [rows, heads, dim] thrice, queries scaled, to the shape of `query`."""
+    """Attend within each text: [rows, heads, dim] thrice, queries scaled, to the shape of `query`.
+
+    What `key` and `value` have behind the last text is overwritten.
+    """
     heads, kept = query.shape[1], key.shape[1]
     order = batch.head_rows(heads, kept)
     key[batch.tokens :] = 0  # what all texts see as padding: at weight 0, but 0 times what overflows is NaN
