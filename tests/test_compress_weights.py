@@ -96,11 +96,15 @@ def test_int8_rounds_rows_and_nothing_else() -> None:
     stored = rounded.weight.double() * rounded.scale.double()[:, None]
     assert ((stored - exact).abs() <= step * 0.5001).all()
     assert not rounded.weight[:, ::2].any()
-    states = torch.randn(3, 5, 32)
-    expected = states.double() @ stored.T + linear.bias.double()
-    assert torch.allclose(rounded(states).double(), expected, atol=1e-5)
     scales = rounded.scale.clone()
-    assert torch.equal(rounded.bfloat16().scale, scales)
+    for texts in (3, 9):  # of few states products are scaled, of many the weights
+        states = torch.randn(texts, 5, 32)
+        assert (rounded.exact_weight(states) is None) == (texts == 3)
+        expected = states.double() @ stored.T + linear.bias.double()
+        assert torch.allclose(rounded(states).double(), expected, atol=1e-5)
+        half = copy.deepcopy(rounded).bfloat16()
+        assert torch.equal(half.scale, scales)
+        assert torch.allclose(half(states.bfloat16()).double(), expected, atol=0.05)
 
 
 def test_an_int8_model_is_saved_loaded_and_found_by_no_loader_that_would_get_it_wrong(
