@@ -154,9 +154,12 @@ def test_gates_and_residuals_are_those_of_separate_passes(dtype: torch.dtype, bi
 
 
 @pytest.mark.skipif(not runtime.fast_bfloat16(torch.device("cpu")), reason="no bfloat16 instructions here")
+@pytest.mark.parametrize("int8", [False, True])
 @torch.no_grad()
-def test_gates_and_residuals_cost_no_pass_in_bfloat16() -> None:
+def test_gates_and_residuals_cost_no_pass_in_bfloat16(int8: bool) -> None:
     model, batch = work_of_fixed_size()
+    if int8:
+        to_int8(model)
     model.bfloat16()
     states_of(model, *batch)  # the proof of this dtype
     calls = copied_bytes(lambda: states_of(model, *batch)).calls

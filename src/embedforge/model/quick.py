@@ -199,13 +199,13 @@ def _product(linear: nn.Linear | Int8Linear, states: Tensor, operation: str, oth
 
     In bfloat16 by oneDNN, which does both before a result leaves the registers.
     """
-    weight = linear.exact_weight(states) if isinstance(linear, Int8Linear) else linear.weight
-    is_bfloat16 = weight is not None and states.dtype == weight.dtype == torch.bfloat16
-    if is_bfloat16 and fast_bfloat16(states.device) and torch.backends.mkldnn.is_available():
-        fused: Tensor = torch.ops.mkldnn._linear_pointwise.binary(
-            states, other, weight, linear.bias, operation
-        )
-        return fused
+    fuses = states.dtype == torch.bfloat16 and fast_bfloat16(states.device)
+    if fuses and torch.backends.mkldnn.is_available():
+        weight = linear.exact_weight(states) if isinstance(linear, Int8Linear) else linear.weight
+        if weight is not None and weight.dtype == states.dtype:
+            bias = None if linear.bias is None else linear.bias.to(states.dtype)
+            fused: Tensor = torch.ops.mkldnn._linear_pointwise.binary(states, other, weight, bias, operation)
+            return fused
     made: Tensor = linear(states)
     return made.add_(other) if operation == "add" else made.mul_(other)
 
