@@ -198,7 +198,9 @@ def kind_of_processor() -> str:
 
     Where ONEDNN_MAX_CPU_ISA lets oneDNN take this processor for an older one, that is the kind.
     """
-    if limit := os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA"):
+    from embedforge.runtime import onednn_limit
+
+    if limit := onednn_limit():
         return f"as_{limit.lower()}"
     named = _processor()
     known = {"amx_bf16": "amx", "avx512_bf16": "avx512_bf16", "avx512f": "avx512f", "avx2": "avx2"}

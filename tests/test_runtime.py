@@ -98,7 +98,7 @@ def test_bfloat16_is_fast_where_the_processor_multiplies_it(
 
     monkeypatch.setattr(builtins, "open", read)
     monkeypatch.setattr(runtime, "_has_cpu_flag", runtime._has_cpu_flag.__wrapped__)
-    monkeypatch.setattr(runtime, "_limit", lambda: "")
+    monkeypatch.setattr(runtime, "onednn_limit", lambda: "")
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     assert fast_bfloat16(CPU) is expected
 

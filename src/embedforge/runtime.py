@@ -107,7 +107,7 @@ def fast_bfloat16(device: torch.device) -> bool:
     """Say whether bfloat16 matrix products are native here: CUDA, or a CPU with AMX or AVX512-BF16."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
-    if _limit() in _WITHOUT_BFLOAT16:
+    if onednn_limit() in _WITHOUT_BFLOAT16:
         return False
     capabilities = torch.backends.cpu.get_cpu_capability()
     return "AMX" in capabilities or (capabilities.startswith("AVX512") and _has_cpu_flag("bf16"))
@@ -115,12 +115,12 @@ def fast_bfloat16(device: torch.device) -> bool:
 
 def fast_bytes() -> bool:
     """Say whether this CPU sums products of bytes in 32 bits at once (VNNI): AVX-512 or AVX2 with it, AMX."""
-    if _limit().startswith("AVX2_VNNI"):  # its own instructions, which not every one with AVX-512's has
+    if onednn_limit().startswith("AVX2_VNNI"):  # its own instructions, which not every one with AVX-512's has
         return _has_cpu_flag("avx_vnni")
-    return _limit() not in _WITHOUT_VNNI and _has_cpu_flag("vnni")
+    return onednn_limit() not in _WITHOUT_VNNI and _has_cpu_flag("vnni")
 
 
-def _limit() -> str:
+def onednn_limit() -> str:
     """Return the processor that oneDNN is told to take this one for, if it is told."""
     return (os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or "").upper()
 

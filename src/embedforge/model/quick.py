@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from embedforge.model.int8 import Int8Linear, maps_of, multiplies_bytes
-from embedforge.model.quick_batch import LONGEST_BY_PRODUCTS, Batch, batch_of
+from embedforge.model.quick_batch import Batch, Group, batch_of, is_causal
 from embedforge.model.short_attention import products
 from embedforge.runtime import fast_bfloat16, keep_freed_memory, release_freed_memory
 
@@ -123,7 +123,7 @@ def _is_proven(decoder: Any, stock: Stock) -> bool:
         keep_freed_memory()  # of a layer's states, for the next one's
     found = _PROVEN.setdefault(decoder, {})
     how = torch.is_autocast_enabled("cpu"), multiplies_bytes(decoder)
-    key = (_is_causal(decoder), decoder.dtype, len(decoder.layers), *how)
+    key = (is_causal(decoder), decoder.dtype, len(decoder.layers), *how)
     if key not in found:
         ids = (torch.arange(3 * 40).view(3, 40) * 7919 + 13) % decoder.embed_tokens.num_embeddings
         mask = (torch.arange(40) < torch.tensor([[40], [33], [5]])).long()
@@ -169,10 +169,6 @@ def _is_near(given: Tensor, ours: Tensor, theirs: Tensor) -> bool:
     error, added = (ours - theirs).norm(dim=-1), (theirs - given).norm(dim=-1)
     allowed = slack * (1e-3 * added + 2e-4 * theirs.norm(dim=-1))
     return bool((error <= allowed).float().mean() > 0.5)
-
-
-def _is_causal(decoder: Any) -> bool:
-    return bool(getattr(decoder.config, "is_causal", True))
 
 
 # --- the forward pass ---------------------------------------------------------------------------------
@@ -262,7 +258,7 @@ def _mixed(query: Tensor, key: Tensor, value: Tensor, batch: Batch) -> Tensor:
             group.of(keys, kept),
             group.of(values, kept),
             group.of(found, heads),
-            group.lengths,
+            group,
             causal=batch.causal,
         )
     return found.index_select(0, order.back).view_as(query)
@@ -277,12 +273,10 @@ def _rotated(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return turned
 
 
-def _attend(
-    query: Tensor, key: Tensor, value: Tensor, found: Tensor, lengths: Sequence[int], *, causal: bool
-) -> None:
-    """Attend within texts of one width: [texts, heads, width, dim] thrice, into `found` of queries' shape."""
-    texts, kept, width, dim = key.shape
-    if causal or width > LONGEST_BY_PRODUCTS:
+def _attend(query: Tensor, key: Tensor, value: Tensor, found: Tensor, group: Group, *, causal: bool) -> None:
+    """Attend within a group's texts: [texts, heads, width, dim] thrice, into `found` of queries' shape."""
+    texts, kept, _, dim = key.shape
+    if causal or group.is_long:
         found.copy_(
             functional.scaled_dot_product_attention(
                 query, key, value, scale=1.0, is_causal=causal, enable_gqa=True
@@ -295,7 +289,7 @@ def _attend(
         key.view(by_key),
         value.view(by_key),
         texts,
-        partial(_hide, lengths),
+        partial(_hide, group.lengths),
         out=found.view(by_key),
     )
 

@@ -32,6 +32,11 @@ class Group:
     start: int
     """Rows, padding included, of the groups before it."""
 
+    @property
+    def is_long(self) -> bool:
+        """Tell whether a matrix of all scores would be too large."""
+        return self.width > LONGEST_BY_PRODUCTS
+
     def of(self, heads: Tensor, count: int) -> Tensor:
         """Cut this group out of heads that `HeadRows` has ordered: [texts, heads, width, dim]."""
         rows = heads[self.start * count : (self.start + len(self.rows)) * count]
@@ -110,8 +115,13 @@ def batch_of(decoder: Any, input_ids: Tensor, attention_mask: Tensor) -> Batch:
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else decoder.dtype
     exact = torch.empty(0, dtype=torch.float32)
     cos, sin = (part[0, :, None] for part in decoder.rotary_emb(exact, positions[None]))
-    causal = bool(getattr(decoder.config, "is_causal", True))
-    return Batch(real, tokens, rows, cos, sin, list(groups_of(lengths, rows - 1)), causal, dtype)
+    groups = list(groups_of(lengths, rows - 1))
+    return Batch(real, tokens, rows, cos, sin, groups, is_causal(decoder), dtype)
+
+
+def is_causal(decoder: Any) -> bool:
+    """Tell whether a decoder's tokens see none behind them."""
+    return bool(getattr(decoder.config, "is_causal", True))
 
 
 def groups_of(lengths: Sequence[int], spare: int) -> Iterator[Group]:
